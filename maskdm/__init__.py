@@ -1,0 +1,1 @@
+"""Masked pretraining of image diffusion models: the library behind the pipeline."""

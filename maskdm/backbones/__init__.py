@@ -1,0 +1,1 @@
+"""Denoisers on token sets."""

@@ -1,0 +1,1 @@
+"""What samples are worth: features and the distances between them."""
