@@ -1,0 +1,55 @@
+"""Where the computing happens: chosen from the environment, never from tracked parameters.
+
+A device, a thread count or a micro-batch must not enter ``params.yaml``: the same experiment on
+another machine would then count as another experiment.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from maskdm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device() -> torch.device:
+    """Return the device to compute on: a GPU if there is one, else the CPU.
+
+    The environment variable ``MASKDM_DEVICE`` overrides the choice (``cpu``, ``cuda``,
+    ``cuda:1``, ``mps``).
+
+    Raises:
+        UserError: if the device that was asked for does not exist here.
+    """
+    import torch
+
+    wanted = os.environ.get("MASKDM_DEVICE", "")
+    if not wanted:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"MASKDM_DEVICE is '{wanted}', which this machine cannot use ({reason}). "
+            "Use 'cpu', 'cuda', 'cuda:N' or 'mps', or unset it to have the device chosen."
+        ) from None
+    return device
+
+
+def whole_number(variable: str, default: int) -> int:
+    """Return the positive whole number in an environment variable.
+
+    Raises:
+        UserError: if it is set to anything else.
+    """
+    text = os.environ.get(variable, "")
+    if not text:
+        return default
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"{variable} is '{text}', but must be a whole number >= 1.")
+    return int(text)

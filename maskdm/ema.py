@@ -1,0 +1,27 @@
+"""Averaged weights, with a horizon counted in images.
+
+``θ̄ ← β·θ̄ + (1 − β)·θ`` with ``β = exp(−batch / horizon)``: a horizon in images averages over the
+same data whatever the batch size, so that a run with more steps is not favoured. Early on the
+horizon is a tenth of what was seen (the ramp-up of Karras et al. 2022), or the average would
+remember the random start.
+"""
+
+from collections.abc import Iterable
+from math import exp
+
+import torch
+from torch import Tensor
+
+RAMP_UP = 0.1
+
+
+def decay(images_seen: int, batch_size: int, horizon: int) -> float:
+    """Return β of the update after ``images_seen`` images (this batch included)."""
+    now = min(float(horizon), RAMP_UP * images_seen)
+    return exp(-batch_size / now) if now > 0 else 0.0
+
+
+@torch.no_grad()
+def update(averaged: Iterable[Tensor], current: Iterable[Tensor], beta: float) -> None:
+    """Move ``averaged`` towards ``current`` in place; both in the same order and shapes."""
+    torch._foreach_lerp_(list(averaged), [c.detach() for c in current], 1 - beta)

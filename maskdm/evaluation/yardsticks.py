@@ -1,0 +1,91 @@
+"""What the distances are for things that are no model: the scale on which to read a model's.
+
+From the worst to the best that one can hope for: uniform noise, the mean image (no variety),
+training images whose patches are shuffled (right colours and strokes, no objects), and real
+images that were held out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskdm.evaluation.distances import measure
+from maskdm.evaluation.features import FeatureNetwork, extract
+
+COUNT = 1500  # images per yardstick: more than the embedded extractor has features
+PATCH = 4
+
+
+def uniform_noise(
+    count: int, shape: tuple[int, ...], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Return ``(count, *shape)`` images of independent uniform pixels."""
+    return rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def mean_image(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the rounded mean of ``(N, H, W, C)`` images, ``(1, H, W, C)``."""
+    return images.mean(axis=0, keepdims=True).round().astype(np.uint8)
+
+
+def shuffled_patches(
+    images: NDArray[np.uint8], patch: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Return the images with their patches in random order, another for each image.
+
+    Pixels beyond the last whole patch stay where they are.
+
+    Args:
+        images: ``(N, H, W, C)``.
+        patch: side of a patch in pixels.
+        rng: draws the orders.
+    """
+    count, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    shuffled = np.array(images)
+    whole = shuffled[:, : rows * patch, : columns * patch]
+    patches = whole.reshape(count, rows, patch, columns, patch, channels).swapaxes(2, 3)
+    patches = patches.reshape(count, rows * columns, patch, patch, channels)
+    order = rng.random((count, rows * columns)).argsort(axis=1)
+    patches = np.take_along_axis(patches, order[:, :, None, None, None], axis=1)
+    patches = patches.reshape(count, rows, columns, patch, patch, channels).swapaxes(2, 3)
+    whole[:] = patches.reshape(whole.shape)
+    return shuffled
+
+
+def yardsticks(
+    train: NDArray[np.uint8],
+    train_features: NDArray[np.float32],
+    heldout_features: NDArray[np.float32],
+    network: FeatureNetwork,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Return the distances of each yardstick to the training images.
+
+    Args:
+        train: the training images, ``(N, H, W, C)`` uint8.
+        train_features: their features.
+        heldout_features: those of the held-out images.
+        network: what the features were extracted with.
+        seed: of the noise, the choice of images and their shuffling.
+
+    Returns:
+        For each yardstick what ``distances.measure`` tells.
+    """
+    rng = np.random.default_rng(seed)
+    count = min(COUNT, len(train))
+    noise = uniform_noise(count, train.shape[1:], rng)
+    chosen = train[np.sort(rng.choice(len(train), count, replace=False))]
+    shuffled = shuffled_patches(chosen, PATCH, rng)
+    features = {
+        "uniform_noise": extract(noise, network, label="yardstick: noise"),
+        # One image repeated: its covariance is exactly zero, so its distance is that of a point.
+        "mean_image": extract(mean_image(train), network).repeat(count, axis=0),
+        "shuffled_patches": extract(shuffled, network, label="yardstick: shuffled patches"),
+        "heldout": heldout_features,
+    }
+    return {
+        name: measure(values, train_features, network.extractor)
+        for name, values in features.items()
+    }

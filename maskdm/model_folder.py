@@ -1,0 +1,138 @@
+"""A trained model on disk: ``model.safetensors`` and ``config.json``, nothing pickled.
+
+The safetensors file holds every weight twice, as ``raw.NAME`` and ``averaged.NAME``; the config
+holds all that is needed to rebuild the network and to say where it comes from.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.diffusion import DiffusionParams
+from maskdm.errors import UserError
+from maskdm.params import Section, validate
+
+Weights = Literal["averaged", "raw"]
+
+
+class Trained(Section):
+    """What one phase of training did, and what it cost.
+
+    ``flops`` is counted by the cost model, forward and backward, without validation.
+    """
+
+    phase: str
+    data: str = Field(description="content hash of the prepared set")
+    mask: str
+    mask_rate: float = Field(description="the true rate")
+    visible: int = Field(description="patches shown of each image")
+    steps: int
+    images: int
+    flops: int
+
+
+class ModelConfig(Section):
+    """``config.json``: how to rebuild the network, and how it was trained, first phase first."""
+
+    size: int
+    channels: int
+    seed: int
+    model: ModelParams
+    diffusion: DiffusionParams
+    training: list[Trained]
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of all phases."""
+        return sum(phase.flops for phase in self.training)
+
+    def backbone(self) -> Denoiser:
+        """Return the network with fresh weights."""
+        return build_backbone(self.model, self.size, self.channels, self.seed)
+
+
+def save_model(
+    folder: Path, config: ModelConfig, raw: dict[str, Tensor], averaged: dict[str, Tensor]
+) -> None:
+    """Write a model folder; both sets of weights have the network's parameter names."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"raw.{name}": t.detach().cpu().contiguous() for name, t in raw.items()}
+    tensors |= {f"averaged.{name}": t.detach().cpu().contiguous() for name, t in averaged.items()}
+    save_file(tensors, folder / "model.safetensors")
+    text = json.dumps(config.model_dump(), indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Return a model folder's config.
+
+    Raises:
+        UserError: if the folder is no model folder.
+    """
+    path = folder / "config.json"
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no model folder: it has no config.json. Give the folder of a model that "
+            "maskdm trained, such as models/pretrain."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
+    return validate(content, "config", ModelConfig, where=str(path))
+
+
+def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
+    """Fill a network with the weights of a model folder.
+
+    Raises:
+        UserError: naming every tensor that is missing, unexpected or of another shape.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    try:
+        stored = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no model folder: it has no model.safetensors.") from None
+    except Exception as error:  # safetensors has one error class for every kind of damage
+        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
+    found = {n.removeprefix(f"{weights}."): t for n, t in stored.items() if n.startswith(weights)}
+    expected = dict(into.named_parameters())
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is unexpected" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
+        raise UserError(
+            f"The {weights} weights in {path} do not fit the network of params.yaml: {shown}. "
+            "Use the model section (and data.size, data.channels) they were trained with: see "
+            f"{folder / 'config.json'}."
+        )
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(found[name])
+
+
+def load_model(folder: Path, weights: Weights) -> tuple[Denoiser, ModelConfig]:
+    """Return the network of a model folder and its config.
+
+    Raises:
+        UserError: if the folder is no model folder or is damaged.
+    """
+    config = load_config(folder)
+    backbone = config.backbone()
+    load_weights(folder, weights, backbone)
+    return backbone, config

@@ -1,0 +1,70 @@
+"""Validation: how well held-out images are recovered from fixed noise.
+
+The mean squared error of the clipped x0 estimate, on **whole** images in both phases, at log-SNR
+levels that mean the same on every path: the numbers compare across predictions, losses, paths,
+mask rates and phases. Images, levels and noise are fixed, so a curve's wiggles are the model's.
+"""
+
+from collections.abc import Callable
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdm.diffusion import PATHS, DiffusionParams, add_noise, to_x0
+from maskdm.randomness import stream
+from maskdm.tokens import all_positions, to_tokens
+
+# λ = log(α/σ) of the bins, from almost only noise to almost none.
+LOG_SNRS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+# At most this many images: each is used at one level, every level gets the same number.
+MOST_IMAGES = 36 * len(LOG_SNRS)
+
+
+class Validation:
+    """Fixed noisy versions of held-out images.
+
+    Args:
+        images: uint8 ``(count, H, W, C)``; the first ``MOST_IMAGES`` are used.
+        patch: side of a patch in pixels.
+        params: the section ``diffusion``.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, images: np.ndarray, patch: int, params: DiffusionParams, device: torch.device
+    ) -> None:
+        self.params = params
+        self.path = PATHS[params.path]
+        chosen = torch.from_numpy(np.array(images[:MOST_IMAGES])).to(device)
+        self.x0 = to_tokens(chosen, patch)
+        self.bins = torch.arange(len(self.x0), device=device) % len(LOG_SNRS)
+        self.time = self.path.time(torch.tensor(LOG_SNRS, device=device)[self.bins])
+        noise = np.empty(self.x0.shape, np.float32)
+        for place in range(len(noise)):
+            # The seed of a run must not change what it is judged by.
+            stream(0, "validation", 0, place).standard_normal(out=noise[place], dtype=np.float32)
+        self.x_t = add_noise(self.x0, torch.from_numpy(noise).to(device), self.time, self.path)
+        self.positions = all_positions(*self.x0.shape[:2], device)
+
+    @torch.inference_mode()
+    def errors(self, denoise: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """Return the x0 mean squared error: ``"mean"`` and one per log-SNR (``"-3"`` … ``"3"``).
+
+        Args:
+            denoise: ``(tokens, positions, time)`` → the network's output.
+        """
+        per_image = []
+        for part in torch.arange(len(self.x0)).split(ceil(MOST_IMAGES / 4)):
+            x_t, time = self.x_t[part], self.time[part]
+            output = denoise(x_t, self.positions[part], time).float()
+            x0 = to_x0(output, x_t, time, self.path, self.params.prediction).clamp(-1, 1)
+            per_image.append((x0 - self.x0[part]).square().mean(dim=(1, 2)))
+        error = torch.cat(per_image)
+        bins = [error[self.bins == b].mean().item() for b in range(len(LOG_SNRS))]
+        present = [value for value in bins if value == value]  # a tiny set may leave bins empty
+        return {
+            "mean": sum(present) / len(present),
+            **{f"{level:g}": value for level, value in zip(LOG_SNRS, bins, strict=True)},
+        }

@@ -1,0 +1,57 @@
+"""Finetuning: the second phase, on whole images, from a model folder."""
+
+from pathlib import Path
+
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.data.store import open_prepared
+from maskdm.diffusion import DiffusionParams
+from maskdm.errors import UserError
+from maskdm.masking import nothing_masked
+from maskdm.model_folder import ModelConfig, load_config, load_weights
+from maskdm.params import Seed, read_section
+from maskdm.training import FinetuneParams
+from stages.command import run
+from stages.phase import train_phase
+
+PARAMS = Path("params.yaml")
+
+
+def main() -> None:
+    """Finetune on whole images.
+
+    Reads the sections seed, model, diffusion and finetune of params.yaml, the model folder that
+    finetune.init names, and the images in data/prepared/. Writes models/finetune/ (weights and
+    config), reports/finetune/ (training and validation curves) and reports/timing/finetune.json.
+    """
+    seed = read_section(PARAMS, "seed", Seed)
+    model = read_section(PARAMS, "model", ModelParams)
+    diffusion = read_section(PARAMS, "diffusion", DiffusionParams)
+    params = read_section(PARAMS, "finetune", FinetuneParams)
+    prepared = open_prepared(Path("data/prepared"))
+
+    init = Path(params.init)
+    before = load_config(init)
+    for name in ("path", "prediction"):
+        theirs, ours = getattr(before.diffusion, name), getattr(diffusion, name)
+        if theirs != ours:
+            raise UserError(
+                f"The model in {init} was trained with diffusion.{name} '{theirs}', params.yaml "
+                f"says '{ours}': its outputs would be misread. Set diffusion.{name} to '{theirs}', "
+                "or give another finetune.init."
+            )
+    backbone = build_backbone(model, prepared.size, prepared.channels, seed)
+    load_weights(init, params.init_weights, backbone)
+    config = ModelConfig(
+        size=prepared.size,
+        channels=prepared.channels,
+        seed=seed,
+        model=model,
+        diffusion=diffusion,
+        training=before.training,
+    )
+    mask = nothing_masked(prepared.size // model.patch)
+    train_phase("finetune", backbone, config, prepared, mask, "none", params)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,57 @@
+"""prepare: from images as they are found to one uint8 array for training and one held out."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from maskdm.data.sources import DataParams, open_source, read_samples
+from maskdm.data.store import Sample, Unreadable, write_prepared
+from maskdm.params import read_section
+from stages.command import run
+
+PARAMS = Path("params.yaml")
+DOWNLOADS = Path("data/raw")
+PREPARED = Path("data/prepared")
+
+
+def main() -> None:
+    """Read params data and the images they name; write data/prepared."""
+    start = time.perf_counter()
+    params = read_section(PARAMS, "data", DataParams)
+    source = open_source(params, DOWNLOADS)
+    samples = tqdm(
+        _announce_unreadable(read_samples(source, params)),
+        total=len(source.pictures),
+        desc="prepare",
+        unit=" images",
+    )
+    prepared = write_prepared(
+        PREPARED,
+        samples,
+        size=params.size,
+        channels=params.channels,
+        classes=source.classes,
+        source=source.name,
+        licence=source.licence,
+    )
+    classes = f"{len(prepared.classes)} classes" if prepared.classes else "no classes"
+    print(
+        f"{source.name}: {len(prepared.train)} training and {len(prepared.heldout)} held-out "
+        f"images of {params.size}x{params.size}x{params.channels}, {classes}, "
+        f"{prepared.skipped} unreadable skipped, {time.perf_counter() - start:.1f} s"
+    )
+
+
+def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:
+    """Name each file that is skipped, above the progress bar."""
+    for sample in samples:
+        if isinstance(sample, Unreadable):
+            tqdm.write(f"skipped {sample.name}: {sample.reason}", file=sys.stderr)
+        yield sample
+
+
+if __name__ == "__main__":
+    run(main)

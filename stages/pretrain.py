@@ -1,0 +1,48 @@
+"""Masked pretraining: the first phase, on the visible part of every image."""
+
+from pathlib import Path
+
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.data.store import open_prepared
+from maskdm.diffusion import DiffusionParams
+from maskdm.masking import MaskParams, describe, make_mask
+from maskdm.model_folder import ModelConfig
+from maskdm.params import Seed, read_section
+from maskdm.training import PretrainParams
+from stages.command import run
+from stages.phase import train_phase
+
+PARAMS = Path("params.yaml")
+
+
+def main() -> None:
+    """Pretrain on masked images.
+
+    Reads the sections seed, model, diffusion, mask and pretrain of params.yaml and the images in
+    data/prepared/. Writes models/pretrain/ (weights and config), reports/pretrain/ (training and
+    validation curves) and reports/timing/pretrain.json. With pretrain.steps: 0 the model is the
+    random start, and finetuning is training from scratch.
+    """
+    seed = read_section(PARAMS, "seed", Seed)
+    model = read_section(PARAMS, "model", ModelParams)
+    diffusion = read_section(PARAMS, "diffusion", DiffusionParams)
+    masking = read_section(PARAMS, "mask", MaskParams)
+    params = read_section(PARAMS, "pretrain", PretrainParams)
+    prepared = open_prepared(Path("data/prepared"))
+
+    backbone = build_backbone(model, prepared.size, prepared.channels, seed)
+    mask = make_mask(masking, prepared.size // model.patch)
+    print(describe(mask, masking))
+    config = ModelConfig(
+        size=prepared.size,
+        channels=prepared.channels,
+        seed=seed,
+        model=model,
+        diffusion=diffusion,
+        training=[],
+    )
+    train_phase("pretrain", backbone, config, prepared, mask, masking.strategy, params)
+
+
+if __name__ == "__main__":
+    run(main)
