@@ -1,0 +1,80 @@
+"""fid: how far the samples are from the real images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskdm.devices import choose_device
+from maskdm.errors import UserError
+from maskdm.evaluation.distances import FidParams, measure
+from maskdm.evaluation.features import extract, load_network
+from maskdm.params import read_section
+from stages.command import run
+
+PARAMS = Path("params.yaml")
+SAMPLES = Path("data/samples")
+REFERENCE = Path("data/reference")
+METRICS = Path("reports/metrics.json")
+
+
+def main() -> None:
+    """Read params fid, data/samples and data/reference; write reports/metrics.json.
+
+    Distances to the training images stand under their plain names, those to the held-out images
+    end in _heldout. A Fréchet distance is left out where there are not more images than features.
+    """
+    params = read_section(PARAMS, "fid", FidParams)
+    samples, about = open_array(SAMPLES / "samples.npy"), open_json(SAMPLES / "samples.json")
+    reference = open_json(REFERENCE / "reference.json")
+    train, heldout = (open_array(REFERENCE / f"{part}.npy") for part in ("train", "heldout"))
+
+    network = load_network(params.features.extractor, choose_device())
+    shape = (reference["size"], reference["size"], reference["channels"])
+    if reference["features"] != network.origin or samples.shape[1:] != shape:
+        raise UserError(
+            f"{REFERENCE} holds {reference['features']['extractor']} features of {shape} images, "
+            f"but {samples.shape[1:]} samples are to be measured by {network.extractor.name}, or "
+            "its weights have changed. Run the reference stage again: dvc repro reference."
+        )
+    features = extract(samples, network, label="features: samples")
+    to_train = measure(features, train, network.extractor)
+    to_heldout = measure(features, heldout, network.extractor)
+    if network.extractor.frechet not in to_train:
+        print(
+            f"{network.extractor.frechet} is left out: it needs more than "
+            f"{network.extractor.count} images on both sides, not {len(features)} samples and "
+            f"{len(train)} real images. {network.extractor.kernel} needs no more than it has."
+        )
+    metrics = {
+        **to_train,
+        **{f"{name}_heldout": value for name, value in to_heldout.items()},
+        "features": {"extractor": network.extractor.name, "side": network.extractor.side},
+        "reference": {"hash": reference["hash"][:12], "train": len(train), "heldout": len(heldout)},
+        **about,
+    }
+    METRICS.parent.mkdir(parents=True, exist_ok=True)
+    METRICS.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print("  ".join(f"{key} {value:g}" for key, value in to_train.items()))
+
+
+def open_array(path: Path) -> NDArray[Any]:
+    """Return a .npy file, mapped; a missing one is the user's to make."""
+    if not path.exists():
+        raise UserError(f"There is no {path}: run dvc repro.")
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
+
+
+def open_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's content; a missing one is the user's to make."""
+    if not path.exists():
+        raise UserError(f"There is no {path}: run dvc repro.")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,56 @@
+"""reference: the features of the real images, and the yardsticks that go with them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from maskdm.data.store import open_prepared
+from maskdm.devices import choose_device
+from maskdm.evaluation.features import FeatureParams, extract, load_network
+from maskdm.evaluation.yardsticks import yardsticks
+from maskdm.params import read_section
+from stages.command import run
+
+PARAMS = Path("params.yaml")
+PREPARED = Path("data/prepared")
+REFERENCE = Path("data/reference")
+YARDSTICKS = Path("reports/yardsticks.json")
+
+
+def main() -> None:
+    """Read params fid.features and data/prepared; write data/reference and yardsticks.json.
+
+    data/reference holds the features of the training and of the held-out images and
+    reference.json; reports/yardsticks.json says what the distances to the training images are
+    for noise, the mean image, shuffled patches and the held-out images.
+    """
+    params = read_section(PARAMS, "fid.features", FeatureParams)
+    prepared = open_prepared(PREPARED)
+    network = load_network(params.extractor, choose_device())
+    train = extract(prepared.train, network, label="features: training images")
+    heldout = extract(prepared.heldout, network, label="features: held-out images")
+    scale = yardsticks(prepared.train, train, heldout, network)
+
+    about = {
+        "features": network.origin,
+        "data": prepared.hash,
+        "size": prepared.size,
+        "channels": prepared.channels,
+        "train": len(train),
+        "heldout": len(heldout),
+    }
+    about["hash"] = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    np.save(REFERENCE / "train.npy", train)
+    np.save(REFERENCE / "heldout.npy", heldout)
+    for path, content in ((REFERENCE / "reference.json", about), (YARDSTICKS, scale)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, values in scale.items():
+        print(f"{name:17}", "  ".join(f"{key} {value:g}" for key, value in values.items()))
+
+
+if __name__ == "__main__":
+    run(main)
