@@ -42,7 +42,7 @@ class DiffusionParams(Section):
 
 
 @dataclass(frozen=True)
-class Path:
+class ProbabilityPath:
     """The noise levels along time, and the velocity that belongs to them.
 
     Attributes:
@@ -122,10 +122,10 @@ def _flow_log_snr(t: Tensor) -> Tensor:
     return torch.logit(1 - t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
-PATHS: dict[str, Path] = {
-    "vp-linear": Path("vp-linear", _vp_linear_log_snr, _vp_linear_time, True),
-    "vp-cosine": Path("vp-cosine", _vp_cosine_log_snr, _vp_cosine_time, True),
-    "flow": Path("flow", _flow_log_snr, lambda log_snr: torch.sigmoid(-log_snr), False),
+PATHS: dict[str, ProbabilityPath] = {
+    "vp-linear": ProbabilityPath("vp-linear", _vp_linear_log_snr, _vp_linear_time, True),
+    "vp-cosine": ProbabilityPath("vp-cosine", _vp_cosine_log_snr, _vp_cosine_time, True),
+    "flow": ProbabilityPath("flow", _flow_log_snr, lambda log_snr: torch.sigmoid(-log_snr), False),
 }
 
 
@@ -145,7 +145,7 @@ def _like(level: Tensor, x: Tensor) -> Tensor:
     return level.view(-1, *[1] * (x.ndim - 1))
 
 
-def add_noise(x0: Tensor, noise: Tensor, t: Tensor, path: Path) -> Tensor:
+def add_noise(x0: Tensor, noise: Tensor, t: Tensor, path: ProbabilityPath) -> Tensor:
     """Return x_t = α(t)·x0 + σ(t)·ε; ``x0`` and ``noise`` are ``(batch, …)``, ``t`` ``(batch,)``."""
     alpha, sigma = (_like(level, x0) for level in path.levels(t))
     return alpha * x0 + sigma * noise
@@ -155,7 +155,7 @@ def to_x0(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    path: Path,
+    path: ProbabilityPath,
     prediction: Prediction,
     smallest: float = SMALLEST_EXACT,
 ) -> Tensor:
@@ -182,7 +182,7 @@ def to_epsilon(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    path: Path,
+    path: ProbabilityPath,
     prediction: Prediction,
     smallest: float = SMALLEST_EXACT,
 ) -> Tensor:
@@ -200,7 +200,7 @@ def to_velocity(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    path: Path,
+    path: ProbabilityPath,
     prediction: Prediction,
     smallest: float = SMALLEST_EXACT,
 ) -> Tensor:

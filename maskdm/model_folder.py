@@ -52,6 +52,17 @@ class ModelConfig(Section):
         """Training FLOPs of all phases."""
         return sum(phase.flops for phase in self.training)
 
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the model cost in all, and what its phases were, as metrics files want it."""
+        phases = {f"{n}_{p.phase}": p.model_dump() for n, p in enumerate(self.training, start=1)}
+        return {
+            "steps": sum(phase.steps for phase in self.training),
+            "images": sum(phase.images for phase in self.training),
+            "flops": self.flops,
+            **phases,
+        }
+
     def backbone(self) -> Denoiser:
         """Return the network with fresh weights."""
         return build_backbone(self.model, self.size, self.channels, self.seed)

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.diffusion import PATHS, DiffusionParams, Path, to_x0
+from maskdm.diffusion import PATHS, DiffusionParams, ProbabilityPath, to_x0
 from maskdm.params import Section
 from maskdm.randomness import stream
 from maskdm.tokens import all_positions
@@ -51,7 +51,7 @@ class Level:
     log_snr: float
 
 
-def sampling_grid(path: Path, nfe: int) -> list[Level]:
+def sampling_grid(path: ProbabilityPath, nfe: int) -> list[Level]:
     """Return the levels at which the network is evaluated, from noise to image, ``nfe`` of them.
 
     After the last one the x0 estimate itself is the sample.

@@ -52,8 +52,7 @@ def main() -> None:
 
     SAMPLES.mkdir(parents=True, exist_ok=True)
     np.save(SAMPLES / "samples.npy", images)
-    made = params.model_dump() | {"training": config.model_dump()["training"]}
-    _write_json(SAMPLES / "samples.json", made)
+    _write_json(SAMPLES / "samples.json", params.model_dump() | {"training": config.cost})
     save(grid(images[:GRID_IMAGES], columns=16, scale=2), Path("reports/samples.png"))
     moments = np.linspace(0, len(strip) - 1, min(STRIP_COLUMNS, len(strip))).round().astype(int)
     rows = np.stack([strip[moment] for moment in moments], axis=1)

@@ -11,9 +11,11 @@ import gzip
 import hashlib
 import heapq
 import io
+import math
 import os
 import re
-import struct
+import socket
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -201,25 +203,73 @@ def _hash(text: str) -> float:
 
 # OpenMoji: the emoji as drawn by the design school at Schwäbisch Gmünd, from PyPI
 
-JOINER, PERSON, CHILD = "200D", "1F9D1", "1F9D2"
-SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
-VARIANT = {"FE0F", *SKIN_TONES}
+JOINER, PERSON, CHILD, FAMILY = "200D", "1F9D1", "1F9D2", "1F46A"
+VARIANT = {"FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}  # emoji style and skin tones
 # After a joiner: female, male, facing right, and four kinds of hair.
 JOINED_VARIANT = {"2640", "2642", "27A1", "1F9B0", "1F9B1", "1F9B2", "1F9B3"}
+# Names of one drawing with another gender, face, hair, colour or nationality; the first one is
+# the group's. Found among the pairs whose pictures differ least.
+SAME_DRAWING = {
+    name: names.split()[0]
+    for names in (
+        f"{PERSON} 1F468 1F469 1F471 1F64D 1F64E",  # man, woman, blond, frowning, pouting
+        f"{CHILD} 1F466 1F467",  # boy, girl
+        "1F9D3 1F474 1F475",  # old people
+        "1FAC5 1F934 1F478",  # people with a crown
+        "1F930 1FAC3 1FAC4",  # pregnant people
+        f"{PERSON}-1F384 1F385 1F936",  # Father and Mother Christmas
+        f"1F46B 1F46C 1F46D {PERSON}-1F91D-{PERSON}",  # holding hands
+        f"1F46F {PERSON}-1F430-{PERSON}",  # with bunny ears
+        f"1F93C {PERSON}-1FAEF-{PERSON}",  # wrestling
+        f"1F48F {PERSON}-2764-1F48B-{PERSON}",  # kissing
+        f"1F491 {PERSON}-2764-{PERSON}",  # with a heart
+        "1F91D 1FAF1 1FAF2",  # a handshake and its two hands
+        "1FAF7 1FAF8",  # pushing hands
+        "1F608 1F47F",  # devils
+        "2639 1F641",  # frowning faces
+        "1F627 1F628",  # frightened faces
+        "1F52F 2721",  # stars of David
+        "2764 1F499 1F49A 1F49B 1F49C 1F5A4 1F90D 1F90E 1F9E1 1FA75 1FA76 1FA77",  # hearts
+        "1F534 1F535 1F7E0 1F7E1 1F7E2 1F7E3 1F7E4 26AA 26AB 1F311 1F315",  # circles
+        "2B1B 2B1C 1F7E5 1F7E6 1F7E7 1F7E8 1F7E9 1F7EA 1F7EB",  # squares
+        "2B1B 1F3FB 1F3FC 1F3FD 1F3FE 1F3FF",  # squares of skin tones
+        " ".join(f"{code:X}" for code in range(0x1F550, 0x1F568)),  # clocks
+        "1F4D5 1F4D7 1F4D8 1F4D9",  # books
+        "1F4B4 1F4B5 1F4B6 1F4B7",  # banknotes
+        "1F3F3 1F3F4 25AD",  # flags of one colour
+        "1F1E6-1F1FA 1F1ED-1F1F2",  # Australia
+        "1F1EA-1F1F8 1F1EA-1F1E6",  # Spain
+        "1F1EB-1F1F7 1F1E8-1F1F5 1F1F2-1F1EB",  # France
+        "1F1EE-1F1E9 1F1F2-1F1E8",  # Indonesia, Monaco
+        "1F1F3-1F1F4 1F1E7-1F1FB 1F1F8-1F1EF",  # Norway
+        "1F1F7-1F1F4 1F1F9-1F1E9",  # Romania, Chad
+        "1F1FA-1F1F8 1F1FA-1F1F2",  # United States
+        "E432 E433 E434 E435",  # radar
+        "E2C9 E2CA",
+    )
+    for name in names.split()
+}
 
 
 def emoji_group(name: str) -> str:
-    """Return the group of an emoji: one for all skin tones, genders, hair, directions, colours.
+    """Return the group of an emoji: one for all variants of a drawing.
+
+    Skin tone, gender, hair and direction make no difference; couples and families are one group
+    each; what is joined to a person (a job's tool) makes another group, what is joined to
+    anything else (a cat and a black square: a black cat) does not.
 
     Args:
         name: its code points in hexadecimal, joined by hyphens (``1F469-1F3FD-200D-1F680``).
     """
     parts = []
-    for part in name.split(f"-{JOINER}-"):
-        codes = [code for code in part.split("-") if code not in VARIANT]
-        if not parts or codes[0] not in JOINED_VARIANT:
-            parts.append("-".join(codes))
-    return parts[0]
+    for joined in name.split(f"-{JOINER}-"):
+        part = "-".join(c for c in joined.split("-") if c not in VARIANT) or joined
+        if not parts or part not in JOINED_VARIANT:
+            parts.append(SAME_DRAWING.get(part, part))
+    if len(parts) > 1 and set(parts) <= {PERSON, CHILD}:
+        return FAMILY
+    group = "-".join(parts) if parts[0] == PERSON else parts[0]
+    return SAME_DRAWING.get(group, group)
 
 
 @_source("openmoji")
@@ -246,3 +296,155 @@ def _render(path: Path, size: int, background: str) -> Image.Image:
 
     drawn = svg_to_bytes(svg_path=str(path), width=size, height=size, skip_system_fonts=True)
     return to_rgb(Image.open(io.BytesIO(drawn)), background)
+
+
+# Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 28 x 28 grey pictures of clothes
+
+FASHION_CLASSES = [
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+]
+WIDEST_FRAME = 8  # pixels of black added to reach the wanted size before anything is resized
+
+
+@_source("fashion-mnist")
+def _fashion_mnist(params: DataParams, downloads: Path) -> Source:
+    """60 000 training images; the official 10 000 test images are the held-out ones."""
+    folder = _fashion_folder(params.path, downloads)
+    pictures = []
+    for prefix, heldout in (("t10k", True), ("train", False)):
+        images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+        labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+        if images.shape[0] != labels.shape[0] or images.ndim != 3:
+            raise UserError(f"The {prefix} images and labels in {folder} do not belong together.")
+        pictures += [
+            Picture(
+                name=f"{prefix}/{index:05}",
+                heldout=heldout,
+                label=int(label) if params.classes else None,
+                read=partial(_framed, image, params.size),
+            )
+            for index, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+    classes = FASHION_CLASSES if params.classes else None
+    return Source("Fashion-MNIST", "MIT", classes, pictures)
+
+
+def _fashion_folder(path: str | None, downloads: Path) -> Path:
+    """Find the folder of the four IDX files, or fetch them."""
+    if path is not None:
+        return Path(path)
+    if DEBIAN_FASHION_MNIST.is_dir():
+        return DEBIAN_FASHION_MNIST
+    from torchvision.datasets import FashionMNIST
+
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # a server that hangs must not hang the stage
+    try:
+        FashionMNIST(str(downloads), download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"Fashion-MNIST could not be downloaded ({error}): install Debian's package "
+            "dataset-fashion-mnist, or let data.path name the folder of its four .gz files."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    return downloads / "FashionMNIST" / "raw"
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Return the uint8 array in a gzipped IDX file (yann.lecun.com/exdb/mnist).
+
+    Raises:
+        UserError: if the file is missing, is not IDX, or is cut short.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}: data.path must name the IDX files' folder.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): fetch it again.") from None
+    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0  # 8: uint8
+    start = 4 + 4 * rank
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    if rank == 0 or len(content) != start + math.prod(shape):
+        raise UserError(f"{path} is not a whole IDX file of bytes: fetch it again.")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _framed(image: np.ndarray, size: int) -> Image.Image:
+    """Return a grey image, in a narrow black frame where that spares it a resize."""
+    wider = size - image.shape[0]
+    if 0 < wider <= WIDEST_FRAME:
+        image = np.pad(image, (wider // 2, wider - wider // 2))
+    return Image.fromarray(image)
+
+
+# Any folder of images
+
+
+@_source("folder")
+def _folder(params: DataParams, downloads: Path) -> Source:
+    """Every file below a folder whose name ends like an image's; dot files are left out."""
+    root = Path(params.path or "")
+    if not root.is_dir():
+        raise UserError(f"data.path is '{params.path}', which is not a folder.")
+    Image.init()
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    names = sorted(_walk(root, endings))
+    classes = sorted({name.split("/")[0] for name in names if "/" in name})
+    loose = next((name for name in names if "/" not in name), None)
+    if params.classes and loose is not None:
+        raise UserError(
+            f"data.classes is true, so every image must lie in a sub-folder of {root}; "
+            f"'{loose}' does not."
+        )
+    label = {name: index for index, name in enumerate(classes)}
+    pictures = [
+        Picture(
+            name=name,
+            heldout=_hash(file_group(name, params.group)) < params.heldout,
+            label=label[name.split("/")[0]] if params.classes else None,
+            read=partial(read_image, root / name, params.size, params.background),
+        )
+        for name in names
+    ]
+    return Source(
+        f"folder {root.resolve().name}", "not stated", classes if params.classes else None, pictures
+    )
+
+
+def _walk(root: Path, endings: set[str]) -> Iterator[str]:
+    """Yield the images' paths relative to ``root``, with slashes."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in files:
+            path = Path(folder, name)
+            if path.suffix.lower() in endings and not name.startswith("."):
+                yield path.relative_to(root).as_posix()
+
+
+def file_group(name: str, rule: str) -> str:
+    """Return the group of a file, by the rule ``data.group``.
+
+    Args:
+        name: the path relative to ``data.path``, with slashes.
+        rule: ``file``, ``folder``, or a regular expression searched for in ``name``: its first
+            parenthesis, or else the whole match, is the group; a file without a match is its own.
+    """
+    if rule == "file":
+        return name
+    if rule == "folder":
+        return str(PurePosixPath(name).parent)
+    match = re.search(rule, name)
+    if match is None:
+        return name
+    return match[1] or match[0] if match.re.groups else match[0]

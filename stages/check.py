@@ -1,0 +1,110 @@
+"""Check the whole of params.yaml, before any other stage deletes or computes anything."""
+
+from pathlib import Path
+
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.data.sources import DataParams
+from maskdm.diffusion import DiffusionParams
+from maskdm.errors import UserError
+from maskdm.evaluation.distances import FidParams
+from maskdm.masking import MaskParams, describe, make_mask
+from maskdm.params import ParamsError, Seed, read_params, read_section
+from maskdm.sampling import SampleParams
+from maskdm.training import FinetuneParams, PhaseParams, PretrainParams
+from stages.command import run
+
+PARAMS = Path("params.yaml")
+SECTIONS = {
+    "seed": Seed,
+    "data": DataParams,
+    "model": ModelParams,
+    "diffusion": DiffusionParams,
+    "mask": MaskParams,
+    "pretrain": PretrainParams,
+    "finetune": FinetuneParams,
+    "sample": SampleParams,
+    "fid": FidParams,
+}
+RESTORE = (
+    "Nothing was computed or deleted. If this came from -S, 'git checkout params.yaml' undoes it."
+)
+
+
+def main() -> None:
+    """Check params.yaml.
+
+    Reads all of params.yaml. Writes data/checked, a file that is always the same: the other
+    stages depend on it, so they start only after this one has passed, yet never rerun for it.
+    """
+    try:
+        check(PARAMS)
+    except UserError as error:
+        raise UserError(f"{error}\n{RESTORE}") from None
+    Path("data").mkdir(exist_ok=True)
+    Path("data/checked").write_text("params.yaml was checked.\n", encoding="utf-8")
+
+
+def check(path: Path) -> None:
+    """Check every section of a params file, and that they fit together.
+
+    Raises:
+        UserError: saying everything that is wrong with the sections, or the first thing that does
+            not fit.
+    """
+    content = read_params(path)
+    faults = [
+        f"{path} has an unknown section '{name}'; it takes {', '.join(SECTIONS)}."
+        for name in content
+        if name not in SECTIONS
+    ]
+    sections = {}
+    for name, kind in SECTIONS.items():
+        try:
+            sections[name] = read_section(path, name, kind)
+        except ParamsError as error:
+            faults.append(str(error))
+    if faults:
+        raise ParamsError("\n".join(faults))
+    _check_fit(**sections)
+
+
+def _check_fit(
+    data: DataParams,
+    model: ModelParams,
+    mask: MaskParams,
+    pretrain: PretrainParams,
+    finetune: FinetuneParams,
+    sample: SampleParams,
+    **_: object,
+) -> None:
+    """Check what more than one section, or more than one key, decides."""
+    import torch
+
+    with torch.device("meta"):  # all the checks of the real thing, none of its memory
+        build_backbone(model, data.size, data.channels, seed=0)
+    print(describe(make_mask(mask, data.size // model.patch), mask))
+    _check_length("pretrain", pretrain)
+    _check_length("finetune", finetune)
+    if finetune.init != "models/pretrain" and not Path(finetune.init, "config.json").exists():
+        raise UserError(
+            f"finetune.init is '{finetune.init}', which is no model folder: it has no config.json. "
+            "Give a folder that holds config.json and model.safetensors, or models/pretrain."
+        )
+    if sample.solver == "dpmpp-2m" and sample.eta > 0:
+        raise UserError(
+            f"sample.eta is {sample.eta:g}, but dpmpp-2m adds no noise: set it to 0, or "
+            "sample.solver to ddim."
+        )
+
+
+def _check_length(phase: str, params: PhaseParams) -> None:
+    """Check that warm-up and cool-down fit into the phase."""
+    if params.steps and params.warmup + params.cooldown > params.steps:
+        raise UserError(
+            f"{phase}.warmup ({params.warmup}) and {phase}.cooldown ({params.cooldown}) together "
+            f"are longer than {phase}.steps ({params.steps}): shorten them."
+        )
+
+
+if __name__ == "__main__":
+    run(main)

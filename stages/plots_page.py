@@ -1,0 +1,50 @@
+"""The page that DVC's plots are shown on, with its JavaScript inside: no internet needed.
+
+Not a stage: ``make setup`` runs it and tells DVC of the page (``plots.html_template``). DVC's own
+page loads Vega from a content delivery network and shows no charts offline. The bundle is an
+ES module and so runs after DVC's inline scripts; until then a stand-in ``vegaEmbed`` queues their
+calls.
+"""
+
+from pathlib import Path
+
+import typer
+
+PAGE = """<!DOCTYPE html>
+<html>
+<head>
+{refresh_tag}
+<meta charset="utf-8">
+<title>maskdm: plots</title>
+<style>
+body { font-family: sans-serif; margin: 2rem; }
+table { border-spacing: 15px; }
+img { image-rendering: pixelated; }
+</style>
+<script>
+const waiting = [];
+window.vegaEmbed = (...call) => waiting.push(call);
+</script>
+</head>
+<body>
+{plot_divs}
+<script type="module">
+BUNDLE
+</script>
+</body>
+</html>
+"""
+DRAW = "for (const call of waiting) vegaEmbed(...call); window.vegaEmbed = vegaEmbed;"
+
+
+def main(path: Path) -> None:
+    """Write the page template to PATH."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle(DRAW).replace("</", "<\\/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(PAGE.replace("BUNDLE", bundle), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
