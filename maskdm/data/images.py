@@ -59,8 +59,10 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
-    pixels = np.asarray(square.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(size, size, channels)
+    square = image.crop((left, top, left + side, top + side))
+    # In floating point: on bytes, PIL clips what bicubic overshoots between its two passes.
+    bands = [
+        band.convert("F").resize((size, size), Image.Resampling.BICUBIC)
+        for band in square.convert("L" if channels == 1 else "RGB").split()
+    ]
+    return np.stack(bands, axis=-1).round().clip(0, 255).astype(np.uint8)

