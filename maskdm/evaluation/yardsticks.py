@@ -26,7 +26,8 @@ def uniform_noise(
 
 def mean_image(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the rounded mean of ``(N, H, W, C)`` images, ``(1, H, W, C)``."""
-    return images.mean(axis=0, keepdims=True).round().astype(np.uint8)
+    mean: NDArray[np.float64] = images.mean(axis=0, keepdims=True)
+    return mean.round().astype(np.uint8)
 
 
 def shuffled_patches(
