@@ -1,5 +1,7 @@
 import hashlib
+import io
 import shutil
+import socket
 import urllib.request
 import zipfile
 from dataclasses import replace
@@ -234,7 +236,7 @@ def test_all_296_tensors_of_efficientnet_find_their_place():
     [
         (lambda w: w | {"conv.weight": torch.zeros(3, 3)}, "conv.weight"),
         (lambda w: {"bn.weight" if k == "bn.bias" else k: v for k, v in w.items()}, "tensors"),
-        (lambda w: dict(reversed(w.items())), "bn.bias"),
+        (lambda w: {k: w[k] for k in ("conv.weight", "bn.bias", "bn.weight")}, "bn.bias"),
         (lambda w: w | {"extra": torch.zeros(1)}, "tensors"),
     ],
 )
@@ -337,9 +339,20 @@ def test_without_a_network_inception_fails_with_one_sentence(monkeypatch, weight
     assert not list(weights_file.parent.iterdir())
 
 
-def test_a_silent_server_is_given_up(monkeypatch, weights_file):
-    import socket
+def test_a_download_that_breaks_off_leaves_nothing_behind(monkeypatch, weights_file):
+    class BreaksOff(io.BytesIO):
+        def read(self, *size):
+            if self.tell() == 0:
+                return super().read(*size)
+            raise ConnectionResetError("connection reset by peer")
 
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args: BreaksOff(bytes(100)))
+    with pytest.raises(UserError, match="connection reset by peer"):
+        load_network("inception", CPU)
+    assert not list(weights_file.parent.iterdir())
+
+
+def test_a_silent_server_is_given_up(monkeypatch, weights_file):
     timeouts = []
 
     def silent(*args, **kwargs):

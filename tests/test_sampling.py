@@ -80,13 +80,13 @@ def test_every_path_prediction_and_solver_reaches_the_mean_and_covariance(
     path, prediction, solver, eta
 ):
     setting = diffusion(path, prediction)
-    coarse, few_mean = errors(sample(setting, params(solver, 8, eta)))
-    fine, many_mean = errors(sample(setting, params(solver, 64, eta)))
-    # 4 000 samples know a standard deviation to 1.1 %, a mean to 1.6 %
-    allowed = {"dpmpp-2m": 0.05, "ddim": 0.12}[solver]
-    assert fine < allowed
-    assert many_mean < 0.08
-    assert fine < coarse or coarse < 0.04
+    coarse, _ = errors(sample(setting, params(solver, 8, eta)))
+    fine, mean = errors(sample(setting, params(solver, 64, eta)))
+    # 4 000 samples know a standard deviation to 1.1 %, a mean to 1.6 %; σ = 0.01 at the end
+    # takes 2 % off the narrowest pixel
+    assert fine < {"dpmpp-2m": 0.04, "ddim": 0.1}[solver]
+    assert mean < 0.06
+    assert fine < coarse / 3
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,0 +1,116 @@
+"""A batch is a function of seed, phase, step and place, and of nothing that was drawn before."""
+
+import numpy as np
+import pytest
+import torch
+
+from maskdm.batches import Batches
+from maskdm.masking import MaskParams, make_mask, nothing_masked
+from maskdm.randomness import stream
+from maskdm.tokens import to_images, to_tokens, visible_tokens
+
+CPU = torch.device("cpu")
+IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
+MASK = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid=4)
+
+
+def batches(**changes):
+    values = {
+        "images": IMAGES,
+        "mask": MASK,
+        "patch": 2,
+        "batch_size": 6,
+        "hflip": 0.5,
+        "seed": 0,
+        "phase": "pretrain",
+    }
+    return Batches(**(values | changes))
+
+
+def test_a_step_gives_the_same_batch_whatever_was_drawn_before():
+    fresh = batches().at(5, CPU)
+    used = batches()
+    for step in (0, 9, 3):
+        used.at(step, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, used.at(5, CPU), strict=True))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"phase": "finetune"}])
+def test_seed_and_phase_change_everything_that_is_random(change):
+    one, other = batches(hflip=0.0).at(0, CPU), batches(hflip=0.0, **change).at(0, CPU)
+    assert not torch.equal(one.noise, other.noise)
+    assert not torch.equal(one.positions, other.positions)
+    assert not torch.equal(one.uniform, other.uniform)
+    assert not np.array_equal(batches().indices(0), batches(**change).indices(0))
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
+    seen = np.concatenate([batches(batch_size=5).indices(step) for step in range(23 * 2 // 5 + 1)])
+    first, second = seen[:23], seen[23:46]
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert list(first) != list(second)
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    assert len(batches(batch_size=60).at(1, CPU).tokens) == 60
+
+
+def test_the_order_of_images_does_not_depend_on_the_batch_size():
+    by_six = np.concatenate([batches(batch_size=6).indices(step) for step in range(4)])
+    by_eight = np.concatenate([batches(batch_size=8).indices(step) for step in range(3)])
+    assert np.array_equal(by_six, by_eight)
+
+
+def test_tokens_are_the_visible_patches_of_the_images():
+    one = batches(hflip=0.0)
+    batch = one.at(2, CPU)
+    images = torch.from_numpy(IMAGES[one.indices(2)])
+    assert torch.equal(batch.tokens, visible_tokens(to_tokens(images, 2), batch.positions))
+
+
+def test_flipping_mirrors_about_the_asked_for_share_of_images():
+    one, whole = batches(batch_size=200, mask=nothing_masked(4)), []
+    for hflip in (0.0, 1.0, 0.5):
+        batch = batches(batch_size=200, mask=nothing_masked(4), hflip=hflip).at(0, CPU)
+        whole.append(to_images(batch.tokens, 2, 3).numpy())
+    plain, mirrored, half = whole
+    assert np.array_equal(plain, IMAGES[one.indices(0)])
+    assert np.array_equal(mirrored, plain[:, :, ::-1])
+    share = np.mean([np.array_equal(a, b) for a, b in zip(half, mirrored, strict=True)])
+    assert 0.38 < share < 0.62
+
+
+def test_times_are_uniform_and_spread_evenly_over_a_batch():
+    uniform = batches(batch_size=64).at(3, CPU).uniform.sort().values
+    assert uniform.diff().sub(1 / 64).abs().max() < 1e-6
+    shifts = torch.stack([batches(batch_size=4).at(step, CPU).uniform[0] for step in range(400)])
+    assert abs(shifts.mean() - 0.5) < 0.05
+    assert shifts.min() < 0.02
+    assert shifts.max() > 0.98
+
+
+def test_noise_is_standard_normal_and_independent_between_samples_and_steps():
+    one = batches(batch_size=64, mask=nothing_masked(4))
+    noise = torch.stack([one.at(step, CPU).noise.flatten(1) for step in range(4)]).flatten(0, 1)
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    correlation = torch.corrcoef(noise) - torch.eye(len(noise))
+    assert correlation.abs().max() < 5.5 / noise.shape[1] ** 0.5
+
+
+def test_streams_of_neighbouring_counters_do_not_overlap():
+    draws = [
+        tuple(stream(seed, purpose, step, place).integers(0, 2**62, 8))
+        for seed in (0, 1)
+        for purpose in ("a", "b")
+        for step in (0, 1)
+        for place in (0, 1)
+    ]
+    assert len({number for row in draws for number in row}) == 16 * 8
+
+
+def test_tokens_and_images_are_inverse_to_each_other():
+    images = torch.from_numpy(IMAGES)
+    assert torch.equal(to_images(to_tokens(images, 2), 2, 3), images)
+    first = to_tokens(images, 4)[0, 1]  # top right patch: rows 0-3, columns 4-7
+    torch.testing.assert_close(first, images[0, :4, 4:].flatten().float() / 127.5 - 1)

@@ -1,0 +1,122 @@
+"""A model on disk: everything comes back, nothing that does not fit gets in."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from maskdm.backbones.registry import BACKBONES, ModelParams, build_backbone
+from maskdm.diffusion import DiffusionParams
+from maskdm.errors import UserError
+from maskdm.model_folder import ModelConfig, Trained, load_config, load_model, load_weights, save_model
+
+
+def config(**model):
+    values = {"backbone": "uvit", "patch": 4, "dim": 32, "depth": 3, "heads": 2}
+    return ModelConfig(
+        size=16,
+        channels=3,
+        seed=0,
+        model=ModelParams(**(values | model)),
+        diffusion=DiffusionParams(
+            path="flow",
+            prediction="x0",
+            loss="velocity",
+            times="uniform",
+            times_mean=0.0,
+            times_std=1.0,
+        ),
+        training=[
+            Trained(
+                phase=name,
+                data="abc",
+                mask="patch",
+                mask_rate=0.75,
+                visible=4,
+                steps=3,
+                images=12,
+                flops=100,
+            )
+            for name in ("pretrain", "finetune")
+        ],
+    )
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def folder(request, tmp_path):
+    about = config(backbone=request.param)
+    raw = dict(about.backbone().named_parameters())
+    averaged = {name: tensor.detach() + 1 for name, tensor in raw.items()}
+    save_model(tmp_path, about, raw, averaged)
+    return tmp_path
+
+
+def test_weights_and_config_come_back(folder):
+    fresh = dict(load_config(folder).backbone().named_parameters())
+    raw, about = load_model(folder, "raw")
+    averaged, _ = load_model(folder, "averaged")
+    assert about == load_config(folder)
+    for name, tensor in raw.named_parameters():
+        assert torch.equal(tensor, fresh[name])
+        assert torch.equal(averaged.get_parameter(name), fresh[name] + 1)
+
+
+def test_nothing_is_pickled(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    json.loads((folder / "config.json").read_text())
+
+
+def test_the_same_model_gives_the_same_bytes(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("again")
+    raw, about = load_model(folder, "raw")
+    averaged, _ = load_model(folder, "averaged")
+    save_model(other, about, dict(raw.named_parameters()), dict(averaged.named_parameters()))
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_the_cost_adds_up_over_phases():
+    cost = config().cost
+    assert (cost["steps"], cost["images"], cost["flops"]) == (6, 24, 200)
+    assert cost["1_pretrain"]["mask_rate"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.pop("raw.head.weight"), r"head\.weight is missing"),
+        (lambda t: t.update({"raw.extra": torch.zeros(1)}), r"extra is unexpected"),
+        (
+            lambda t: t.update({"raw.head.bias": torch.zeros(7)}),
+            r"head\.bias has shape \(7,\) instead of \(48,\)",
+        ),
+    ],
+)
+def test_a_missing_unexpected_or_misshapen_tensor_is_refused_by_name(folder, change, sentence):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    network = config().backbone()
+    before = [p.clone() for p in network.parameters()]
+    with pytest.raises(UserError, match=sentence):
+        load_weights(folder, "raw", network)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    load_weights(folder, "averaged", network)
+
+
+def test_a_network_of_another_size_is_refused(folder):
+    other = build_backbone(config(dim=64).model, 16, 3, 0)
+    with pytest.raises(UserError, match="do not fit the network of params.yaml"):
+        load_weights(folder, "averaged", other)
+
+
+def test_what_is_no_model_folder_says_so(tmp_path, folder):
+    with pytest.raises(UserError, match=r"is no model folder: it has no config\.json"):
+        load_model(tmp_path / "none", "raw")
+    (folder / "model.safetensors").write_bytes(b"\x08")
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(folder, "raw")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        load_config(folder)

@@ -1,0 +1,137 @@
+"""Wrong parameters get a sentence that names the key, the value and what is allowed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from maskdm.errors import UserError
+from maskdm.params import ParamsError, read_params, read_section
+from maskdm.training import PretrainParams
+from stages.check import check
+
+LAPTOP = "presets/laptop.yaml"
+
+
+@pytest.fixture
+def with_change(tmp_path):
+    """Return a function that writes the laptop preset with one key changed, and its path."""
+
+    def write(key, value):
+        content = read_params(LAPTOP)
+        *sections, last = key.split(".")
+        place = content
+        for name in sections:
+            place = place[name]
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+        path = tmp_path / "params.yaml"
+        with path.open("w") as file:
+            YAML().dump(content, file)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("mask.rate", "abc", r"mask\.rate is 'abc'.*valid number.*0 <= rate < 1"),
+        ("mask.rate", None, r"mask\.rate is None.*0 <= rate < 1"),
+        ("mask.rate", [1, 2], r"mask\.rate is \[1, 2\].*0 <= rate < 1"),
+        ("mask.rate", float("inf"), r"mask\.rate is inf.*0 <= rate < 1"),
+        ("mask.rate", float("nan"), r"mask\.rate is nan.*0 <= rate < 1"),
+        ("mask.rate", 1.0, r"mask\.rate is 1\.0.*less than 1"),
+        ("mask.rate", True, r"mask\.rate is True.*0 <= rate < 1"),
+        ("mask.rat", 0.5, r"mask\.rat is not a parameter.*strategy, rate, block_size.*'rate'\?"),
+        ("mask.strategy", "blok", r"mask\.strategy is 'blok'.*patch.*block.*crop"),
+        ("mask.rate", ..., r"mask\.rate is missing.*share of patches hidden"),
+        ("seed", "zero", r"seed is 'zero'.*whole number >= 0"),
+        ("seed", -1, r"seed is -1.*whole number >= 0"),
+        ("pretrain.steps", 10.5, r"pretrain\.steps is 10\.5.*whole number"),
+        ("pretrain.betas", [0.9], r"pretrain\.betas.*list of two numbers"),
+        ("finetune.clip", 0, r"finetune\.clip is 0.*greater than 0"),
+        ("finetune.precision", "int8", r"finetune\.precision is 'int8'.*fp32.*bf16.*fp16"),
+        ("data.source", "imagenet", r"data\.source is 'imagenet'.*openmoji"),
+        ("data.background", "vanilla", r"data\.background is 'vanilla'.*colour"),
+        ("data.heldout", 0, r"data\.heldout is 0.*between 0 and 1"),
+        ("fid.features.extractor", "vgg", r"fid\.features\.extractor is 'vgg'.*inception"),
+        ("model.patch", 5, r"model\.patch is 5.*data\.size 32.*1, 2, 4, 8, 16, 32"),
+        ("model.depth", 8, r"model\.depth is 8.*odd number, 7 or 9"),
+        ("model.heads", 3, r"model\.dim is 256.*multiple"),
+        ("finetune.init", "models/none", r"finetune\.init is 'models/none'.*no model folder"),
+        ("finetune.cooldown", 10**6, r"finetune\.cooldown \(1000000\).*longer than.*shorten"),
+        ("sample.eta", 0.5, r"sample\.eta is 0\.5.*dpmpp-2m adds no noise.*ddim"),
+        ("msk", {"rate": 0.5}, r"unknown section 'msk'.*seed, data, model"),
+        ("mask", ..., r"no section 'mask'"),
+        ("mask", 0.5, r"mask is 0\.5"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(
+    with_change, key, value, sentence
+):
+    path = with_change(key, value)
+    with pytest.raises(UserError) as refusal:
+        check(path)
+    assert re.search(sentence, str(refusal.value), re.DOTALL), str(refusal.value)
+
+
+def test_a_block_size_that_does_not_fit_is_refused_only_where_blocks_are_used(with_change):
+    check(with_change("mask.block_size", 3))
+    content = read_params(with_change("mask.block_size", 3))
+    content["mask"]["strategy"] = "block"
+    path = with_change("mask", content["mask"])
+    with pytest.raises(UserError, match=r"block_size is 3.*8×8.*1, 2, 4, 8"):
+        check(path)
+
+
+def test_all_faults_are_told_at_once(with_change):
+    content = read_params(with_change("seed", -1))
+    content["mask"]["rate"] = "abc"
+    content["pretrain"]["lr"] = 0
+    path = with_change("seed", -1)
+    with path.open("w") as file:
+        YAML().dump(content, file)
+    with pytest.raises(ParamsError) as refusal:
+        check(path)
+    assert all(key in str(refusal.value) for key in ("seed", "mask.rate", "pretrain.lr"))
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1e-05", "1E-5", "1.0e-5", "0.00001"])
+def test_numbers_as_dvc_writes_them_are_numbers(tmp_path, text):
+    content = Path(LAPTOP).read_text().replace("lr: 1.0e-3", f"lr: {text}")
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    assert read_section(path, "pretrain", PretrainParams).lr == 1e-5
+
+
+@given(st.text(min_size=1))
+def test_no_text_passes_for_a_number(tmp_path_factory, text):
+    from maskdm.masking import MaskParams
+    from maskdm.params import validate
+
+    with pytest.raises(ParamsError, match=r"mask\.rate"):
+        validate({"strategy": "patch", "rate": text, "block_size": 1}, "mask", MaskParams)
+
+
+def test_a_missing_or_broken_file_is_told(tmp_path):
+    with pytest.raises(ParamsError, match=r"There is no .*nothing\.yaml"):
+        read_params(tmp_path / "nothing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("seed: [1")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        read_params(broken)
+    broken.write_text("just text")
+    with pytest.raises(ParamsError, match="no sections"):
+        read_params(broken)
+
+
+def test_sections_cannot_be_changed_after_reading():
+    params = read_section(LAPTOP, "pretrain", PretrainParams)
+    with pytest.raises(ValueError, match="frozen"):
+        params.steps = 5

@@ -1,0 +1,294 @@
+"""The loop, the average, the schedule, validation."""
+
+from math import exp
+
+import numpy as np
+import pytest
+import torch
+
+from maskdm import ema
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.batches import Batches
+from maskdm.compilation import with_fallback
+from maskdm.data.sources import DataParams, open_source, read_samples
+from maskdm.diffusion import DiffusionParams, denoising_loss
+from maskdm.errors import UserError
+from maskdm.masking import MaskParams, make_mask, nothing_masked
+from maskdm.tokens import to_tokens
+from maskdm.training import PretrainParams, State, learning_rate, train
+from maskdm.validation import LOG_SNRS, Validation
+
+CPU = torch.device("cpu")
+DIFFUSION = DiffusionParams(
+    path="flow", prediction="x0", loss="velocity", times="uniform", times_mean=0.0, times_std=1.0
+)
+MODEL = ModelParams(backbone="uvit", patch=4, dim=32, depth=3, heads=2)
+
+
+def phase(**changes):
+    values = {
+        "steps": 6,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "warmup": 0,
+        "cooldown": 0,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "hflip": 0.5,
+        "ema_images": 64,
+        "precision": "fp32",
+        "log_every": 2,
+        "validate_every": 100,
+    }
+    return PretrainParams(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def emoji():
+    """128 real images, 32×32."""
+    params = DataParams(
+        source="openmoji",
+        path=None,
+        size=32,
+        channels=3,
+        background="white",
+        heldout=0.1,
+        group="file",
+        classes=False,
+        limit=128,
+        max_unreadable=0.0,
+    )
+    return np.stack([s.pixels for s in read_samples(open_source(params, None), params)])
+
+
+def run(images, params, mask=None, micro_batch=None, seed=0):
+    grid = images.shape[1] // MODEL.patch
+    mask = mask or nothing_masked(grid)
+    state = State.start(build_backbone(MODEL, images.shape[1], 3, seed))
+    batches = Batches(images[32:], mask, MODEL.patch, params.batch_size, params.hflip, seed, "test")
+    reports = list(train(state, batches, images[:32], DIFFUSION, params, CPU, micro_batch))
+    return state, reports
+
+
+@pytest.mark.parametrize("strategy", [None, "patch", "block", "crop"])
+def test_training_lowers_the_validation_error_on_real_images(emoji, strategy):
+    mask = None
+    if strategy:
+        mask = make_mask(MaskParams(strategy=strategy, rate=0.5, block_size=2), grid=8)
+    _, reports = run(emoji, phase(steps=40, batch_size=16, lr=3e-3), mask)
+    before, after = reports[0].validation, reports[-1].validation
+    assert after["raw"] < 0.6 * before["raw"]
+    assert after["averaged"] < 0.8 * before["averaged"]
+
+
+def test_two_runs_are_bit_equal(emoji):
+    (one, reports), (two, again) = (run(emoji, phase()) for _ in range(2))
+    assert [r.loss for r in reports] == [r.loss for r in again]
+    assert all(torch.equal(one.averaged[n], two.averaged[n]) for n in one.averaged)
+
+
+def test_a_longer_run_starts_with_the_shorter_one(emoji):
+    short, first = run(emoji, phase(steps=4))
+    _, longer = run(emoji, phase(steps=8))
+    assert [r.loss for r in first[1:]] == [r.loss for r in longer[1:5]]
+    assert short.step == 4
+
+
+def test_micro_batches_change_the_result_by_rounding_only(emoji):
+    whole, _ = run(emoji, phase(steps=3))
+    parts, _ = run(emoji, phase(steps=3), micro_batch=3)
+    for name, tensor in whole.backbone.named_parameters():
+        torch.testing.assert_close(parts.backbone.get_parameter(name), tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_reports_log_and_validate_when_they_should(emoji):
+    _, reports = run(emoji, phase(steps=5, log_every=2, validate_every=3))
+    assert [r.step for r in reports] == [0, 1, 2, 3, 4, 5]
+    assert [r.step for r in reports if r.loss is not None] == [2, 4, 5]
+    assert [r.step for r in reports if r.validation is not None] == [0, 3, 5]
+
+
+def test_no_steps_leave_the_start_as_it_is(emoji):
+    state, reports = run(emoji, phase(steps=0))
+    fresh = build_backbone(MODEL, 32, 3, 0)
+    assert len(reports) == 1
+    assert all(torch.equal(p, state.averaged[n]) for n, p in fresh.named_parameters())
+
+
+def test_clipping_bounds_the_step_but_reports_the_norm_before_it(emoji):
+    def moved(clip):
+        state, reports = run(emoji, phase(steps=1, clip=clip, log_every=1))
+        return reports[-1].gradient_norm, state
+
+    norm, free = moved(None)
+    same, clipped = moved(1e-9)  # so small that AdamW's ε swallows the step
+    assert norm == pytest.approx(same)
+    start = build_backbone(MODEL, 32, 3, 0)
+    distance = [
+        sum((p - q).norm() for p, q in zip(s.backbone.parameters(), start.parameters(), strict=True))
+        for s in (free, clipped)
+    ]
+    assert distance[1] < 0.5 * distance[0]
+
+
+def test_bf16_trains_too(emoji):
+    _, reports = run(emoji, phase(precision="bf16"))
+    assert np.isfinite(reports[-1].loss)
+    _, exact = run(emoji, phase())
+    assert reports[-1].loss != exact[-1].loss
+    assert reports[-1].loss == pytest.approx(exact[-1].loss, rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(emoji):
+    with pytest.raises(UserError, match=r"training loss is (nan|inf) at step \d+.*learning rate"):
+        run(emoji, phase(steps=30, lr=1e30, clip=None, log_every=1))
+
+
+def test_the_schedule_warms_up_holds_and_cools_down_to_zero():
+    params = phase(steps=10, warmup=2, cooldown=4, lr=0.3)
+    rates = [learning_rate(step, params) for step in range(11)]
+    np.testing.assert_allclose(rates[:3], [0.1, 0.2, 0.3])
+    assert rates[3:6] == [0.3] * 3
+    np.testing.assert_allclose(rates[6:], [0.24, 0.18, 0.12, 0.06, 0.0])
+
+
+def test_the_schedule_of_a_prefix_does_not_depend_on_the_length():
+    short, long = phase(steps=10, warmup=3), phase(steps=99, warmup=3)
+    assert all(learning_rate(s, short) == learning_rate(s, long) for s in range(10))
+
+
+def test_the_average_has_its_horizon_in_images_not_in_steps():
+    seen, horizon = 100_000, 5_000
+    small = ema.decay(seen, 10, horizon) ** 4  # four small steps
+    assert small == pytest.approx(ema.decay(seen, 40, horizon))
+    assert ema.decay(seen, 10, horizon) == pytest.approx(exp(-10 / 5_000))
+
+
+def test_the_average_forgets_the_start():
+    average, weights = [torch.zeros(1)], [torch.ones(1)]
+    for step in range(1, 200):
+        ema.update(average, weights, ema.decay(step * 8, 8, horizon=10**9))
+    assert average[0].item() > 0.99
+
+
+def test_the_average_of_constant_weights_is_exact_and_of_changing_ones_a_weighted_mean():
+    average = [torch.full((3,), 2.0)]
+    ema.update(average, [torch.full((3,), 2.0)], 0.9)
+    assert torch.equal(average[0], torch.full((3,), 2.0))
+    ema.update(average, [torch.full((3,), 4.0)], 0.75)
+    torch.testing.assert_close(average[0], torch.full((3,), 2.5))
+
+
+def pixel_space_simple_loss(network, images, noise, alpha_bar, t):
+    """L_simple on images (batch, C, H, W), written from the paper's formula with numpy's loops."""
+    noisy = np.empty_like(images)
+    for i in range(len(images)):
+        noisy[i] = np.sqrt(alpha_bar[i]) * images[i] + np.sqrt(1 - alpha_bar[i]) * noise[i]
+    total = []
+    for i, predicted in enumerate(network(noisy, t)):
+        total.append(((noise[i] - predicted) ** 2).mean())
+    return np.array(total)
+
+
+def test_mdsm_at_rate_0_is_the_pixel_space_simple_loss():
+    """Same images, same noise, same network: tokens on one side, whole images on the other."""
+    rng, patch, size = np.random.default_rng(0), 4, 8
+    pixels = rng.integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    noise = rng.standard_normal((5, 3, size, size))
+    t = np.linspace(0.1, 0.9, 5)
+    # VP linear, its ᾱ written out once more
+    alpha_bar = np.exp(-(0.1 * t + 0.5 * 19.9 * t**2))
+    backbone = build_backbone(MODEL, size, 3, 0).double()
+    positions = torch.arange(4).expand(5, 4)
+
+    def cut(images):  # (batch, C, H, W) → (batch, patches, p²·C), pixel by pixel
+        tokens = np.empty((len(images), 4, patch * patch * 3))
+        for n, (y, x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+            for dy in range(patch):
+                for dx in range(patch):
+                    for c in range(3):
+                        place = (dy * patch + dx) * 3 + c
+                        tokens[:, n, place] = images[:, c, y + dy, x + dx]
+        return tokens
+
+    def network(images, t):  # a pixel-space network: images in, images out
+        tokens = torch.from_numpy(cut(images))
+        out = backbone(tokens, positions, torch.from_numpy(t)).detach().numpy()
+        whole = np.empty_like(images)
+        for n, (y, x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+            block = out[:, n].reshape(-1, patch, patch, 3).transpose(0, 3, 1, 2)
+            whole[:, :, y : y + patch, x : x + patch] = block
+        return whole
+
+    scaled = pixels.transpose(0, 3, 1, 2) / 127.5 - 1
+    expected = pixel_space_simple_loss(network, scaled, noise, alpha_bar, t)
+    setting = DIFFUSION.model_copy(
+        update={"path": "vp-linear", "prediction": "epsilon", "loss": "epsilon"}
+    )
+    ours = denoising_loss(
+        lambda x_t, time: backbone(x_t, positions, time),
+        to_tokens(torch.from_numpy(pixels), patch).double(),
+        torch.from_numpy(cut(noise)),
+        torch.from_numpy(t),
+        setting,
+    )
+    np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["flow", "vp-linear", "vp-cosine"])
+def test_validation_error_means_the_same_for_every_path_and_prediction(emoji, path):
+    """A network that knows the images has error 0; one that always says grey has their power."""
+    power = (to_tokens(torch.from_numpy(emoji[:14]), 4) ** 2).mean((1, 2))
+    for prediction in ("x0", "epsilon", "v"):
+        setting = DIFFUSION.model_copy(update={"path": path, "prediction": prediction})
+        validation = Validation(emoji[:14], 4, setting, CPU)
+
+        def says(x0, validation=validation, prediction=prediction, setting=setting):
+            from maskdm.diffusion import PATHS, to_epsilon, to_velocity
+
+            convert = {"epsilon": to_epsilon, "v": to_velocity}.get(prediction)
+            if convert is None:
+                return x0
+            return convert(x0, validation.x_t, validation.time, PATHS[setting.path], "x0")
+
+        def whole(make, validation=validation):
+            outputs = make.split(len(validation.x0) if len(make) < 63 else 63)
+            return lambda *_: outputs[0]
+
+        knows = validation.errors(whole(says(validation.x0)))
+        grey = validation.errors(whole(says(torch.zeros_like(validation.x0))))
+        assert knows["mean"] < 1e-4
+        assert grey["mean"] == pytest.approx(power.mean().item(), rel=0.02)
+        assert set(grey) == {"mean", *(f"{level:g}" for level in LOG_SNRS)}
+
+
+def test_validation_is_the_same_whatever_the_seed_of_the_run(emoji):
+    values = [Validation(emoji[:14], 4, DIFFUSION, CPU).x_t for _ in range(2)]
+    assert torch.equal(*values)
+
+
+def test_a_compiler_that_fails_is_reported_in_one_line_and_replaced(capsys):
+    def broken(x):
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    call = with_fallback(broken, lambda x: x + 1)
+    assert call(torch.zeros(1)).item() == 1
+    assert call(torch.ones(1)).item() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_error_that_is_not_the_compilers_is_raised():
+    def broken(x):
+        raise ValueError("shapes")
+
+    with pytest.raises(ValueError, match="shapes"):
+        with_fallback(broken, broken)(torch.zeros(1))
+
+
+def test_bad_phase_parameters_are_refused():
+    from maskdm.params import ParamsError, validate
+
+    values = phase().model_dump() | {"lr": "fast"}
+    with pytest.raises(ParamsError, match=r"pretrain.lr is 'fast'.*peak learning rate"):
+        validate(values, "pretrain", PretrainParams)
