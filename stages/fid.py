@@ -39,7 +39,7 @@ def main() -> None:
         raise UserError(
             f"{REFERENCE} holds {reference['features']['extractor']} features of {shape} images, "
             f"but {samples.shape[1:]} samples are to be measured by {network.extractor.name}, or "
-            "its weights have changed. Run the reference stage again: dvc repro reference."
+            "its side or weights have changed. Run the reference stage again: dvc repro reference."
         )
     features = extract(samples, network, label="features: samples")
     to_train = measure(features, train, network.extractor)

@@ -5,14 +5,14 @@ import torch
 from torch.nn import functional
 
 from maskdm.backbones.registry import BACKBONES, ModelParams, build_backbone
-from maskdm.backbones.uvit import Attention, UViT, embed_time
+from maskdm.backbones.uvit import Attention, UViT, embed_places, embed_time
 from maskdm.errors import UserError
 
 TOKENS, VALUES = 16, 48
 
 
 def small(backbone="uvit", **changes):
-    values = {"backbone": backbone, "patch": 4, "dim": 32, "depth": 3, "heads": 2}
+    values = {"backbone": backbone, "patch": 4, "dim": 32, "depth": 3, "heads": 2, "init": "paper"}
     return build_backbone(ModelParams(**(values | changes)), size=16, channels=3, seed=0)
 
 
@@ -121,6 +121,22 @@ def test_initialisation_is_truncated_normal_with_zero_biases():
     assert network.middle.attention.qkv.bias is None
 
 
+def test_a_spatial_start_makes_neighbours_alike_and_keeps_the_variance_of_activations():
+    grid, dim = 8, 64
+    places = embed_places(grid, dim)
+    distance = torch.cdist(places, places)
+    nearest = distance.fill_diagonal_(torch.inf).argsort(dim=1)[:, :2]
+    steps = (nearest // grid - torch.arange(grid**2)[:, None] // grid).abs() + (
+        nearest % grid - torch.arange(grid**2)[:, None] % grid
+    ).abs()
+    assert (steps == 1).all()
+    network = UViT(size=32, channels=3, patch=4, dim=dim, depth=3, heads=2, init="spatial")
+    torch.testing.assert_close(network.positions[1:], 0.5 * places)
+    assert network.middle.mlp[2].weight.std().item() == pytest.approx((0.5 / 256) ** 0.5, rel=0.05)
+    assert not network.middle.mlp[2].bias.any()
+    assert network.positions.requires_grad
+
+
 def test_the_time_embedding_tells_close_times_apart_and_is_cos_then_sin():
     time = torch.tensor([0.0, 0.5, 0.501])
     embedding = embed_time(time, 64)
@@ -134,7 +150,7 @@ def test_the_time_embedding_tells_close_times_apart_and_is_cos_then_sin():
     ("changes", "sentence"),
     [
         ({"patch": 5}, r"model.patch is 5.*data.size 16.*Allowed: 1, 2, 4, 8, 16"),
-        ({"dim": 30}, r"model.dim is 30.*multiple of 2 · model.heads = 4.*fits: 32"),
+        ({"dim": 30}, r"model.dim is 30.*multiple of 4 for 2 heads.*fits: 32"),
         ({"depth": 4}, r"model.depth is 4.*odd number, 3 or 5"),
     ],
 )

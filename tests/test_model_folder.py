@@ -13,7 +13,7 @@ from maskdm.model_folder import ModelConfig, Trained, load_config, load_model, l
 
 
 def config(**model):
-    values = {"backbone": "uvit", "patch": 4, "dim": 32, "depth": 3, "heads": 2}
+    values = {"backbone": "uvit", "patch": 4, "dim": 32, "depth": 3, "heads": 2, "init": "paper"}
     return ModelConfig(
         size=16,
         channels=3,

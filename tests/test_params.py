@@ -63,7 +63,7 @@ def with_change(tmp_path):
         ("fid.features.extractor", "vgg", r"fid\.features\.extractor is 'vgg'.*inception"),
         ("model.patch", 5, r"model\.patch is 5.*data\.size 32.*1, 2, 4, 8, 16, 32"),
         ("model.depth", 8, r"model\.depth is 8.*odd number, 7 or 9"),
-        ("model.heads", 3, r"model\.dim is 256.*multiple"),
+        ("model.heads", 3, r"model\.dim is 256.*multiple of 12 for 3 heads.*264"),
         ("finetune.init", "models/none", r"finetune\.init is 'models/none'.*no model folder"),
         ("finetune.cooldown", 10**6, r"finetune\.cooldown \(1000000\).*longer than.*shorten"),
         ("sample.eta", 0.5, r"sample\.eta is 0\.5.*dpmpp-2m adds no noise.*ddim"),

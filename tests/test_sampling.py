@@ -59,7 +59,7 @@ def params(solver="dpmpp-2m", nfe=20, eta=0.0, seed=0, count=4):
     )
 
 
-def sample(setting, drawing, places=range(4000)):
+def sample(setting, drawing, places=range(2000)):
     for estimate in estimates(Gaussian(setting), setting, drawing, (1, 8), places, CPU):
         last = estimate
     return last[:, 0].double()
@@ -82,11 +82,11 @@ def test_every_path_prediction_and_solver_reaches_the_mean_and_covariance(
     setting = diffusion(path, prediction)
     coarse, _ = errors(sample(setting, params(solver, 8, eta)))
     fine, mean = errors(sample(setting, params(solver, 64, eta)))
-    # 4 000 samples know a standard deviation to 1.1 %, a mean to 1.6 %; σ = 0.01 at the end
+    # 2 000 samples know a standard deviation to 1.6 %, a mean to 2.2 %; σ = 0.01 at the end
     # takes 2 % off the narrowest pixel
-    assert fine < {"dpmpp-2m": 0.04, "ddim": 0.1}[solver]
-    assert mean < 0.06
-    assert fine < coarse / 3
+    assert fine < {"dpmpp-2m": 0.06, "ddim": 0.11}[solver]
+    assert mean < 0.09
+    assert fine < coarse / 2
 
 
 @pytest.mark.parametrize("path", PATHS)

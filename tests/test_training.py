@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 DIFFUSION = DiffusionParams(
     path="flow", prediction="x0", loss="velocity", times="uniform", times_mean=0.0, times_std=1.0
 )
-MODEL = ModelParams(backbone="uvit", patch=4, dim=32, depth=3, heads=2)
+MODEL = ModelParams(backbone="uvit", patch=4, dim=32, depth=3, heads=2, init="spatial")
 
 
 def phase(**changes):

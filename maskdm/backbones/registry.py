@@ -21,6 +21,10 @@ class ModelParams(Section):
     dim: int = Field(ge=8, description="width, a multiple of 2 · model.heads")
     depth: int = Field(ge=1, description="number of blocks, odd (half in, one middle, half out)")
     heads: int = Field(ge=1, description="attention heads")
+    init: Literal["paper", "spatial"] = Field(
+        description="paper (everything normal, 0.02) or spatial (positions start as 2-D "
+        "sinusoids, weights scaled by their inputs)"
+    )
 
 
 def build_backbone(params: ModelParams, size: int, channels: int, seed: int) -> Denoiser:
@@ -44,4 +48,5 @@ def build_backbone(params: ModelParams, size: int, channels: int, seed: int) -> 
             dim=params.dim,
             depth=params.depth,
             heads=params.heads,
+            init=params.init,
         )

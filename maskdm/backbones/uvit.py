@@ -5,7 +5,8 @@ visible places only, so a hidden patch costs nothing. Attention and MLP are writ
 importing timm's layers would double the start-up time of every stage.
 """
 
-from math import log
+from math import lcm, log
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,19 @@ def embed_time(time: Tensor, dim: int) -> Tensor:
     steps = torch.arange(half, device=time.device, dtype=torch.float32)
     angles = TIME_SCALE * time.float()[:, None] * torch.exp(-log(MAX_PERIOD) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def embed_places(grid: int, dim: int) -> Tensor:
+    """Return the 2-D sinusoidal embedding of a G×G grid's places, ``(G², dim)``.
+
+    A quarter each for sine and cosine of row and column; wavelengths from 2π to 200π patches.
+    """
+    quarter = dim // 4
+    frequencies = 100.0 ** (-torch.arange(quarter) / quarter)
+    angles = torch.arange(grid)[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = along.repeat_interleave(grid, dim=0), along.repeat(grid, 1)
+    return torch.cat([rows, columns], dim=1)
 
 
 class Attention(nn.Module):
@@ -74,6 +88,7 @@ class UViT(Denoiser):
         dim: width D.
         depth: number of blocks, odd.
         heads: attention heads.
+        init: ``"paper"``, or ``"spatial"``, which learns neighbourhood much faster in short runs.
 
     Raises:
         UserError: if patch, width, depth or heads do not fit together.
@@ -82,7 +97,14 @@ class UViT(Denoiser):
     EXTRAS = 1  # the time token; never masked
 
     def __init__(
-        self, size: int, channels: int, patch: int, dim: int, depth: int, heads: int
+        self,
+        size: int,
+        channels: int,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        init: Literal["paper", "spatial"] = "paper",
     ) -> None:
         super().__init__()
         if size % patch:
@@ -91,10 +113,11 @@ class UViT(Denoiser):
                 f"model.patch is {patch}, which does not divide data.size {size}. "
                 f"Allowed: {', '.join(map(str, allowed))}."
             )
-        if dim % (2 * heads):
+        unit = lcm(heads, 4)  # whole heads; a sine and a cosine of both coordinates
+        if dim % unit:
             raise UserError(
-                f"model.dim is {dim}, which is not a multiple of 2 · model.heads = {2 * heads}. "
-                f"The next that fits: {-(-dim // (2 * heads)) * 2 * heads}."
+                f"model.dim is {dim}, but must be a multiple of {unit} for {heads} heads. "
+                f"The next that fits: {-(-dim // unit) * unit}."
             )
         if depth % 2 == 0:
             raise UserError(
@@ -110,8 +133,37 @@ class UViT(Denoiser):
         self.out_blocks = nn.ModuleList(Block(dim, heads, True) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, values)
-        self.apply(_initialise)
+        if init == "paper":
+            self._initialise_as_the_paper()
+        else:
+            self._initialise_spatially(size // patch)
+
+    def _initialise_as_the_paper(self) -> None:
+        """Truncated normal 0.02 for weights and positions, zero biases (U-ViT)."""
         nn.init.trunc_normal_(self.positions, std=0.02)
+        for layer in self._linears():
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+
+    @torch.no_grad()
+    def _initialise_spatially(self, grid: int) -> None:
+        """Positions start as 2-D sinusoids, weights as normal with variance ½ / inputs.
+
+        The network need not find out first which patches are neighbours. The positions are
+        learned all the same. On the demo's images and a third of its compute the held-out x0
+        error fell from 0.105 to 0.095 (README, "What is and is not yet shown").
+        """
+        nn.init.trunc_normal_(self.positions[: self.EXTRAS], std=0.02)
+        self.positions[self.EXTRAS :] = 0.5 * embed_places(grid, self.dim)
+        for layer in self._linears():
+            nn.init.trunc_normal_(layer.weight, std=(0.5 / layer.in_features) ** 0.5)
+
+    def _linears(self) -> list[nn.Linear]:
+        """Return all linear layers, their biases zeroed."""
+        layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for layer in layers:
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        return layers
 
     def forward_flops(self, visible: int) -> int:
         """Return the FLOPs of one image's forward pass with ``visible`` patches shown.
@@ -154,11 +206,3 @@ class UViT(Denoiser):
         for block in self.out_blocks:
             x = block(x, skips.pop())
         return self.head(self.norm(x[:, self.EXTRAS :]))  # type: ignore[no-any-return]
-
-
-def _initialise(module: nn.Module) -> None:
-    """Truncated normal 0.02 for weights, zero biases (U-ViT)."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

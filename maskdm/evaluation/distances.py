@@ -80,6 +80,8 @@ def kernel_distance(
             f"A kernel distance needs at least 2 images on each side, not {len(a)} and {len(b)}: "
             "draw more samples, or hold out more images."
         )
+    if len(a) == len(b) <= subset_size:
+        subsets = 1  # there is no other subset than everything
     a, b = a.astype(np.float64), b.astype(np.float64)
     with numpy_seed(seed):
         values = [
