@@ -22,7 +22,9 @@ def compiled(module: nn.Module, device: torch.device) -> Callable[..., Tensor]:
     return with_fallback(torch.compile(module), module)
 
 
-def with_fallback(fast: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def with_fallback(
+    fast: Callable[..., Tensor], plain: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
     """Return a function that calls ``fast``, or ``plain`` for good once ``fast`` has failed.
 
     An error that ``plain`` shares (out of memory, bad shapes) is raised by ``plain`` as usual.

@@ -136,7 +136,7 @@ def make_mask(params: MaskParams, grid: int) -> Mask:
 
 
 def _hidden(rate: float, units: int) -> int:
-    """Return ⌊m·units⌋, undisturbed by 0.7 · 10 being 6.999…"""
+    """Return ⌊m·units⌋, with no unit lost to 0.29 · 100 being 28.999…6."""
     return int(rate * units + 1e-9)
 
 

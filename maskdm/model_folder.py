@@ -5,6 +5,7 @@ holds all that is needed to rebuild the network and to say where it comes from.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class ModelConfig(Section):
 
 
 def save_model(
-    folder: Path, config: ModelConfig, raw: dict[str, Tensor], averaged: dict[str, Tensor]
+    folder: Path, config: ModelConfig, raw: Mapping[str, Tensor], averaged: Mapping[str, Tensor]
 ) -> None:
     """Write a model folder; both sets of weights have the network's parameter names."""
     from safetensors.torch import save_file

@@ -198,7 +198,9 @@ def _accumulate(
     length = len(batch.tokens)
     times = training_times(batch.uniform, diffusion)
     total = torch.zeros((), device=device)
-    for part in torch.arange(length, device=device).split(micro_batch or length):
+    size = micro_batch or length
+    for start in range(0, length, size):
+        part = slice(start, start + size)
         positions = batch.positions[part]
         with autocast(params.precision, device):
             per_image = denoising_loss(

@@ -6,7 +6,6 @@ mask rates and phases. Images, levels and noise are fixed, so a curve's wiggles 
 """
 
 from collections.abc import Callable
-from math import ceil
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from maskdm.tokens import all_positions, to_tokens
 LOG_SNRS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 # At most this many images: each is used at one level, every level gets the same number.
 MOST_IMAGES = 36 * len(LOG_SNRS)
+BATCH = 63
 
 
 class Validation:
@@ -46,7 +46,7 @@ class Validation:
             # The seed of a run must not change what it is judged by.
             stream(0, "validation", 0, place).standard_normal(out=noise[place], dtype=np.float32)
         self.x_t = add_noise(self.x0, torch.from_numpy(noise).to(device), self.time, self.path)
-        self.positions = all_positions(*self.x0.shape[:2], device)
+        self.positions = all_positions(len(self.x0), self.x0.shape[1], device)
 
     @torch.inference_mode()
     def errors(self, denoise: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
@@ -56,7 +56,8 @@ class Validation:
             denoise: ``(tokens, positions, time)`` → the network's output.
         """
         per_image = []
-        for part in torch.arange(len(self.x0)).split(ceil(MOST_IMAGES / 4)):
+        for start in range(0, len(self.x0), BATCH):
+            part = slice(start, start + BATCH)
             x_t, time = self.x_t[part], self.time[part]
             output = denoise(x_t, self.positions[part], time).float()
             x0 = to_x0(output, x_t, time, self.path, self.params.prediction).clamp(-1, 1)

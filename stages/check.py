@@ -1,6 +1,7 @@
 """Check the whole of params.yaml, before any other stage deletes or computes anything."""
 
 from pathlib import Path
+from typing import Any
 
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.sources import DataParams
@@ -57,7 +58,7 @@ def check(path: Path) -> None:
         for name in content
         if name not in SECTIONS
     ]
-    sections = {}
+    sections: dict[str, Any] = {}
     for name, kind in SECTIONS.items():
         try:
             sections[name] = read_section(path, name, kind)

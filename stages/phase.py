@@ -52,9 +52,7 @@ def train_phase(
         phase,
     )
     micro_batch = whole_number("MASKDM_MICRO_BATCH", params.batch_size)
-    reports = train(
-        state, batches, prepared.heldout, config.diffusion, params, device, micro_batch
-    )
+    reports = train(state, batches, prepared.heldout, config.diffusion, params, device, micro_batch)
     curves = Curves(Path("reports") / phase, backbone, mask.visible, config.flops, params)
     started = time.perf_counter()
     with tqdm(total=params.steps, desc=phase, unit="step", mininterval=1.0) as bar:

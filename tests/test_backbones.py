@@ -48,9 +48,7 @@ def test_places_and_times_and_neighbours_matter(backbone, inputs):
     assert not torch.allclose(output, backbone(tokens, positions, 1 - time), atol=1e-3)
     changed = tokens.clone()
     changed[:, 0] += 1
-    assert not torch.allclose(
-        output[:, 1:], backbone(changed, positions, time)[:, 1:], atol=1e-3
-    )
+    assert not torch.allclose(output[:, 1:], backbone(changed, positions, time)[:, 1:], atol=1e-3)
 
 
 def test_a_subset_equals_the_whole_with_the_hidden_tokens_masked_out_of_attention(

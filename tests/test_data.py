@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from maskdm.data.emoji import emoji_group
 from maskdm.data.images import fit, read_image, to_rgb
 from maskdm.data.sources import (
     DataParams,
     Picture,
     Source,
-    emoji_group,
     file_group,
     open_source,
     read_idx,

@@ -9,7 +9,14 @@ from safetensors.torch import load_file, save_file
 from maskdm.backbones.registry import BACKBONES, ModelParams, build_backbone
 from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
-from maskdm.model_folder import ModelConfig, Trained, load_config, load_model, load_weights, save_model
+from maskdm.model_folder import (
+    ModelConfig,
+    Trained,
+    load_config,
+    load_model,
+    load_weights,
+    save_model,
+)
 
 
 def config(**model):
@@ -107,7 +114,7 @@ def test_a_missing_unexpected_or_misshapen_tensor_is_refused_by_name(folder, cha
 
 def test_a_network_of_another_size_is_refused(folder):
     other = build_backbone(config(dim=64).model, 16, 3, 0)
-    with pytest.raises(UserError, match="do not fit the network of params.yaml"):
+    with pytest.raises(UserError, match=r"do not fit the network of params\.yaml"):
         load_weights(folder, "averaged", other)
 
 

@@ -54,9 +54,7 @@ def diffusion(path="flow", prediction="x0"):
 
 
 def params(solver="dpmpp-2m", nfe=20, eta=0.0, seed=0, count=4):
-    return SampleParams(
-        count=count, solver=solver, nfe=nfe, eta=eta, weights="averaged", seed=seed
-    )
+    return SampleParams(count=count, solver=solver, nfe=nfe, eta=eta, weights="averaged", seed=seed)
 
 
 def sample(setting, drawing, places=range(2000)):
@@ -149,7 +147,7 @@ def test_a_seed_gives_the_same_image_whatever_the_batch(solver, eta):
     setting, drawing = diffusion(), params(solver, 6, eta, seed=3)
     together = sample(setting, drawing, range(6))
     apart = torch.cat([sample(setting, drawing, part) for part in (range(1), range(1, 6))])
-    assert torch.equal(to_images(together[:, None].float(), 2, 2), to_images(apart[:, None].float(), 2, 2))
+    assert torch.equal(*(to_images(x[:, None].float(), 2, 2) for x in (together, apart)))
     other = sample(setting, params(solver, 6, eta, seed=4), range(6))
     assert not torch.allclose(together, other, atol=0.01)
 
@@ -170,7 +168,10 @@ def check_against_diffusers(scheduling, solver, order):
     path, network = PATHS["vp-cosine"], Gaussian(setting)
     grid = sampling_grid(path, 12)
     scheduler = scheduling.DPMSolverMultistepScheduler(
-        prediction_type="sample", solver_order=order, lower_order_final=False, final_sigmas_type="sigma_min"
+        prediction_type="sample",
+        solver_order=order,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
     )
     scheduler.set_timesteps(len(grid) - 1)
     # diffusers' σ is our σ/α
