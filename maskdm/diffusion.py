@@ -146,7 +146,7 @@ def _like(level: Tensor, x: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor, path: ProbabilityPath) -> Tensor:
-    """Return x_t = α(t)·x0 + σ(t)·ε: ``x0``, ``noise`` are ``(batch, …)``, ``t`` is ``(batch,)``."""
+    """Return x_t = α(t)·x0 + σ(t)·ε; ``x0`` and ``noise`` ``(batch, …)``, ``t`` ``(batch,)``."""
     alpha, sigma = (_like(level, x0) for level in path.levels(t))
     return alpha * x0 + sigma * noise
 
