@@ -41,7 +41,7 @@ def main(path: Path) -> None:
     """Write the page template to PATH."""
     import vl_convert
 
-    bundle = vl_convert.javascript_bundle(DRAW).replace("</", "<\\/")
+    bundle = vl_convert.javascript_bundle(DRAW).replace("</script", "<\\/script")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(PAGE.replace("BUNDLE", bundle), encoding="utf-8")
 
