@@ -56,13 +56,15 @@ def train_phase(
     curves = Curves(Path("reports") / phase, backbone, mask.visible, config.flops, params)
     started = time.perf_counter()
     with tqdm(total=params.steps, desc=phase, unit="step", mininterval=1.0) as bar:
-        loss = float("nan")
+        shown: dict[str, str] = {}
         for report in reports:
-            loss = loss if report.loss is None else report.loss
             curves.add(report)
-            bar.update(report.step - bar.n)
             speed = report.step * params.batch_size / (time.perf_counter() - started)
-            bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.0f}"}, refresh=False)
+            shown["images/s"] = f"{speed:.0f}"
+            if report.loss is not None:
+                shown["loss"] = f"{report.loss:.4f}"
+            bar.set_postfix(shown, refresh=False)
+            bar.update(report.step - bar.n)
     seconds = time.perf_counter() - started
     curves.write()
     images = state.step * params.batch_size

@@ -17,9 +17,11 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>maskdm: plots</title>
 <style>
-body { font-family: sans-serif; margin: 2rem; }
-table { border-spacing: 15px; }
-img { image-rendering: pixelated; }
+body { font-family: sans-serif; margin: 2rem; display: flex; flex-wrap: wrap; gap: 1rem; }
+[id^=reports_][id$=_png] { width: 100%; white-space: normal !important; }
+[id^=reports_][id$=_png] > div:not(:only-of-type) { max-width: 47%; }
+#reports_samples_png { order: -1; }
+img { max-width: 100%; }
 </style>
 <script>
 const waiting = [];

@@ -1,4 +1,4 @@
-"""Tests compute little: on one thread they are faster than on several, and so is what they start."""
+"""Tests compute little: on one thread they, and what they start, are faster than on several."""
 
 import os
 
