@@ -188,3 +188,25 @@ def check_against_diffusers(scheduling, solver, order):
         lambda x, t: network(x, None, t), x * grid[0].sigma, grid, 0.0, lambda step: None
     )
     torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_ddim_at_eta_1_adds_the_posteriors_noise(path):
+    """The variance of q(x_there | x_here, x0), from conditioning one Gaussian on another."""
+    here, there = sampling_grid(PATHS[path], 8)[3:5]
+    seen = []
+
+    def denoise(x, time):
+        seen.append(x)
+        return torch.full_like(x, 0.3)
+
+    for noise in (0.0, 1.0):
+        x = torch.full((1, 1, 1), 0.7, dtype=torch.float64)
+        list(ddim(denoise, x, [here, there], 1.0, lambda step, z=noise: torch.full_like(x, z)))
+    # x_here = r·x_there + √(σ_here² − r²·σ_there²)·z with r = α_here / α_there
+    r = here.alpha / there.alpha
+    prior, extra = there.sigma**2, here.sigma**2 - (r * there.sigma) ** 2
+    variance = prior * extra / (r**2 * prior + extra)
+    assert (seen[3] - seen[1]).item() ** 2 == pytest.approx(variance)
+    mean = there.alpha * 0.3 + prior * r / (r**2 * prior + extra) * (0.7 - r * there.alpha * 0.3)
+    assert seen[1].item() == pytest.approx(mean)
