@@ -200,9 +200,9 @@ def test_ddim_at_eta_1_adds_the_posteriors_noise(path):
         seen.append(x)
         return torch.full_like(x, 0.3)
 
-    for noise in (0.0, 1.0):
-        x = torch.full((1, 1, 1), 0.7, dtype=torch.float64)
-        list(ddim(denoise, x, [here, there], 1.0, lambda step, z=noise: torch.full_like(x, z)))
+    x = torch.full((1, 1, 1), 0.7, dtype=torch.float64)
+    for noise in (torch.zeros_like(x), torch.ones_like(x)):
+        list(ddim(denoise, x, [here, there], 1.0, lambda step, z=noise: z))
     # x_here = r·x_there + √(σ_here² − r²·σ_there²)·z with r = α_here / α_there
     r = here.alpha / there.alpha
     prior, extra = there.sigma**2, here.sigma**2 - (r * there.sigma) ** 2
