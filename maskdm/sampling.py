@@ -1,8 +1,8 @@
 """From noise to images: an x0-denoiser and a solver on a grid uniform in log-SNR.
 
 Any network becomes an x0-denoiser D(x, t), its estimate clipped to [−1, 1]. The grid is uniform in
-λ = log(α/σ): the schedulers' usual grids end at too large a noise and lose most of the variance
-(measured; docs in README). Solvers are pure functions with one signature.
+λ = log(α/σ) and ends where noise is invisible: grids uniform in time end at too large a noise and
+lose much of the variance in the last step. Solvers are pure functions with one signature.
 """
 
 from collections.abc import Callable, Iterator
