@@ -1,0 +1,319 @@
+"""The pipeline, run for real by DVC in a clone of this working tree: what reruns, what is refused.
+
+Every test starts from the same finished run of a very small configuration.
+"""
+
+import csv
+import hashlib
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from graph import modules_of
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+SMALLER = {  # than presets/tiny.yaml
+    "data.limit": 40,
+    "pretrain.steps": 4,
+    "pretrain.log_every": 1,
+    "pretrain.validate_every": 4,
+    "sample.count": 8,
+    "sample.nfe": 2,
+}
+STAGES = {
+    "check",
+    "prepare",
+    "masks",
+    "reference",
+    "pretrain",
+    "finetune",
+    "curves",
+    "sample",
+    "fid",
+}
+BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
+
+
+class Clone:
+    """A git clone in which DVC commands run, cut off from the user's settings and the network."""
+
+    def __init__(self, path):
+        self.path = path
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "DVC_GLOBAL_CONFIG_DIR": str(path.parent / "dvc-global"),
+            "DVC_SYSTEM_CONFIG_DIR": str(path.parent / "dvc-system"),
+            "DVC_SITE_CACHE_DIR": str(path.parent / "dvc-site"),
+            "DVC_NO_ANALYTICS": "1",
+            "http_proxy": "http://127.0.0.1:9",
+            "https_proxy": "http://127.0.0.1:9",
+        }
+        # Without compiled files in the clone a dependency on a whole package would go unnoticed.
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def call(self, *command, code=0, **environment):
+        """Run a command and return what it said; its exit status must be ``code``."""
+        result = subprocess.run(
+            command,
+            cwd=self.path,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert result.returncode == code, result.stdout[-6000:]
+        return result.stdout
+
+    def git(self, *arguments):
+        return self.call("git", *arguments)
+
+    def dvc(self, *arguments, **options):
+        """Run DVC and return the set of the stages that really ran."""
+        said = self.call("dvc", *arguments, **options)
+        return set(re.findall(r"^Running stage '(\w+)'", said, re.MULTILINE))
+
+    def edit(self, name, old, new):
+        path = self.path / name
+        text = path.read_text()
+        assert re.search(old, text, re.MULTILINE)
+        path.write_text(re.sub(old, new, text, count=1, flags=re.MULTILINE))
+
+    def outputs(self):
+        """Return the digest and the time of change of every file that a stage wrote."""
+        files = (
+            p for folder in ("data", "models", "reports") for p in (self.path / folder).rglob("*")
+        )
+        return {
+            path.relative_to(self.path).as_posix(): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mtime_ns,
+            )
+            for path in files
+            if path.is_file() and path.name != "checked"
+        }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A clone of the working tree, uncommitted files too, after a whole run, committed."""
+    clone = Clone(tmp_path_factory.mktemp("pipeline") / "clone")
+    clone.path.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (clone.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone.path / name)
+    for name in ("dvc.lock", "reports"):  # committed results of another configuration
+        subprocess.run(["rm", "-rf", clone.path / name], check=True)
+
+    yaml = YAML()
+    params = yaml.load(clone.path / "presets/tiny.yaml")
+    for key, value in SMALLER.items():
+        section, name = key.split(".")
+        params[section][name] = value
+    yaml.dump(params, clone.path / "params.yaml")
+
+    clone.git("init", "--quiet", "--initial-branch", "main")
+    clone.git("config", "user.name", "test")
+    clone.git("config", "user.email", "test@example.com")
+    clone.call("python", "-m", "stages.plots_page", ".dvc/tmp/plots_page.html")
+    clone.call("dvc", "config", "--local", "plots.html_template", "tmp/plots_page.html")
+    clone.git("add", "--all")
+    clone.git("commit", "--quiet", "--message", "before")
+    assert clone.dvc("repro") == STAGES
+    shutil.copytree(clone.path / "models/finetune", clone.path / "models/other")  # another start
+    clone.git("add", "--all")
+    clone.git("commit", "--quiet", "--message", "finished")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def other_run(finished):
+    """The stages that ran in an experiment named 'other', with another mask rate."""
+    return finished.dvc("exp", "run", "--name", "other", "--set-param", "mask.rate=0.6")
+
+
+@pytest.fixture
+def clone(finished, other_run):
+    """The finished clone, as it was."""
+    finished.git("reset", "--quiet", "--hard")
+    finished.git("clean", "--quiet", "--force", "-d")
+    finished.call("dvc", "checkout", "--quiet", "--force")
+    return finished
+
+
+def test_a_finished_run_reruns_for_nothing_from_the_environment(clone):
+    other = {
+        "MASKDM_DEVICE": "cpu",
+        "MASKDM_MICRO_BATCH": "2",
+        "MASKDM_SAMPLE_BATCH": "3",
+        "OMP_NUM_THREADS": "2",
+    }
+    assert "Data and pipelines are up to date." in clone.call("dvc", "repro", **other)
+
+
+def test_comments_rerun_nothing(clone):
+    clone.edit("params.yaml", r"^seed: 0.*$", "# another comment\nseed: 0  # and one more")
+    assert clone.dvc("repro") == set()
+
+
+# The rerun table of the design. The check runs for every parameter; the picture of the masks and
+# the one of the curves run with what they show.
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        ("data.limit=36", STAGES),
+        ("seed=1", {"check", "pretrain", "finetune", "curves", "sample", "fid"}),
+        ("pretrain.steps=0", {"check", "pretrain", "finetune", "curves", "sample", "fid"}),
+        ("finetune.init=models/other", {"check", "finetune", "curves", "sample", "fid"}),
+        ("sample.seed=1", {"check", "sample", "fid"}),
+    ],
+)
+def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(clone, change, rerun):
+    assert clone.dvc("exp", "run", "--set-param", change) == rerun
+    assert clone.dvc("repro") == set()
+
+
+def test_another_mask_rate_reruns_what_depends_on_it_and_nothing_else(other_run):
+    assert other_run == {"check", "masks", "pretrain", "finetune", "curves", "sample", "fid"}
+
+
+# What a section's own stages are; that the change goes on from there is shown above. The extractor
+# 'inception' cannot be run without its download.
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        (r"^seed: \d+", "seed: 2", {"pretrain", "finetune"}),
+        (r"hflip: 0.5", "hflip: 0.4", {"pretrain"}),  # the first is pretrain's
+        (r"background: white", "background: black", {"prepare"}),
+        (r"dim: 32", "dim: 16", {"masks", "pretrain", "finetune"}),
+        (r"path: flow", "path: vp-cosine", {"pretrain", "finetune"}),
+        (r"strategy: patch", "strategy: crop", {"masks", "pretrain"}),
+        (r"init_weights: averaged", "init_weights: raw", {"finetune"}),
+        (r"nfe: 2", "nfe: 3", {"sample"}),
+        (r"extractor: efficientnet-lite0", "extractor: inception", {"reference", "fid"}),
+    ],
+)
+def test_each_section_changes_only_the_stages_that_read_it(clone, old, new, changed):
+    clone.edit("params.yaml", old, new)
+    status = json.loads(clone.call("dvc", "status", "--json"))
+    assert set(status) == changed | {"check"}
+
+
+def test_an_edited_module_reruns_the_stages_that_import_it_and_no_others(clone):
+    with (clone.path / "maskdm/ema.py").open("a") as file:
+        file.write("# a comment\n")
+    importing = {stage for stage in STAGES if "maskdm/ema.py" in modules_of(stage)}
+    # Training is reproducible to the byte, so nothing behind it runs.
+    assert clone.dvc("repro") == importing == {"check", "pretrain", "finetune"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("mask.rate=abc", r"mask\.rate is 'abc'.* Allowed: "),
+        ("+mask.rat=0.7", r"mask\.rat is not a parameter.* Did you mean 'rate'"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_anything_is_touched(clone, change, sentence):
+    before = clone.outputs()
+    said = clone.call("dvc", "exp", "run", "--set-param", change, code=255)
+    assert re.search(sentence, said)
+    assert "git checkout params.yaml" in said
+    assert clone.outputs() == before
+    clone.call("touch", "params.yaml")
+    clone.git("checkout", "params.yaml")
+    assert clone.dvc("repro") == set()
+
+
+def test_a_mistyped_key_is_refused_by_dvc(clone):
+    said = clone.call("dvc", "exp", "run", "--set-param", "mask.rat=0.7", code=255)
+    assert "mask.rat" in said
+    assert clone.git("status", "--short") == ""
+
+
+def test_a_number_in_scientific_notation_reaches_training(clone):
+    clone.dvc("exp", "run", "--set-param", "pretrain.lr=1e-5", "pretrain")
+    with (clone.path / "reports/pretrain/training.tsv").open(newline="") as file:
+        assert float(list(csv.DictReader(file, delimiter="\t"))[-1]["lr"]) == 1e-5
+
+
+@pytest.fixture
+def comparison(clone):
+    """The clone, the parsed page that ``dvc plots diff`` writes in it for two runs, its path."""
+    clone.dvc("plots", "diff", "HEAD", "other")
+    path = clone.path / "dvc_plots/index.html"
+    return clone, Page(path), path
+
+
+class Page(html.parser.HTMLParser):
+    """What a page loads, its pictures, and the data of its charts."""
+
+    def __init__(self, path):
+        super().__init__()
+        text = path.read_text()
+        self.loads, self.pictures = [], []
+        self.feed(text)
+        specs = re.findall(r"var spec = (\{.*\});$", text, re.MULTILINE)
+        self.charts = {spec["title"]["text"]: spec for spec in map(json.loads, specs)}
+        assert len(self.charts) == len(specs)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        source = attributes.get("src") or (tag == "link" and attributes.get("href"))
+        if source:
+            (self.pictures if tag == "img" else self.loads).append(source)
+
+
+def test_plots_of_two_runs_are_one_page_that_loads_nothing(comparison):
+    clone, page, _ = comparison
+    assert page.loads == []
+    for title, spec in page.charts.items():
+        assert {row["rev"] for row in spec["data"]["values"]} == {"HEAD", "other"}, title
+    for commit, picture in (
+        ("HEAD", "HEAD_reports_samples.png"),
+        ("other", "other_reports_samples.png"),
+    ):
+        assert page.pictures.count(f"static/{picture}") == 1
+        shown = clone.path / "dvc_plots/static" / picture
+        assert clone.git("hash-object", str(shown)) == clone.git(
+            "rev-parse", f"{commit}:reports/samples.png"
+        )
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_plots_are_drawn_without_a_network(comparison, tmp_path):
+    clone, page, path = comparison
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking"]
+    quiet = ["--no-first-run", "--disable-component-update", "--disable-sync", "--disable-gpu"]
+    dom = clone.call(
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        *offline,
+        *quiet,
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=8000",
+        "--dump-dom",
+        path.as_uri(),
+    )
+    drawn = re.findall(r'<svg[^>]*class="marks".*?</svg>|<canvas', dom, re.DOTALL)
+    assert len(drawn) == len(page.charts)
+    assert all(">HEAD<" in chart and ">other<" in chart for chart in drawn)
