@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {  # than presets/tiny.yaml
-    "data.limit": 40,
+    "data.limit": 24,
     "pretrain.steps": 4,
     "pretrain.log_every": 1,
     "pretrain.validate_every": 4,
@@ -179,7 +179,7 @@ def test_comments_rerun_nothing(clone):
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
-        ("data.limit=36", STAGES),
+        ("data.limit=20", STAGES),
         ("seed=1", {"check", "pretrain", "finetune", "curves", "sample", "fid"}),
         ("pretrain.steps=0", {"check", "pretrain", "finetune", "curves", "sample", "fid"}),
         ("finetune.init=models/other", {"check", "finetune", "curves", "sample", "fid"}),
