@@ -36,7 +36,7 @@ BUNDLE
 </body>
 </html>
 """
-DRAW = "for (const call of waiting) vegaEmbed(...call); window.vegaEmbed = vegaEmbed;"
+DRAW = "for (const call of waiting) vegaEmbed(...call, {config: {numberFormat: '~g'}});"  # 7e+13
 
 
 def main(path: Path) -> None:

@@ -287,15 +287,12 @@ def test_plots_of_two_runs_are_one_page_that_loads_nothing(comparison):
     assert page.loads == []
     for title, spec in page.charts.items():
         assert {row["rev"] for row in spec["data"]["values"]} == {"HEAD", "other"}, title
-    for commit, picture in (
-        ("HEAD", "HEAD_reports_samples.png"),
-        ("other", "other_reports_samples.png"),
-    ):
-        assert page.pictures.count(f"static/{picture}") == 1
-        shown = clone.path / "dvc_plots/static" / picture
-        assert clone.git("hash-object", str(shown)) == clone.git(
-            "rev-parse", f"{commit}:reports/samples.png"
-        )
+    experiment = clone.git("rev-parse", "--glob=refs/exps/*/*/other").strip()
+    for name, commit in {"HEAD": "HEAD", "other": experiment}.items():
+        picture = f"static/{name}_reports_samples.png"
+        assert page.pictures.count(picture) == 1
+        shown = clone.git("hash-object", f"dvc_plots/{picture}")
+        assert shown == clone.git("rev-parse", f"{commit}:reports/samples.png")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
