@@ -82,12 +82,10 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(
 
 
 def test_a_block_size_that_does_not_fit_is_refused_only_where_blocks_are_used(with_change):
-    check(with_change("mask.block_size", 3))
-    content = read_params(with_change("mask.block_size", 3))
-    content["mask"]["strategy"] = "block"
-    path = with_change("mask", content["mask"])
+    content = read_params(LAPTOP)["mask"] | {"block_size": 3}
+    check(with_change("mask", content | {"strategy": "patch"}))
     with pytest.raises(UserError, match=r"block_size is 3.*8×8.*1, 2, 4, 8"):
-        check(path)
+        check(with_change("mask", content | {"strategy": "block"}))
 
 
 def test_all_faults_are_told_at_once(with_change):
