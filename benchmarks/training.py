@@ -23,8 +23,10 @@ from maskdm.devices import choose_device
 from maskdm.diffusion import DiffusionParams
 from maskdm.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.params import read_section
-from maskdm.training import FinetuneParams, PhaseParams, PretrainParams, State, train
-from maskdm.validation import LOG_SNRS
+from maskdm.phases import FinetuneParams, PhaseParams, PretrainParams
+from maskdm.schedule import Leg, Schedule
+from maskdm.training import State, train
+from maskdm.validation import LOG_SNRS, Validation
 
 IMAGES = 2048  # enough that batches are gathered from all over the array
 FOREVER = 10**9  # steps
@@ -110,10 +112,11 @@ def training_step(preset: Path, mask: Mask, params: PhaseParams, device: torch.d
     shape = (IMAGES, data.size, data.size, data.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     backbone = build_backbone(model, data.size, data.channels, seed=0).to(device)
-    batches = Batches(images, mask, model.patch, params.batch_size, params.hflip, 0, "bench")
-    endless = params.model_copy(update={"steps": FOREVER, "validate_every": FOREVER})
-    heldout = images[: len(LOG_SNRS)]
-    reports = train(State.start(backbone), batches, heldout, diffusion, endless, device)
+    leg = Leg(mask, FOREVER, params.batch_size, params.lr, params.warmup)
+    batches = Batches(images, Schedule((leg,), FOREVER), model.patch, params.hflip, 0, "bench")
+    endless = params.model_copy(update={"validate_every": FOREVER})
+    validation = Validation(images[: len(LOG_SNRS)], model.patch, diffusion, device)
+    reports = train(State.start(backbone), batches, validation, diffusion, endless, device)
     next(reports)  # the validation before the first step
     flops = training_flops(backbone, mask.visible, params.batch_size)
     return Work(partial(next, reports), flops, params.batch_size)

@@ -1,6 +1,6 @@
 """Step → batch: which images, what is visible, which times, which noise.
 
-A batch is a function of (images, mask, seed, phase, step) and of each sample's place in the
+A batch is a function of (images, schedule, seed, phase, step) and of each sample's place in the
 global batch; there is no iterator to restore. Times are spread evenly over a batch behind one
 random shift (Kingma et al. 2021, appendix I.1), which makes the loss much less noisy.
 """
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.masking import Mask
 from maskdm.randomness import stream
+from maskdm.schedule import Schedule
 from maskdm.tokens import to_tokens, visible_tokens
 
 
@@ -26,12 +26,14 @@ class Batch(NamedTuple):
         positions: their places, ``(batch, visible)`` int64.
         noise: standard normal, shaped like ``tokens``.
         uniform: ``(batch,)`` in [0, 1), from which training times are made.
+        labels: the classes, ``(batch,)`` int64, some replaced by the null label; or None.
     """
 
     tokens: Tensor
     positions: Tensor
     noise: Tensor
     uniform: Tensor
+    labels: Tensor | None = None
 
 
 @lru_cache(maxsize=2)
@@ -46,49 +48,59 @@ class Batches:
 
     Attributes:
         images: uint8 ``(count, H, W, C)``, memory-mapped or not.
-        mask: what stays visible.
+        schedule: the mask and the size of the global batch at every step.
         patch: side of a patch in pixels.
-        batch_size: images in the global batch.
         hflip: probability of mirroring an image.
         seed: the run's seed.
         phase: ``"pretrain"`` or ``"finetune"``; the phases share no random numbers.
+        labels: the images' classes, int64 ``(count,)``, or None.
+        classes: their number, which is also the null label.
+        label_dropout: probability of showing the null label instead of the class, which teaches
+            the unconditional model that guidance needs (Ho & Salimans 2022, algorithm 1).
     """
 
     images: np.ndarray
-    mask: Mask
+    schedule: Schedule
     patch: int
-    batch_size: int
     hflip: float
     seed: int
     phase: str
+    labels: np.ndarray | None = None
+    classes: int = 0
+    label_dropout: float = 0.0
 
     def indices(self, step: int) -> np.ndarray:
-        """Return which images step ``step`` (from 0) sees, ``(batch_size,)``."""
+        """Return which images step ``step`` (from 0) sees, ``(batch,)``."""
         count = len(self.images)
-        seen = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        seen = np.arange(self.schedule.images_before(step), self.schedule.images_before(step + 1))
         epochs = np.unique(seen // count)
         orders = {e: _permutation(count, self.seed, self.phase, int(e)) for e in epochs}
         return np.array([orders[g // count][g % count] for g in seen])
 
     def at(self, step: int, device: torch.device) -> Batch:
         """Return the batch of step ``step`` (from 0) on ``device``."""
-        length, visible = self.batch_size, self.mask.visible
-        images = np.array(self.images[self.indices(step)])
-        scores = np.empty((length, self.mask.units), np.float32)
-        noise = np.empty((length, visible, self.patch**2 * images.shape[3]), np.float32)
+        indices, mask = self.indices(step), self.schedule.mask(step)
+        length = len(indices)
+        images = np.array(self.images[indices])
+        labels = None if self.labels is None else np.array(self.labels[indices])
+        scores = np.empty((length, mask.units), np.float32)
+        noise = np.empty((length, mask.visible, self.patch**2 * images.shape[3]), np.float32)
         for place in range(length):
             random = stream(self.seed, self.phase, step, place)
             if random.random() < self.hflip:
                 images[place] = images[place, :, ::-1]
             random.random(out=scores[place], dtype=np.float32)
             random.standard_normal(out=noise[place], dtype=np.float32)
+            if labels is not None and random.random() < self.label_dropout:
+                labels[place] = self.classes
         shift = stream(self.seed, f"{self.phase}/times", step).random()
         uniform = ((np.arange(length) / length + shift) % 1).astype(np.float32)
         tokens = to_tokens(torch.from_numpy(images).to(device), self.patch)
-        positions = self.mask.draw(torch.from_numpy(scores).to(device))
+        positions = mask.draw(torch.from_numpy(scores).to(device))
         return Batch(
             visible_tokens(tokens, positions),
             positions,
             torch.from_numpy(noise).to(device),
             torch.from_numpy(uniform).to(device),
+            None if labels is None else torch.from_numpy(labels).to(device),
         )

@@ -7,12 +7,14 @@ another machine would then count as another experiment.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from maskdm.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+Default = TypeVar("Default", int, None)
 
 
 def choose_device() -> torch.device:
@@ -41,7 +43,7 @@ def choose_device() -> torch.device:
     return device
 
 
-def whole_number(variable: str, default: int) -> int:
+def whole_number(variable: str, default: Default) -> int | Default:
     """Return the positive whole number in an environment variable.
 
     Raises:

@@ -8,6 +8,7 @@ cost nothing. Randomness is an argument: uniform numbers in, positions out.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from typing import Literal
 
@@ -92,12 +93,16 @@ class Mask:
         visible: the number S of patches shown, the same for every image.
         units: how many uniform numbers an image needs.
         draw: uniform numbers ``(batch, units)`` → positions ``(batch, visible)``, ascending.
+        strategy: ``"patch"``, ``"block"``, ``"crop"``, or ``"none"`` if nothing is hidden.
+        asked: the nominal mask rate.
     """
 
     grid: int
     visible: int
     units: int
     draw: Callable[[Tensor], Tensor]
+    strategy: str
+    asked: float
 
     @property
     def rate(self) -> float:
@@ -116,10 +121,12 @@ def make_mask(params: MaskParams, grid: int) -> Mask:
         UserError: if the block size does not divide the grid, or nothing would stay visible.
     """
     rate = params.rate
+    if rate == 0:
+        return nothing_masked(grid)
     if params.strategy == "patch":
         units = grid**2
         visible = units - _hidden(rate, units)
-        return Mask(grid, visible, units, lambda scores: patch_wise(scores, visible))
+        return Mask(grid, visible, units, partial(patch_wise, visible=visible), "patch", rate)
     if params.strategy == "block":
         size = params.block_size
         if grid % size:
@@ -130,9 +137,11 @@ def make_mask(params: MaskParams, grid: int) -> Mask:
             )
         blocks = (grid // size) ** 2
         kept = blocks - _hidden(rate, blocks)
-        return Mask(grid, kept * size**2, blocks, lambda s: block_wise(s, kept, grid, size))
+        visible = kept * size**2
+        draw = partial(block_wise, visible_blocks=kept, grid=grid, block_size=size)
+        return Mask(grid, visible, blocks, draw, "block", rate)
     side = isqrt(grid**2 - _hidden(rate, grid**2))
-    return Mask(grid, side**2, 1, lambda scores: crop(scores, side, grid))
+    return Mask(grid, side**2, 1, partial(crop, side=side, grid=grid), "crop", rate)
 
 
 def _hidden(rate: float, units: int) -> int:
@@ -140,16 +149,16 @@ def _hidden(rate: float, units: int) -> int:
     return int(rate * units + 1e-9)
 
 
-def describe(mask: Mask, params: MaskParams) -> str:
+def describe(mask: Mask) -> str:
     """Return one line on what the mask shows; it says so if the grid cannot express the rate."""
     total = mask.grid**2
     line = (
-        f"mask: {params.strategy}, {mask.visible} of {total} patches visible, "
-        f"true mask rate {mask.rate:.3f} (asked for {params.rate:g})"
+        f"mask: {mask.strategy}, {mask.visible} of {total} patches visible, "
+        f"true mask rate {mask.rate:.3f} (asked for {mask.asked:g})"
     )
-    if abs(mask.rate - params.rate) > 0.02:
+    if abs(mask.rate - mask.asked) > 0.02:
         line += (
-            f". The {mask.grid}×{mask.grid} grid cannot express {params.rate:g} within 2 points: "
+            f". The {mask.grid}×{mask.grid} grid cannot express {mask.asked:g} within 2 points: "
             "compare runs by the true rate"
         )
     return line
@@ -158,4 +167,8 @@ def describe(mask: Mask, params: MaskParams) -> str:
 def nothing_masked(grid: int) -> Mask:
     """Return the mask that shows whole images and needs no random numbers."""
     total = grid**2
-    return Mask(grid, total, 0, lambda s: torch.arange(total, device=s.device).expand(len(s), -1))
+
+    def draw(scores: Tensor) -> Tensor:
+        return torch.arange(total, device=scores.device).expand(len(scores), -1)
+
+    return Mask(grid, total, 0, draw, "none", 0.0)

@@ -23,7 +23,7 @@ Weights = Literal["averaged", "raw"]
 
 
 class Trained(Section):
-    """What one phase of training did, and what it cost.
+    """What one leg of training did, and what it cost.
 
     ``flops`` is counted by the cost model, forward and backward, without validation.
     """
@@ -33,16 +33,23 @@ class Trained(Section):
     mask: str
     mask_rate: float = Field(description="the true rate")
     visible: int = Field(description="patches shown of each image")
+    batch_size: int
     steps: int
     images: int
+    full_images: int = Field(description="of them, shown whole by the mixture")
     flops: int
 
 
 class ModelConfig(Section):
-    """``config.json``: how to rebuild the network, and how it was trained, first phase first."""
+    """``config.json``: how to rebuild the network, and how it was trained, first leg first.
+
+    ``classes`` maps the names of the classes, in the order of their labels, to how many training
+    images each has; None for an unconditional model.
+    """
 
     size: int
     channels: int
+    classes: dict[str, int] | None
     seed: int
     model: ModelParams
     diffusion: DiffusionParams
@@ -50,23 +57,23 @@ class ModelConfig(Section):
 
     @property
     def flops(self) -> int:
-        """Training FLOPs of all phases."""
-        return sum(phase.flops for phase in self.training)
+        """Training FLOPs of all legs."""
+        return sum(leg.flops for leg in self.training)
 
     @property
-    def cost(self) -> dict[str, Any]:
-        """What the model cost in all, and what its phases were, as metrics files want it."""
-        phases = {f"{n}_{p.phase}": p.model_dump() for n, p in enumerate(self.training, start=1)}
+    def cost(self) -> dict[str, int]:
+        """What the model cost in all."""
         return {
-            "steps": sum(phase.steps for phase in self.training),
-            "images": sum(phase.images for phase in self.training),
+            "steps": sum(leg.steps for leg in self.training),
+            "images": sum(leg.images for leg in self.training),
             "flops": self.flops,
-            **phases,
         }
 
     def backbone(self) -> Denoiser:
         """Return the network with fresh weights."""
-        return build_backbone(self.model, self.size, self.channels, self.seed)
+        return build_backbone(
+            self.model, self.size, self.channels, self.seed, len(self.classes or ())
+        )
 
 
 def save_model(

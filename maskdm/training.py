@@ -8,11 +8,10 @@ and clocks belong to whoever drives it.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, Strict
 from torch import Tensor
 
 from maskdm import ema
@@ -21,50 +20,8 @@ from maskdm.batches import Batch, Batches
 from maskdm.compilation import compiled
 from maskdm.diffusion import DiffusionParams, denoising_loss, training_times
 from maskdm.errors import UserError
-from maskdm.params import Section
+from maskdm.phases import PhaseParams
 from maskdm.validation import Validation
-
-
-class PhaseParams(Section):
-    """What both training sections, ``pretrain`` and ``finetune``, hold."""
-
-    steps: int = Field(ge=0, description="optimiser steps, a whole number >= 0")
-    batch_size: int = Field(ge=1, description="images a step, a whole number >= 1")
-    lr: float = Field(gt=0, description="peak learning rate of AdamW, > 0")
-    warmup: int = Field(ge=0, description="steps of linear warm-up, >= 0")
-    cooldown: int = Field(ge=0, description="last steps, over which the rate falls to 0, >= 0")
-    betas: Annotated[tuple[float, float], Strict(False)] = Field(
-        description="AdamW's two decay rates, a list of two numbers"
-    )
-    weight_decay: float = Field(ge=0, description="AdamW's weight decay, >= 0")
-    clip: float | None = Field(gt=0, description="largest gradient norm, > 0, or null for none")
-    hflip: float = Field(ge=0, le=1, description="probability of mirroring an image, 0 to 1")
-    ema_images: int = Field(ge=1, description="horizon of the weight average in images, >= 1")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        description="fp32, or autocast to bf16 or fp16"
-    )
-    log_every: int = Field(ge=1, description="steps between rows of the training curve, >= 1")
-    validate_every: int = Field(ge=1, description="steps between validations, >= 1")
-
-
-class PretrainParams(PhaseParams):
-    """The section ``pretrain``: masked pretraining; ``steps: 0`` is training from scratch."""
-
-
-class FinetuneParams(PhaseParams):
-    """The section ``finetune``: whole images, from a model folder."""
-
-    init: str = Field(description="the model folder to start from, such as models/pretrain")
-    init_weights: Literal["averaged", "raw"] = Field(
-        description="which of its weights to start from: averaged or raw"
-    )
-
-
-def learning_rate(step: int, params: PhaseParams) -> float:
-    """Return the rate of step ``step`` (from 0): warm-up, constant, linear cool-down to 0."""
-    rising = min(1.0, (step + 1) / (params.warmup + 1))
-    falling = min(1.0, (params.steps - step) / (params.cooldown + 1))
-    return params.lr * min(rising, falling)
 
 
 @dataclass
@@ -109,18 +66,18 @@ class Report:
 def train(
     state: State,
     batches: Batches,
-    heldout: np.ndarray,
+    validation: Validation,
     diffusion: DiffusionParams,
     params: PhaseParams,
     device: torch.device,
     micro_batch: int | None = None,
 ) -> Iterator[Report]:
-    """Train ``state`` in place up to ``params.steps``, one report a step.
+    """Train ``state`` in place to the end of the batches' schedule, one report a step.
 
     Args:
         state: where to start; its tensors must be on ``device``.
         batches: the batch of every step.
-        heldout: uint8 images to validate on, ``(count, H, W, C)``.
+        validation: the held-out images to validate on.
         diffusion: path, prediction and loss.
         params: the phase.
         device: where to compute.
@@ -131,6 +88,7 @@ def train(
         UserError: if the loss is no longer finite.
     """
     backbone, parameters = state.backbone.train(), list(state.backbone.parameters())
+    schedule = batches.schedule
     network = compiled(backbone, device)
     optimiser = torch.optim.AdamW(
         parameters,
@@ -140,12 +98,11 @@ def train(
         fused=device.type in ("cpu", "cuda"),
     )
     scaler = torch.amp.GradScaler(device.type, enabled=params.precision == "fp16")
-    validation = Validation(heldout, batches.patch, diffusion, device)
     losses: list[Tensor] = []
     yield Report(state.step, validation=_validate(state, validation, params, device))
 
-    while state.step < params.steps:
-        lr = learning_rate(state.step, params)
+    while state.step < schedule.steps:
+        lr = schedule.learning_rate(state.step)
         for group in optimiser.param_groups:
             group["lr"] = lr
         batch = batches.at(state.step, device)
@@ -157,24 +114,22 @@ def train(
         optimiser.zero_grad(set_to_none=True)
 
         state.step += 1
-        seen = state.step * params.batch_size
-        beta = ema.decay(seen, params.batch_size, params.ema_images)
+        seen = schedule.images_before(state.step)
+        beta = ema.decay(seen, len(batch.tokens), params.ema_images)
         ema.update(state.averaged.values(), parameters, beta)
 
-        last = state.step == params.steps
+        last = state.step == schedule.steps
         logs = state.step % params.log_every == 0 or last
         validates = state.step % params.validate_every == 0 or last
         loss = torch.stack(losses).mean().item() if logs else None
         if loss is not None:
             losses.clear()
             if not np.isfinite(loss):
+                leg, _ = schedule.leg(state.step - 1)
+                instead = "" if params.precision == "fp32" else ", or train in fp32"
                 raise UserError(
                     f"The training loss is {loss} at step {state.step}. Lower the learning rate "
-                    f"({params.lr:g}), lengthen the warm-up ({params.warmup} steps), or train in "
-                    f"fp32 instead of {params.precision}."
-                    if params.precision != "fp32"
-                    else f"The training loss is {loss} at step {state.step}. Lower the learning "
-                    f"rate ({params.lr:g}) or lengthen the warm-up ({params.warmup} steps)."
+                    f"({leg.lr:g}) or lengthen the warm-up ({leg.warmup} steps){instead}."
                 )
         yield Report(
             state.step,
@@ -202,9 +157,10 @@ def _accumulate(
     for start in range(0, length, size):
         part = slice(start, start + size)
         positions = batch.positions[part]
+        labels = None if batch.labels is None else batch.labels[part]
         with autocast(params.precision, device):
             per_image = denoising_loss(
-                lambda x_t, t, positions=positions: network(x_t, positions, t),  # type: ignore[misc]
+                lambda x_t, t, p=positions, c=labels: network(x_t, p, t, c),  # type: ignore[misc]
                 batch.tokens[part],
                 batch.noise[part],
                 times[part],

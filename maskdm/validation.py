@@ -30,15 +30,24 @@ class Validation:
         patch: side of a patch in pixels.
         params: the section ``diffusion``.
         device: where to compute.
+        labels: the images' classes, int64 ``(count,)``, or None.
     """
 
     def __init__(
-        self, images: np.ndarray, patch: int, params: DiffusionParams, device: torch.device
+        self,
+        images: np.ndarray,
+        patch: int,
+        params: DiffusionParams,
+        device: torch.device,
+        labels: np.ndarray | None = None,
     ) -> None:
         self.params = params
         self.path = PATHS[params.path]
         chosen = torch.from_numpy(np.array(images[:MOST_IMAGES])).to(device)
         self.x0 = to_tokens(chosen, patch)
+        self.labels = None
+        if labels is not None:
+            self.labels = torch.from_numpy(np.array(labels[:MOST_IMAGES])).to(device)
         self.bins = torch.arange(len(self.x0), device=device) % len(LOG_SNRS)
         self.time = self.path.time(torch.tensor(LOG_SNRS, device=device)[self.bins])
         noise = np.empty(self.x0.shape, np.float32)
@@ -49,17 +58,18 @@ class Validation:
         self.positions = all_positions(len(self.x0), self.x0.shape[1], device)
 
     @torch.inference_mode()
-    def errors(self, denoise: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
+    def errors(self, denoise: Callable[..., Tensor]) -> dict[str, float]:
         """Return the x0 mean squared error: ``"mean"`` and one per log-SNR (``"-3"`` … ``"3"``).
 
         Args:
-            denoise: ``(tokens, positions, time)`` → the network's output.
+            denoise: ``(tokens, positions, time, labels)`` → the network's output.
         """
         per_image = []
         for start in range(0, len(self.x0), BATCH):
             part = slice(start, start + BATCH)
             x_t, time = self.x_t[part], self.time[part]
-            output = denoise(x_t, self.positions[part], time).float()
+            labels = None if self.labels is None else self.labels[part]
+            output = denoise(x_t, self.positions[part], time, labels).float()
             x0 = to_x0(output, x_t, time, self.path, self.params.prediction).clamp(-1, 1)
             per_image.append((x0 - self.x0[part]).square().mean(dim=(1, 2)))
         error = torch.cat(per_image)

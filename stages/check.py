@@ -8,10 +8,15 @@ from maskdm.data.sources import DataParams
 from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
 from maskdm.evaluation.distances import FidParams
-from maskdm.masking import MaskParams, describe, make_mask
+from maskdm.masking import MaskParams, describe
 from maskdm.params import ParamsError, Seed, read_params, read_section
+from maskdm.phases import (
+    FinetuneParams,
+    PretrainParams,
+    finetuning_schedule,
+    pretraining_schedule,
+)
 from maskdm.sampling import SampleParams
-from maskdm.training import FinetuneParams, PhaseParams, PretrainParams
 from stages.command import run
 
 PARAMS = Path("params.yaml")
@@ -83,9 +88,10 @@ def _check_fit(
 
     with torch.device("meta"):  # all the checks of the real thing, none of its memory
         build_backbone(model, data.size, data.channels, seed=0)
-    print(describe(make_mask(mask, data.size // model.patch), mask))
-    _check_length("pretrain", pretrain)
-    _check_length("finetune", finetune)
+    grid = data.size // model.patch
+    for leg in pretraining_schedule(pretrain, mask, grid).legs:
+        print(describe(leg.mask))
+    finetuning_schedule(finetune, grid)
     if finetune.init != "models/pretrain" and not Path(finetune.init, "config.json").exists():
         raise UserError(
             f"finetune.init is '{finetune.init}', which is no model folder: it has no config.json. "
@@ -95,15 +101,6 @@ def _check_fit(
         raise UserError(
             f"sample.eta is {sample.eta:g}, but dpmpp-2m adds no noise: set it to 0, or "
             "sample.solver to ddim."
-        )
-
-
-def _check_length(phase: str, params: PhaseParams) -> None:
-    """Check that warm-up and cool-down fit into the phase."""
-    if params.steps and params.warmup + params.cooldown > params.steps:
-        raise UserError(
-            f"{phase}.warmup ({params.warmup}) and {phase}.cooldown ({params.cooldown}) together "
-            f"are longer than {phase}.steps ({params.steps}): shorten them."
         )
 
 

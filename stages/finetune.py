@@ -6,12 +6,11 @@ from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.store import open_prepared
 from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
-from maskdm.masking import nothing_masked
 from maskdm.model_folder import ModelConfig, load_config, load_weights
 from maskdm.params import Seed, read_section
-from maskdm.training import FinetuneParams
+from maskdm.phases import FinetuneParams, finetuning_schedule
 from stages.command import run
-from stages.phase import train_phase
+from stages.phase import class_counts, train_phase
 
 PARAMS = Path("params.yaml")
 
@@ -39,18 +38,20 @@ def main() -> None:
                 f"says '{ours}': its outputs would be misread. Set diffusion.{name} to '{theirs}', "
                 "or give another finetune.init."
             )
-    backbone = build_backbone(model, prepared.size, prepared.channels, seed)
+    classes = class_counts(prepared)
+    backbone = build_backbone(model, prepared.size, prepared.channels, seed, len(classes or ()))
     load_weights(init, params.init_weights, backbone)
     config = ModelConfig(
         size=prepared.size,
         channels=prepared.channels,
+        classes=classes,
         seed=seed,
         model=model,
         diffusion=diffusion,
         training=before.training,
     )
-    mask = nothing_masked(prepared.size // model.patch)
-    train_phase("finetune", backbone, config, prepared, mask, "none", params)
+    schedule = finetuning_schedule(params, prepared.size // model.patch)
+    train_phase("finetune", backbone, config, prepared, schedule, params)
 
 
 if __name__ == "__main__":

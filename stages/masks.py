@@ -28,7 +28,7 @@ def main() -> None:
     patch = read_section(PARAMS, "model", ModelParams).patch
     prepared = open_prepared(Path("data/prepared"))
     mask = make_mask(params, prepared.size // patch)
-    print(describe(mask, params))
+    print(describe(mask))
 
     spread = np.linspace(0, len(prepared.train) - 1, COLUMNS).astype(int)
     images = np.array(prepared.train[spread])

@@ -7,17 +7,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.batches import Batches
-from maskdm.compute import training_flops
+from maskdm.compute import flops_before, stretch_flops
 from maskdm.data.store import PreparedSet
 from maskdm.devices import choose_device, whole_number
-from maskdm.masking import Mask
 from maskdm.model_folder import ModelConfig, Trained, save_model
-from maskdm.training import PhaseParams, Report, State, train
+from maskdm.phases import PhaseParams
+from maskdm.schedule import Schedule
+from maskdm.training import Report, State, train
+from maskdm.validation import Validation
+
+
+def class_counts(prepared: PreparedSet) -> dict[str, int] | None:
+    """Return how many training images each class has, in the order of the labels."""
+    if prepared.classes is None or prepared.train_labels is None:
+        return None
+    counts = np.bincount(prepared.train_labels, minlength=len(prepared.classes)).tolist()
+    return dict(zip(prepared.classes, counts, strict=True))
 
 
 def train_phase(
@@ -25,8 +36,7 @@ def train_phase(
     backbone: Denoiser,
     config: ModelConfig,
     prepared: PreparedSet,
-    mask: Mask,
-    strategy: str,
+    schedule: Schedule,
     params: PhaseParams,
 ) -> None:
     """Train one phase and write ``models/PHASE``, ``reports/PHASE`` and ``reports/timing``.
@@ -36,30 +46,34 @@ def train_phase(
         backbone: the network to start from.
         config: what is known of it; this phase's cost is added.
         prepared: the images.
-        mask: what stays visible.
-        strategy: its name, for the record.
+        schedule: what stays visible at which step, batch sizes and learning rates.
         params: the phase's parameters.
     """
     device = choose_device()
     state = State.start(backbone.to(device))
     batches = Batches(
         prepared.train,
-        mask,
+        schedule,
         config.model.patch,
-        params.batch_size,
         params.hflip,
         config.seed,
         phase,
+        prepared.train_labels,
+        backbone.classes,
+        params.label_dropout,
     )
-    micro_batch = whole_number("MASKDM_MICRO_BATCH", params.batch_size)
-    reports = train(state, batches, prepared.heldout, config.diffusion, params, device, micro_batch)
-    curves = Curves(Path("reports") / phase, backbone, mask.visible, config.flops, params)
+    validation = Validation(
+        prepared.heldout, config.model.patch, config.diffusion, device, prepared.heldout_labels
+    )
+    micro_batch = whole_number("MASKDM_MICRO_BATCH", None)
+    reports = train(state, batches, validation, config.diffusion, params, device, micro_batch)
+    curves = Curves(Path("reports") / phase, backbone, schedule, config.flops)
     started = time.perf_counter()
-    with tqdm(total=params.steps, desc=phase, unit="step", mininterval=1.0) as bar:
+    with tqdm(total=schedule.steps, desc=phase, unit="step", mininterval=1.0) as bar:
         shown: dict[str, str] = {}
         for report in reports:
             curves.add(report)
-            speed = report.step * params.batch_size / (time.perf_counter() - started)
+            speed = schedule.images_before(report.step) / (time.perf_counter() - started)
             shown["images/s"] = f"{speed:.0f}"
             if report.loss is not None:
                 shown["loss"] = f"{report.loss:.4f}"
@@ -67,21 +81,25 @@ def train_phase(
             bar.update(report.step - bar.n)
     seconds = time.perf_counter() - started
     curves.write()
-    images = state.step * params.batch_size
-    trained = Trained(
-        phase=phase,
-        data=prepared.hash,
-        mask=strategy,
-        mask_rate=mask.rate,
-        visible=mask.visible,
-        steps=state.step,
-        images=images,
-        flops=training_flops(backbone, mask.visible, images),
-    )
-    config = config.model_copy(update={"training": [*config.training, trained]})
+    legs = [
+        Trained(
+            phase=phase,
+            data=prepared.hash,
+            mask=stretch.leg.mask.strategy,
+            mask_rate=stretch.leg.mask.rate,
+            visible=stretch.leg.mask.visible,
+            batch_size=stretch.leg.batch_size,
+            steps=stretch.steps,
+            images=stretch.images,
+            full_images=stretch.full_images,
+            flops=stretch_flops(backbone, stretch),
+        )
+        for stretch in schedule.stretches(state.step)
+    ]
+    config = config.model_copy(update={"training": [*config.training, *legs]})
     raw = dict(backbone.named_parameters())
     save_model(Path("models") / phase, config, raw, state.averaged)
-    _write_timing(phase, seconds, images, device)
+    _write_timing(phase, seconds, schedule.images_before(state.step), device)
 
 
 class Curves:
@@ -91,18 +109,15 @@ class Curves:
     share one axis.
     """
 
-    def __init__(
-        self, folder: Path, backbone: Denoiser, visible: int, flops: int, params: PhaseParams
-    ) -> None:
-        self.folder, self.params, self.flops_before = folder, params, flops
-        self.flops_per_image = training_flops(backbone, visible, 1)
+    def __init__(self, folder: Path, backbone: Denoiser, schedule: Schedule, flops: int) -> None:
+        self.folder, self.backbone, self.schedule, self.flops = folder, backbone, schedule, flops
         self.training: list[dict[str, Any]] = []
         self.validation: list[dict[str, Any]] = []
 
     def add(self, report: Report) -> None:
         """Keep what a step reports, if it reports anything."""
-        images = report.step * self.params.batch_size
-        flops = self.flops_before + self.flops_per_image * images
+        images = self.schedule.images_before(report.step)
+        flops = self.flops + flops_before(self.backbone, self.schedule, report.step)
         place = {"step": report.step, "images": images, "flops": flops}
         if report.loss is not None:
             row = {"loss": report.loss, "gradient_norm": report.gradient_norm, "lr": report.lr}

@@ -5,12 +5,12 @@ from pathlib import Path
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.store import open_prepared
 from maskdm.diffusion import DiffusionParams
-from maskdm.masking import MaskParams, describe, make_mask
+from maskdm.masking import MaskParams, describe
 from maskdm.model_folder import ModelConfig
 from maskdm.params import Seed, read_section
-from maskdm.training import PretrainParams
+from maskdm.phases import PretrainParams, pretraining_schedule
 from stages.command import run
-from stages.phase import train_phase
+from stages.phase import class_counts, train_phase
 
 PARAMS = Path("params.yaml")
 
@@ -30,18 +30,21 @@ def main() -> None:
     params = read_section(PARAMS, "pretrain", PretrainParams)
     prepared = open_prepared(Path("data/prepared"))
 
-    backbone = build_backbone(model, prepared.size, prepared.channels, seed)
-    mask = make_mask(masking, prepared.size // model.patch)
-    print(describe(mask, masking))
+    classes = class_counts(prepared)
+    backbone = build_backbone(model, prepared.size, prepared.channels, seed, len(classes or ()))
+    schedule = pretraining_schedule(params, masking, prepared.size // model.patch)
+    for leg in schedule.legs:
+        print(f"{leg.steps} steps of {leg.batch_size} images, {describe(leg.mask)}")
     config = ModelConfig(
         size=prepared.size,
         channels=prepared.channels,
+        classes=classes,
         seed=seed,
         model=model,
         diffusion=diffusion,
         training=[],
     )
-    train_phase("pretrain", backbone, config, prepared, mask, masking.strategy, params)
+    train_phase("pretrain", backbone, config, prepared, schedule, params)
 
 
 if __name__ == "__main__":

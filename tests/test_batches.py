@@ -7,6 +7,7 @@ import torch
 from maskdm.batches import Batches
 from maskdm.masking import MaskParams, make_mask, nothing_masked
 from maskdm.randomness import stream
+from maskdm.schedule import Leg, Schedule
 from maskdm.tokens import to_images, to_tokens, visible_tokens
 
 CPU = torch.device("cpu")
@@ -14,12 +15,12 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8
 MASK = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid=4)
 
 
-def batches(**changes):
+def batches(mask=MASK, batch_size=6, **changes):
+    leg = Leg(mask, steps=1000, batch_size=batch_size, lr=1.0, warmup=0)
     values = {
         "images": IMAGES,
-        "mask": MASK,
+        "schedule": Schedule((leg,), 1000),
         "patch": 2,
-        "batch_size": 6,
         "hflip": 0.5,
         "seed": 0,
         "phase": "pretrain",
@@ -32,7 +33,9 @@ def test_a_step_gives_the_same_batch_whatever_was_drawn_before():
     used = batches()
     for step in (0, 9, 3):
         used.at(step, CPU)
-    assert all(torch.equal(a, b) for a, b in zip(fresh, used.at(5, CPU), strict=True))
+    assert fresh.labels is None
+    again = used.at(5, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(fresh[:4], again[:4], strict=True))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"phase": "finetune"}])
@@ -114,3 +117,26 @@ def test_tokens_and_images_are_inverse_to_each_other():
     assert torch.equal(to_images(to_tokens(images, 2), 2, 3), images)
     first = to_tokens(images, 4)[0, 1]  # top right patch: rows 0-3, columns 4-7
     torch.testing.assert_close(first, images[0, :4, 4:].flatten().float() / 127.5 - 1)
+
+
+def test_the_batch_follows_the_schedule_and_no_image_is_skipped_where_it_grows():
+    few = make_mask(MaskParams(strategy="patch", rate=0.75, block_size=1), grid=4)
+    legs = (Leg(few, 3, batch_size=8, lr=1.0, warmup=0), Leg(MASK, 3, 4, 1.0, 0))
+    one = batches(schedule=Schedule(legs, 6))
+    shapes = [tuple(one.at(step, CPU).positions.shape) for step in range(6)]
+    assert shapes == [(8, 4)] * 3 + [(4, 8)] * 3
+    seen = np.concatenate([one.indices(step) for step in range(6)])
+    assert sorted(seen[:23]) == list(range(23))
+
+
+def test_labels_are_those_of_the_images_and_some_are_dropped():
+    labels = np.arange(23)
+    kept = batches(batch_size=400, labels=labels, classes=23)
+    assert np.array_equal(kept.at(0, CPU).labels, labels[kept.indices(0)])
+    some = batches(batch_size=400, labels=labels, classes=23, label_dropout=0.3).at(0, CPU).labels
+    dropped = some == 23
+    assert 0.22 < dropped.float().mean() < 0.38
+    assert np.array_equal(some[~dropped], labels[kept.indices(0)][~dropped])
+    everything_else = kept.at(0, CPU)[:4]
+    plain = batches(batch_size=400).at(0, CPU)[:4]
+    assert all(torch.equal(a, b) for a, b in zip(everything_else, plain, strict=True))

@@ -20,7 +20,7 @@ from benchmarks.training import Work, training_rows, training_step
 from maskdm.errors import UserError
 from maskdm.masking import nothing_masked
 from maskdm.params import read_params, read_section
-from maskdm.training import FinetuneParams
+from maskdm.phases import FinetuneParams
 from stages.check import check
 
 TINY = Path("presets/tiny.yaml")

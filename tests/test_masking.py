@@ -139,6 +139,6 @@ def test_a_block_size_that_does_not_divide_the_grid_is_refused_with_what_is_allo
 @pytest.mark.parametrize("rate", [0.7, 0.75])
 def test_a_rate_that_the_grid_cannot_express_says_so(rate):
     # both are the same 4×4 window; 0.75 is exact, 0.7 is five points off
-    line = describe(make_mask(params("crop", rate), grid=8), params("crop", rate))
+    line = describe(make_mask(params("crop", rate), grid=8))
     assert "16 of 64 patches visible" in line
     assert ("cannot express" in line) == (rate == 0.7)

@@ -24,6 +24,7 @@ def config(**model):
     return ModelConfig(
         size=16,
         channels=3,
+        classes=None,
         seed=0,
         model=ModelParams(**(values | model)),
         diffusion=DiffusionParams(
@@ -41,8 +42,10 @@ def config(**model):
                 mask="patch",
                 mask_rate=0.75,
                 visible=4,
+                batch_size=4,
                 steps=3,
                 images=12,
+                full_images=0,
                 flops=100,
             )
             for name in ("pretrain", "finetune")
@@ -84,9 +87,7 @@ def test_the_same_model_gives_the_same_bytes(folder, tmp_path_factory):
 
 
 def test_the_cost_adds_up_over_phases():
-    cost = config().cost
-    assert (cost["steps"], cost["images"], cost["flops"]) == (6, 24, 200)
-    assert cost["1_pretrain"]["mask_rate"] == 0.75
+    assert config().cost == {"steps": 6, "images": 24, "flops": 200}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from maskdm.errors import UserError
 from maskdm.params import ParamsError, read_params, read_section
-from maskdm.training import PretrainParams
+from maskdm.phases import PretrainParams
 from stages.check import check
 
 LAPTOP = "presets/laptop.yaml"

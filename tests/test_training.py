@@ -1,5 +1,6 @@
 """The loop, the average, the schedule, validation."""
 
+from dataclasses import replace
 from math import exp
 
 import numpy as np
@@ -14,8 +15,10 @@ from maskdm.data.sources import DataParams, open_source, read_samples
 from maskdm.diffusion import DiffusionParams, denoising_loss
 from maskdm.errors import UserError
 from maskdm.masking import MaskParams, make_mask, nothing_masked
+from maskdm.phases import PretrainParams
+from maskdm.schedule import Leg, Schedule
 from maskdm.tokens import to_tokens
-from maskdm.training import PretrainParams, State, learning_rate, train
+from maskdm.training import State, train
 from maskdm.validation import LOG_SNRS, Validation
 
 CPU = torch.device("cpu")
@@ -40,6 +43,9 @@ def phase(**changes):
         "precision": "fp32",
         "log_every": 2,
         "validate_every": 100,
+        "label_dropout": 0.0,
+        "stages": None,
+        "full_share": 0.0,
     }
     return PretrainParams(**(values | changes))
 
@@ -62,20 +68,33 @@ def emoji():
     return np.stack([s.pixels for s in read_samples(open_source(params, None), params)])
 
 
-def run(images, params, mask=None, micro_batch=None, seed=0):
+def run(images, params, mask=None, micro_batch=None, seed=0, legs=None, **labelled):
     grid = images.shape[1] // MODEL.patch
-    mask = mask or nothing_masked(grid)
-    state = State.start(build_backbone(MODEL, images.shape[1], 3, seed))
-    batches = Batches(images[32:], mask, MODEL.patch, params.batch_size, params.hflip, seed, "test")
-    reports = list(train(state, batches, images[:32], DIFFUSION, params, CPU, micro_batch))
+    legs = legs or [leg(mask or nothing_masked(grid), params.steps, params)]
+    schedule = Schedule(tuple(legs), params.steps, params.cooldown, params.full_share)
+    labels = labelled.get("labels")
+    classes = 0 if labels is None else int(labels.max()) + 1
+    state = State.start(build_backbone(MODEL, images.shape[1], 3, seed, classes))
+    batches = Batches(images[32:], schedule, MODEL.patch, params.hflip, seed, "test")
+    validation = Validation(images[:32], MODEL.patch, DIFFUSION, CPU)
+    if labels is not None:
+        batches = replace(batches, labels=labels[32:], classes=classes)
+        validation = Validation(images[:32], MODEL.patch, DIFFUSION, CPU, labels[:32])
+    reports = list(train(state, batches, validation, DIFFUSION, params, CPU, micro_batch))
     return state, reports
+
+
+def leg(mask, steps, params):
+    return Leg(mask, steps, params.batch_size, params.lr, params.warmup)
+
+
+def masked(rate, strategy="patch"):
+    return make_mask(MaskParams(strategy=strategy, rate=rate, block_size=2), grid=8)
 
 
 @pytest.mark.parametrize("strategy", [None, "patch", "block", "crop"])
 def test_training_lowers_the_validation_error_on_real_images(emoji, strategy):
-    mask = None
-    if strategy:
-        mask = make_mask(MaskParams(strategy=strategy, rate=0.5, block_size=2), grid=8)
+    mask = masked(0.5, strategy) if strategy else None
     _, reports = run(emoji, phase(steps=40, batch_size=16, lr=3e-3), mask)
     before, after = reports[0].validation, reports[-1].validation
     assert after["raw"] < 0.6 * before["raw"]
@@ -147,17 +166,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(emoji):
         run(emoji, phase(steps=30, lr=1e30, clip=None, log_every=1))
 
 
-def test_the_schedule_warms_up_holds_and_cools_down_to_zero():
-    params = phase(steps=10, warmup=2, cooldown=4, lr=0.3)
-    rates = [learning_rate(step, params) for step in range(11)]
-    np.testing.assert_allclose(rates[:3], [0.1, 0.2, 0.3])
-    assert rates[3:6] == [0.3] * 3
-    np.testing.assert_allclose(rates[6:], [0.24, 0.18, 0.12, 0.06, 0.0])
+def test_a_progression_of_masks_trains_and_its_first_leg_is_that_of_a_shorter_run(emoji):
+    params = phase(steps=40, lr=3e-3)
+    legs = [
+        leg(masked(0.75), 15, phase(lr=3e-3, batch_size=32)),
+        leg(masked(0.5), 15, phase(lr=3e-3, batch_size=16, warmup=3)),
+        leg(nothing_masked(8), 10, phase(lr=3e-3)),
+    ]
+    _, reports = run(emoji, params, legs=legs)
+    assert reports[-1].validation["raw"] < 0.6 * reports[0].validation["raw"]
+    _, first = run(emoji, phase(steps=15, lr=3e-3, batch_size=32), masked(0.75))
+    assert [r.loss for r in reports[1:15]] == [r.loss for r in first[1:15]]
 
 
-def test_the_schedule_of_a_prefix_does_not_depend_on_the_length():
-    short, long = phase(steps=10, warmup=3), phase(steps=99, warmup=3)
-    assert all(learning_rate(s, short) == learning_rate(s, long) for s in range(10))
+def test_every_visible_count_is_compiled_once(emoji):
+    compilations = []
+
+    def count(graph, inputs):
+        compilations.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    network = torch.compile(build_backbone(MODEL, 32, 3, 0), dynamic=False, backend=count)
+    schedule = Schedule((leg(masked(0.75), 3, phase()), leg(masked(0.5), 3, phase())), 6)
+    batches = Batches(emoji, replace(schedule, full_share=0.5), MODEL.patch, 0.0, 0, "test")
+    for step in range(6):
+        batch = batches.at(step, CPU)
+        network(batch.tokens, batch.positions, batch.uniform, None)
+    assert len(compilations) == 3  # 16, 32 and all 64 patches
+
+
+def test_labels_reach_the_network_and_validation(emoji):
+    """Black and white pictures cannot be told from noise, but from their labels."""
+    labels = np.arange(128) % 2
+    pictures = np.broadcast_to((labels * 255).astype(np.uint8)[:, None, None, None], emoji.shape)
+    params = phase(steps=60, lr=3e-3, batch_size=16)
+    _, told = run(pictures, params, labels=labels)
+    _, untold = run(pictures, params)
+    most_noise = "raw[-3]"
+    assert told[-1].validation[most_noise] < 0.5 * untold[-1].validation[most_noise]
 
 
 def test_the_average_has_its_horizon_in_images_not_in_steps():

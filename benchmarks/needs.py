@@ -1,0 +1,127 @@
+"""What the presets are computed to need on one GPU: memory and hours. Nothing here is measured.
+
+The table in docs/presets.md. FLOPs are those of the cost model (``maskdm/compute.py``); hours
+assume a rate; memory is weights, gradients, AdamW's moments and the average in 32 bits, the
+weights' 16-bit copies, and what autograd keeps of the images that are in flight.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.compute import flops_before
+from maskdm.data.sources import DataParams
+from maskdm.masking import MaskParams
+from maskdm.params import read_section
+from maskdm.phases import FinetuneParams, PretrainParams, finetuning_schedule, pretraining_schedule
+from maskdm.schedule import Schedule
+
+PRESETS = Path("presets")
+FLOPS_PER_SECOND = 0.4 * 312e12  # an assumed 40 % of an A100's dense 16-bit peak
+BYTES_PER_PARAMETER = 5 * 4 + 2  # weight, gradient, two moments, average; autocast's copy
+MICRO_BATCH = 16  # images in flight, MASKDM_MICRO_BATCH
+CLASSES = {"imagenet": 1000, "cifar10": 10, "fashion-mnist": 10, "openmoji": 10}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a preset needs.
+
+    Attributes:
+        parameters: of the network.
+        masked: training FLOPs of pretraining.
+        full: training FLOPs of finetuning.
+        memory: bytes with ``MICRO_BATCH`` whole images in flight.
+    """
+
+    parameters: int
+    masked: int
+    full: int
+    memory: int
+
+    @property
+    def hours(self) -> float:
+        """Hours at ``FLOPS_PER_SECOND``, without validation, sampling and scoring."""
+        return (self.masked + self.full) / FLOPS_PER_SECOND / 3600
+
+
+def needs(preset: Path) -> Needs:
+    """Return what a params file's training is computed to need."""
+    data = read_section(preset, "data", DataParams)
+    model = read_section(preset, "model", ModelParams)
+    pretrain = read_section(preset, "pretrain", PretrainParams)
+    finetune = read_section(preset, "finetune", FinetuneParams)
+    grid = data.size // model.patch
+    classes = CLASSES.get(data.source, 0) if data.classes else 0
+    with torch.device("meta"):
+        network = build_backbone(model, data.size, data.channels, 0, classes)
+    parameters = sum(p.numel() for p in network.parameters())
+
+    def flops(schedule: Schedule) -> int:
+        return flops_before(network, schedule, schedule.steps)
+
+    mask = read_section(preset, "mask", MaskParams)
+    kept = bytes_kept(model, data, classes)
+    return Needs(
+        parameters=parameters,
+        masked=flops(pretraining_schedule(pretrain, mask, grid)),
+        full=flops(finetuning_schedule(finetune, grid)),
+        memory=BYTES_PER_PARAMETER * parameters + MICRO_BATCH * kept,
+    )
+
+
+def bytes_kept(model: ModelParams, data: DataParams, classes: int) -> int:
+    """Return what autograd keeps of one whole image's forward pass in 16 bits.
+
+    Counted on two shallow networks and drawn out to the depth asked for, since every pair of
+    blocks keeps the same.
+    """
+
+    def count(depth: int) -> int:
+        shallow = model.model_copy(update={"depth": depth})
+        return _kept(build_backbone(shallow, data.size, data.channels, 0, classes), data, model)
+
+    one, three = count(1), count(3)
+    return one + (three - one) // 2 * (model.depth - 1)
+
+
+def _kept(network: Denoiser, data: DataParams, model: ModelParams) -> int:
+    """Return the bytes of all tensors, but parameters, that a forward pass saves for backward."""
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    count, values = (data.size // model.patch) ** 2, model.patch**2 * data.channels
+    tokens, positions = torch.zeros(1, count, values), torch.arange(count)[None]
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        output = network(tokens, positions, torch.zeros(1))
+    weights = sum(2 * p.numel() for p in network.parameters() if p.ndim == 2)  # their 16-bit copies
+    del output
+    return max(0, sum(kept.values()) - weights)
+
+
+def table() -> str:
+    """Return the table of all presets, in Markdown."""
+    lines = [
+        "| preset | parameters | masked, PFLOP | whole, PFLOP | hours | memory, GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for preset in sorted(PRESETS.glob("*.yaml")):
+        need = needs(preset)
+        lines.append(
+            f"| `{preset.stem}` | {need.parameters:,} | {need.masked / 1e15:,.3g} "
+            f"| {need.full / 1e15:,.3g} | {need.hours:,.2g} | {need.memory / 2**30:.2g} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""The tables in docs/ that are computed: ``python -m benchmarks.pages`` (or make docs) writes them.
+
+A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; what stands between is replaced.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import needs, parameters
+
+DOCS = Path("docs")
+TABLES: dict[str, Callable[[], str]] = {
+    "needs": needs.table,
+    "parameters": parameters.table,
+}
+MARKED = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """Return a page with its tables computed anew."""
+    return MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n\n{m[4]}", page)
+
+
+def main() -> None:
+    """Compute the tables of every page in docs/."""
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        if MARKED.search(page):
+            path.write_text(filled(page), encoding="utf-8")
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The documentation says what is: computed tables are fresh, links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pages
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def headings(path):
+    """Return the anchors that a page's headings get."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@each_page
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name) if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in headings(path), target
+
+
+@each_page
+def test_modules_and_files_named_in_code_type_exist(page):
+    named = re.findall(r"`((?:maskdm|stages|presets|tests|benchmarks|docs)/[\w./-]*\w)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@each_page
+def test_computed_tables_are_what_the_command_computes(page):
+    text = page.read_text()
+    assert pages.filled(text) == text, "python -m benchmarks.pages writes them anew"
+
+
+def test_every_table_stands_on_a_page():
+    marks = {mark for page in PAGES for mark in re.findall(r"<!-- table (\w+) -->", page.read_text())}
+    assert marks == set(pages.TABLES)

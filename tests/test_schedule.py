@@ -1,0 +1,136 @@
+"""Which mask, batch size and learning rate at which step; and how the phases' parameters say so."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskdm.backbones.uvit import UViT
+from maskdm.compute import flops_before, training_flops
+from maskdm.errors import UserError
+from maskdm.masking import MaskParams, make_mask, nothing_masked
+from maskdm.params import read_section
+from maskdm.phases import (
+    FinetuneParams,
+    PretrainParams,
+    finetuning_schedule,
+    pretraining_schedule,
+)
+from maskdm.schedule import Leg, Schedule
+
+MASK = MaskParams(strategy="patch", rate=0.9, block_size=1)
+GRID = 8
+# The paper's progression on CelebA-HQ in small: the batch grows as the mask does.
+STAGES = [
+    {"rate": 0.9, "steps": 10, "batch_size": 40},
+    {"rate": 0.5, "steps": 6, "batch_size": 8, "lr": 0.1, "warmup": 2},
+    {"rate": 0.0, "steps": 4, "batch_size": 4, "lr": 0.05, "warmup": 0},
+]
+
+
+def pretrain(**changes):
+    values = read_section("presets/laptop.yaml", "pretrain", PretrainParams).model_dump()
+    changes = {"steps": 20, "lr": 0.2, "warmup": 0, "stages": STAGES} | changes
+    return PretrainParams.model_validate(values | changes)
+
+
+def staged(**changes):
+    return pretraining_schedule(pretrain(**changes), MASK, GRID)
+
+
+def plain(rate=0.5, steps=10, batch_size=4, **changes):
+    mask = make_mask(MASK.model_copy(update={"rate": rate}), GRID)
+    return Schedule((Leg(mask, steps, batch_size, 0.3, warmup=0),), steps, **changes)
+
+
+def test_one_leg_is_the_common_case():
+    schedule = staged(stages=None, steps=7, batch_size=3, warmup=2)
+    assert [schedule.mask(step).visible for step in range(7)] == [7] * 7
+    assert schedule.images_before(7) == 21
+    np.testing.assert_allclose(
+        [schedule.learning_rate(s) for s in range(3)], [0.2 / 3, 0.4 / 3, 0.2]
+    )
+
+
+def test_stages_follow_each_other_with_their_own_rate_batch_and_learning_rate():
+    schedule = staged()
+    assert [schedule.mask(step).visible for step in range(20)] == [7] * 10 + [32] * 6 + [64] * 4
+    assert [schedule.leg(step)[0].batch_size for step in (0, 9, 10, 15, 16)] == [40, 40, 8, 8, 4]
+    assert schedule.images_before(20) == 400 + 48 + 16
+    rates = [schedule.learning_rate(step) for step in range(20)]
+    assert rates[:10] == [0.2] * 10  # what a stage leaves out is the section's
+    np.testing.assert_allclose(rates[10:16], [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1, 0.1])
+    assert rates[16:] == [0.05] * 4
+
+
+def test_a_batch_that_grows_with_the_mask_keeps_the_tokens_per_step_near_constant():
+    """paper.md, "Recipes": 106.8 k, 131.1 k and 131.1 k tokens at 256/64/32 images."""
+    grid, blocks = 64, MaskParams(strategy="block", rate=0.9, block_size=4)
+    tokens = [
+        make_mask(blocks.model_copy(update={"rate": rate}), grid).visible * batch
+        for rate, batch in ((0.9, 256), (0.5, 64), (0.0, 32))
+    ]
+    assert tokens == [106_496, 131_072, 131_072]
+
+
+def test_the_learning_rate_warms_up_holds_and_cools_down_to_zero():
+    schedule = staged(stages=None, steps=10, warmup=2, cooldown=4, lr=0.3)
+    rates = [schedule.learning_rate(step) for step in range(11)]
+    np.testing.assert_allclose(rates[:3], [0.1, 0.2, 0.3])
+    assert rates[3:6] == [0.3] * 3
+    np.testing.assert_allclose(rates[6:], [0.24, 0.18, 0.12, 0.06, 0.0])
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_a_shorter_run_is_a_prefix_of_a_longer_one(step, steps):
+    short, long = staged(steps=steps), staged()
+    if step < steps:
+        assert short.learning_rate(step) == long.learning_rate(step)
+        assert short.mask(step).visible == long.mask(step).visible
+    assert short.images_before(min(step, steps)) == long.images_before(min(step, steps))
+
+
+@given(st.floats(0, 0.99), st.integers(1, 200))
+def test_a_mixture_shows_its_share_of_whole_images_evenly(share, steps):
+    schedule = plain(steps=steps, full_share=share)
+    full = [schedule.mask(step).visible == GRID**2 for step in range(steps)]
+    for n in range(steps + 1):
+        assert abs(sum(full[:n]) - share * n) < 1
+        (stretch,) = schedule.stretches(n) or (None,)
+        assert sum(full[:n]) == (stretch.full if stretch else 0)
+
+
+@given(st.integers(0, 20), st.sampled_from([0.0, 0.1, 0.5]))
+def test_images_and_flops_are_the_sums_over_the_steps(step, share):
+    schedule = staged(full_share=share)
+    with torch.device("meta"):
+        network = UViT(size=32, channels=3, patch=4, dim=32, depth=3, heads=2)
+    images = [schedule.leg(k)[0].batch_size for k in range(step)]
+    flops = [training_flops(network, schedule.mask(k).visible, n) for k, n in enumerate(images)]
+    assert schedule.images_before(step) == sum(images)
+    assert flops_before(network, schedule, step) == sum(flops)
+
+
+def test_finetuning_shows_everything():
+    params = read_section("presets/laptop.yaml", "finetune", FinetuneParams)
+    schedule = finetuning_schedule(params, GRID)
+    assert schedule.mask(0).visible == nothing_masked(GRID).visible
+    assert schedule.steps == params.steps
+    assert schedule.learning_rate(params.steps) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": 21}, r"pretrain\.steps is 21, but pretrain\.stages hold only 20 steps"),
+        ({"stages": STAGES[1:], "steps": 10}, r"mask\.rate is 0\.9, but .* begins with 0\.5"),
+        ({"stages": None, "warmup": 15, "cooldown": 6}, r"warmup \(15\).*cooldown \(6\).*20 steps"),
+        ({"cooldown": 5}, r"cooldown \(5\).*4 steps"),
+        ({"steps": 12, "cooldown": 1}, r"warmup \(2\).*the 2 steps"),
+        ({"stages": [{"rate": 0.9, "steps": 20, "warmup": 21}]}, r"warmup \(21\).*the 20 steps"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        staged(**changes)
