@@ -110,7 +110,7 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
-    """Fill a network with the weights of a model folder.
+    """Fill a network with the weights of a model folder, learned positions fitted to its grid.
 
     Raises:
         UserError: naming every tensor that is missing, unexpected or of another shape.
@@ -124,7 +124,9 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
         raise UserError(f"{folder} is no model folder: it has no model.safetensors.") from None
     except Exception as error:  # safetensors has one error class for every kind of damage
         raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
-    found = {n.removeprefix(f"{weights}."): t for n, t in stored.items() if n.startswith(weights)}
+    start = f"{weights}."
+    found = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
+    found = into.fit_weights(found)
     expected = dict(into.named_parameters())
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} is unexpected" for name in found if name not in expected]

@@ -5,15 +5,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskdm.backbones.registry import BACKBONES
 from maskdm.backbones.uvit import UViT
 from maskdm.compute import training_flops
 
 
 @pytest.mark.parametrize("visible", [256, 128, 26])
 @pytest.mark.parametrize(("dim", "depth", "heads"), [(128, 7, 4), (512, 13, 8)])
-def test_the_cost_model_equals_counted_flops_within_2_percent(visible, dim, depth, heads):
+@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_the_cost_model_equals_counted_flops_within_2_percent(
+    name, classes, visible, dim, depth, heads
+):
     with torch.device("meta"):
-        network = UViT(size=64, channels=3, patch=4, dim=dim, depth=depth, heads=heads)
+        network = BACKBONES[name](64, 3, 4, dim, depth, heads, classes=classes)
         tokens, time = torch.randn(2, visible, 48), torch.rand(2)
         positions = torch.zeros(2, visible, dtype=torch.long)
     # math attention: the counter does not see the CPU's flash attention

@@ -105,7 +105,7 @@ def test_a_missing_unexpected_or_misshapen_tensor_is_refused_by_name(folder, cha
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
-    network = config().backbone()
+    network = load_config(folder).backbone()
     before = [p.clone() for p in network.parameters()]
     with pytest.raises(UserError, match=sentence):
         load_weights(folder, "raw", network)
@@ -128,3 +128,16 @@ def test_what_is_no_model_folder_says_so(tmp_path, folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         load_config(folder)
+
+
+def test_a_model_loads_at_twice_the_resolution_and_what_does_not_fit_is_still_refused(folder):
+    about = load_config(folder)
+    larger = build_backbone(about.model, 32, 3, seed=1)
+    load_weights(folder, "raw", larger)
+    before, _ = load_model(folder, "raw")
+    stored = dict(before.named_parameters())
+    same = [n for n, p in larger.named_parameters() if p.shape == stored[n].shape]
+    assert all(torch.equal(larger.get_parameter(n), stored[n]) for n in same)
+    assert len(stored) - len(same) <= 1  # learned positions, if there are any
+    with pytest.raises(UserError, match=r"has shape \(32, 48\) instead of \(32, 16\)"):
+        load_weights(folder, "raw", build_backbone(about.model, 32, 1, seed=1))

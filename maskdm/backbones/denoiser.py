@@ -7,16 +7,57 @@ A whole image is the set of all its patches, a masked image a subset; the backbo
 
 from torch import Tensor, nn
 
+from maskdm.errors import UserError
+
 
 class Denoiser(nn.Module):
-    """What every backbone is: callable on token sets, and frank about what a call costs."""
+    """What every backbone is: callable on token sets, and frank about what a call costs.
+
+    Attributes:
+        classes: how many classes it knows; 0 if it is unconditional. Labels are 0 to
+            ``classes`` − 1, and ``classes`` itself is the null label: no class is said.
+    """
+
+    classes: int = 0
 
     def forward(
         self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
     ) -> Tensor:
-        """Denoise ``(batch, visible, p²·C)``, the tokens being at ``positions`` of the grid."""
+        """Denoise a set of patches.
+
+        Args:
+            tokens: the noisy patches, ``(batch, visible, p²·C)``.
+            positions: their places on the grid, row by row, ``(batch, visible)`` int64.
+            time: ``(batch,)`` in [0, 1], 1 being noise.
+            label: the classes, ``(batch,)`` int64; None is the null label for all.
+
+        Returns:
+            The prediction for each patch, ``(batch, visible, p²·C)``.
+        """
         raise NotImplementedError
 
     def forward_flops(self, visible: int) -> int:
         """Return the FLOPs of one image's forward pass with ``visible`` patches shown."""
         raise NotImplementedError
+
+    def fit_weights(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a model that may have had another grid, fitted to this one's.
+
+        Args:
+            stored: tensors by parameter name; nothing is changed in place.
+        """
+        return stored
+
+    def embed_label(
+        self, embedding: nn.Embedding | None, label: Tensor | None, batch: int
+    ) -> Tensor:
+        """Return the embedded labels, ``(batch, dim)``: the null label where none is given.
+
+        Raises:
+            UserError: if a label is given to an unconditional network.
+        """
+        if embedding is None:
+            raise UserError("This model was trained without classes: it takes no label.")
+        if label is None:
+            return embedding.weight[self.classes].expand(batch, -1)
+        return embedding(label)  # type: ignore[no-any-return]

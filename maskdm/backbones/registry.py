@@ -1,33 +1,44 @@
-"""Backbones by name."""
+"""Backbones by name. A new one is a file beside this one and a line in ``BACKBONES``."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.dit import DiT
 from maskdm.backbones.uvit import UViT
+from maskdm.backbones.vit import ViT
 from maskdm.params import Section
 
-BACKBONES: dict[str, Callable[..., Denoiser]] = {"uvit": UViT}
+BACKBONES: dict[str, Callable[..., Denoiser]] = {"uvit": UViT, "dit": DiT, "vit": ViT}
 
 
 class ModelParams(Section):
     """The section ``model``: the network."""
 
-    backbone: Literal["uvit"] = Field(description="uvit")
+    backbone: str = Field(description=", ".join(BACKBONES))
     patch: int = Field(ge=1, description="side of a patch in pixels, a divisor of data.size")
-    dim: int = Field(ge=8, description="width, a multiple of 2 · model.heads")
-    depth: int = Field(ge=1, description="number of blocks, odd (half in, one middle, half out)")
+    dim: int = Field(ge=8, description="width, a multiple of model.heads and of 4")
+    depth: int = Field(ge=1, description="number of blocks; uvit: odd (in, one middle, out)")
     heads: int = Field(ge=1, description="attention heads")
     init: Literal["paper", "spatial"] = Field(
-        description="paper (everything normal, 0.02) or spatial (positions start as 2-D "
-        "sinusoids, weights scaled by their inputs)"
+        description="paper (as the backbone's paper draws its weights) or spatial (weights scaled "
+        "by their inputs; uvit: positions start as 2-D sinusoids)"
     )
 
+    @field_validator("backbone")
+    @classmethod
+    def _backbone_exists(cls, backbone: str) -> str:
+        if backbone not in BACKBONES:
+            raise ValueError("there is no such backbone")
+        return backbone
 
-def build_backbone(params: ModelParams, size: int, channels: int, seed: int) -> Denoiser:
+
+def build_backbone(
+    params: ModelParams, size: int, channels: int, seed: int, classes: int = 0
+) -> Denoiser:
     """Return a freshly initialised backbone for ``size``×``size`` images, on the CPU.
 
     Args:
@@ -35,6 +46,7 @@ def build_backbone(params: ModelParams, size: int, channels: int, seed: int) -> 
         size: side of the images in pixels.
         channels: 1 or 3.
         seed: fixes the initial weights; the global generator is left as it was.
+        classes: how many; 0 makes it unconditional.
 
     Raises:
         UserError: if patch, width, depth or heads do not fit together.
@@ -49,4 +61,5 @@ def build_backbone(params: ModelParams, size: int, channels: int, seed: int) -> 
             depth=params.depth,
             heads=params.heads,
             init=params.init,
+            classes=classes,
         )
