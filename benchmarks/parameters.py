@@ -31,6 +31,10 @@ def _rows(kind: type[Section], defaults: dict[str, Any], prefix: str) -> list[st
             rows += _rows(inner, defaults[key], f"{prefix}{key}.")
             continue
         default = defaults[key]
-        shown = {None: "null", True: "true", False: "false"}.get(default, default) if not isinstance(default, list) else default
+        shown = (
+            {None: "null", True: "true", False: "false"}.get(default, default)
+            if not isinstance(default, list)
+            else default
+        )
         rows.append(f"| `{prefix}{key}` | {field.description} | `{shown}` |")
     return rows

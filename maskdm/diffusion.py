@@ -27,8 +27,9 @@ SMALLEST_EXACT = 1e-3
 class DiffusionParams(Section):
     """The section ``diffusion``: path, prediction, loss and the times trained on."""
 
-    path: Literal["vp-linear", "vp-cosine", "flow"] = Field(
-        description="vp-linear, vp-cosine (variance preserving) or flow (straight lines)"
+    path: Literal["flow", "vp-linear", "vp-cosine", "ddpm-linear", "ddpm-cosine"] = Field(
+        description="flow (straight lines), vp-linear or vp-cosine (variance preserving), "
+        "ddpm-linear or ddpm-cosine (the same in 1000 discrete steps)"
     )
     prediction: Prediction = Field(description="what the network outputs: epsilon, x0 or v")
     loss: Literal["epsilon", "velocity"] = Field(
@@ -50,12 +51,14 @@ class ProbabilityPath:
         log_snr: t → λ(t) = log(α/σ), falling in t; ``(batch,)`` to ``(batch,)``.
         time: its inverse, λ → t, for the sampler's grid.
         preserves_variance: whether α² + σ² = 1 (VP); otherwise α + σ = 1 (flow).
+        steps: T if the path is one of discrete steps, trained on at t = 1/T, 2/T … 1 only.
     """
 
     name: str
     log_snr: Callable[[Tensor], Tensor]
     time: Callable[[Tensor], Tensor]
     preserves_variance: bool
+    steps: int | None = None
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return α(t) and σ(t), both shaped like ``t``.
@@ -122,10 +125,58 @@ def _flow_log_snr(t: Tensor) -> Tensor:
     return torch.logit(1 - t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
+def _interpolated(xs: Tensor, ys: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the piecewise linear function through points, ``xs`` ascending, constant beyond."""
+
+    def at(x: Tensor) -> Tensor:
+        here, there = xs.to(x.device), ys.to(x.device)
+        wide = x.double()
+        right = torch.searchsorted(here, wide.contiguous()).clamp(1, len(here) - 1)
+        left = right - 1
+        share = ((wide - here[left]) / (here[right] - here[left])).clamp(0, 1)
+        return (there[left] + share * (there[right] - there[left])).to(x.dtype)
+
+    return at
+
+
+def discrete_path(name: str, betas: Tensor) -> ProbabilityPath:
+    """Return the path of DDPM's T steps, ᾱ_n = ∏_{i≤n} (1 − β_i) at t = n/T (Ho et al. 2020).
+
+    Between two steps λ is interpolated, for samplers that stop there.
+
+    Args:
+        name: the path's name.
+        betas: ``(T,)`` float64.
+    """
+    alpha_bar = (1 - betas).cumprod(dim=0)
+    log_snr = 0.5 * (torch.log(alpha_bar) - torch.log1p(-alpha_bar))
+    times = torch.arange(1, len(betas) + 1, dtype=torch.float64) / len(betas)
+    return ProbabilityPath(
+        name,
+        _interpolated(times, log_snr),
+        _interpolated(log_snr.flip(0), times.flip(0)),
+        preserves_variance=True,
+        steps=len(betas),
+    )
+
+
+def cosine_betas(steps: int) -> Tensor:
+    """Return the β of Nichol & Dhariwal's cosine schedule (2021, section 3.2), at most 0.999."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    f = torch.cos((t + COSINE_S) / (1 + COSINE_S) * pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+
+# The paper's T, and its linear β.
+STEPS = 1000
+LINEAR_BETAS = torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64)
+
 PATHS: dict[str, ProbabilityPath] = {
     "vp-linear": ProbabilityPath("vp-linear", _vp_linear_log_snr, _vp_linear_time, True),
     "vp-cosine": ProbabilityPath("vp-cosine", _vp_cosine_log_snr, _vp_cosine_time, True),
     "flow": ProbabilityPath("flow", _flow_log_snr, lambda log_snr: torch.sigmoid(-log_snr), False),
+    "ddpm-linear": discrete_path("ddpm-linear", LINEAR_BETAS),
+    "ddpm-cosine": discrete_path("ddpm-cosine", cosine_betas(STEPS)),
 }
 
 
@@ -133,11 +184,16 @@ def training_times(uniform: Tensor, params: DiffusionParams) -> Tensor:
     """Return training times from uniform numbers in [0, 1), ``(batch,)`` to ``(batch,)``.
 
     Logit-normal times (Esser et al. 2024, section 3.1) put the effort on the middle noise levels.
+    On a path of discrete steps, times are those of the steps: n = 1 … T, t = n/T.
     """
-    if params.times == "uniform":
-        return uniform
-    normal = torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7)).to(uniform.dtype)
-    return torch.sigmoid(params.times_mean + params.times_std * normal)
+    t = uniform
+    if params.times == "logit-normal":
+        normal = torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7)).to(uniform.dtype)
+        t = torch.sigmoid(params.times_mean + params.times_std * normal)
+    steps = PATHS[params.path].steps
+    if steps is None:
+        return t
+    return ((t * steps).floor() + 1).clamp(max=steps) / steps
 
 
 def _like(level: Tensor, x: Tensor) -> Tensor:

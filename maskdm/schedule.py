@@ -85,9 +85,8 @@ class Schedule:
     def stretches(self, step: int) -> list["Stretch"]:
         """Return what the first ``step`` steps are, leg by leg, legs not begun left out."""
         stretches, first = [], 0
-        for place, leg in enumerate(self.legs):
-            last = place == len(self.legs) - 1
-            end = step if last else min(step, first + leg.steps)
+        for leg in self.legs:
+            end = min(step, first + leg.steps)
             if end > first:
                 full = self._full_before(end) - self._full_before(first)
                 stretches.append(Stretch(leg, end - first, full))

@@ -16,7 +16,7 @@ from maskdm.phases import (
     finetuning_schedule,
     pretraining_schedule,
 )
-from maskdm.sampling import SampleParams
+from maskdm.sampling import SampleParams, check_sampling
 from stages.command import run
 
 PARAMS = Path("params.yaml")
@@ -87,7 +87,7 @@ def _check_fit(
     import torch
 
     with torch.device("meta"):  # all the checks of the real thing, none of its memory
-        build_backbone(model, data.size, data.channels, seed=0)
+        build_backbone(model, data.size, data.channels, seed=0, classes=int(data.classes))
     grid = data.size // model.patch
     for leg in pretraining_schedule(pretrain, mask, grid).legs:
         print(describe(leg.mask))
@@ -97,11 +97,7 @@ def _check_fit(
             f"finetune.init is '{finetune.init}', which is no model folder: it has no config.json. "
             "Give a folder that holds config.json and model.safetensors, or models/pretrain."
         )
-    if sample.solver == "dpmpp-2m" and sample.eta > 0:
-        raise UserError(
-            f"sample.eta is {sample.eta:g}, but dpmpp-2m adds no noise: set it to 0, or "
-            "sample.solver to ddim."
-        )
+    check_sampling(sample, conditional=data.classes)
 
 
 if __name__ == "__main__":

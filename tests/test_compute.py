@@ -10,7 +10,7 @@ from maskdm.backbones.uvit import UViT
 from maskdm.compute import training_flops
 
 
-@pytest.mark.parametrize("visible", [256, 128, 26])
+@pytest.mark.parametrize("visible", [256, 128, 26, 4])
 @pytest.mark.parametrize(("dim", "depth", "heads"), [(128, 7, 4), (512, 13, 8)])
 @pytest.mark.parametrize("classes", [0, 10])
 @pytest.mark.parametrize("name", sorted(BACKBONES))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,3 +159,53 @@ def test_logit_normal_times_have_the_asked_for_mean_and_spread():
     assert logits.mean().item() == pytest.approx(0.4, abs=1e-3)
     assert logits.std().item() == pytest.approx(0.8, abs=2e-3)
     assert training_times(torch.tensor([0.0, 1.0]), setting).isfinite().all()
+
+
+# The paper's discrete time
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_discrete_paths_are_ddpms(name):
+    path = PATHS[f"ddpm-{name}"]
+    n = np.arange(1001)
+    if name == "linear":
+        betas = 1e-4 + (0.02 - 1e-4) * (n[1:] - 1) / 999
+    else:
+        f = np.cos((n / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    alpha_bar = np.cumprod(1 - betas)
+    alpha, sigma = path.levels(torch.arange(1, 1001) / 1000)
+    np.testing.assert_allclose(alpha.square(), alpha_bar, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(sigma.square(), 1 - alpha_bar, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")]
+)
+def test_the_discrete_paths_are_those_of_diffusers(name, theirs):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(1000, beta_schedule=theirs)
+    alpha, _ = PATHS[f"ddpm-{name}"].levels(torch.arange(1, 1001) / 1000)
+    torch.testing.assert_close(alpha**2, scheduler.alphas_cumprod, atol=2e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_discrete_path_is_close_to_its_continuous_one(name):
+    t = torch.linspace(0.05, 0.95, 50)
+    discrete, continuous = (PATHS[f"{kind}-{name}"].log_snr(t) for kind in ("ddpm", "vp"))
+    torch.testing.assert_close(discrete, continuous, atol=0.02, rtol=0.01)
+
+
+def test_discrete_times_are_the_steps_each_as_often():
+    setting = DiffusionParams(
+        path="ddpm-linear",
+        prediction="epsilon",
+        loss="epsilon",
+        times="uniform",
+        times_mean=0.0,
+        times_std=1.0,
+    )
+    uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    steps = training_times(uniform, setting) * 1000
+    assert torch.equal(steps.round().long().bincount(), torch.tensor([0] + [4] * 1000))
+    torch.testing.assert_close(steps, steps.round(), atol=1e-9, rtol=0)
+    late = setting.model_copy(update={"times": "logit-normal", "times_mean": 30.0})
+    assert torch.equal(training_times(uniform, late), torch.ones(4000, dtype=torch.float64))

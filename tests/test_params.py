@@ -57,7 +57,7 @@ def with_change(tmp_path):
         ("pretrain.betas", [0.9], r"pretrain\.betas.*list of two numbers"),
         ("finetune.clip", 0, r"finetune\.clip is 0.*greater than 0"),
         ("finetune.precision", "int8", r"finetune\.precision is 'int8'.*fp32.*bf16.*fp16"),
-        ("data.source", "imagenet", r"data\.source is 'imagenet'.*openmoji"),
+        ("data.source", "imagenette", r"data\.source is 'imagenette'.*openmoji"),
         ("data.background", "vanilla", r"data\.background is 'vanilla'.*colour"),
         ("data.heldout", 0, r"data\.heldout is 0.*between 0 and 1"),
         ("fid.features.extractor", "vgg", r"fid\.features\.extractor is 'vgg'.*inception"),
