@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2
 PAPER = 255
+LETTERS = 14  # height of written names in pixels
 # Hidden patches are shown in this grey, which no emoji's flat colours contain in quantity.
 HIDDEN = (128, 128, 140)
+# Of densities, from none to all, and of the line over them.
+PALEST, DEEPEST, RED = (247, 251, 255), (8, 48, 107), (214, 39, 40)
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 1) -> Image.Image:
@@ -29,6 +32,53 @@ def grid(images: np.ndarray, columns: int, scale: int = 1) -> Image.Image:
         sheet[y : y + height, x : x + width] = image
     large = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(large if channels == 3 else large[:, :, 0])
+
+
+def rows(named: list[tuple[str, np.ndarray]], scale: int = 1) -> Image.Image:
+    """Return rows of images, each with its name at the left; rows without names stand alone.
+
+    Args:
+        named: names, and uint8 ``(count, H, W, C)``.
+        scale: how many pixels a pixel becomes.
+    """
+    strips = [grid(images, len(images), scale).convert("RGB") for _, images in named]
+    font = ImageFont.load_default(LETTERS)
+    margin = max(round(font.getlength(name)) for name, _ in named)
+    left = margin + 2 * LETTERS if margin else 0
+    width = left + max(strip.width for strip in strips)
+    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for (name, _), strip in zip(named, strips, strict=True):
+        sheet.paste(strip, (left, top))
+        pen.text((LETTERS, top + strip.height // 2), name, "black", font, anchor="lm")
+        top += strip.height
+    return sheet
+
+
+def heat_maps(panels: list[tuple[str, np.ndarray]], line: np.ndarray) -> Image.Image:
+    """Return densities of points in the square [−1, 1]² side by side, a red line over each.
+
+    Args:
+        panels: titles, and points ``(count, 2)``.
+        line: points ``(count, 2)`` of the line, in order.
+    """
+    side, fine = 300, 3  # pixels of a panel; drawn larger and then averaged
+    top, font = 4 * LETTERS, ImageFont.load_default(LETTERS)
+    sheet = Image.new("RGB", (len(panels) * (side + LETTERS) + LETTERS, side + top), "white")
+    pen = ImageDraw.Draw(sheet)
+    places = [((x + 1) / 2 * side * fine, (1 - y) / 2 * side * fine) for x, y in line]
+    for number, (title, points) in enumerate(panels):
+        counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], 100, [[-1, 1], [-1, 1]])
+        # The densest hundredth is fully blue: a few full bins must not make the others invisible.
+        share = (counts[::-1] / max(1.0, np.quantile(counts, 0.99))).clip(0, 1)[..., None] ** 0.6
+        colours = (1 - share) * np.array(PALEST) + share * np.array(DEEPEST)
+        panel = Image.fromarray(colours.round().astype(np.uint8))
+        panel = panel.resize((side * fine, side * fine), Image.Resampling.NEAREST)
+        ImageDraw.Draw(panel).line(places, RED, fine)
+        left = LETTERS + number * (side + LETTERS)
+        sheet.paste(panel.resize((side, side), Image.Resampling.BOX), (left, top - LETTERS // 2))
+        pen.text((left, LETTERS // 2), title, "black", font)
+    return sheet
 
 
 def hide(images: np.ndarray, visible: np.ndarray, patch: int) -> np.ndarray:

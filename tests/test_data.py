@@ -1,79 +1,26 @@
 """The prepared set: what is read, how it is split, and what is written."""
 
-import gzip
 import json
 import os
-import re
-import struct
 import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from preparing import params, prepare, save_images, sides
 
-from maskdm.data.emoji import emoji_group
+from maskdm.data.folder import file_group
 from maskdm.data.images import fit, read_image, to_rgb
-from maskdm.data.sources import (
-    DataParams,
-    Picture,
-    Source,
-    file_group,
-    open_source,
-    read_idx,
-    read_samples,
-)
+from maskdm.data.source import Picture, Source
+from maskdm.data.sources import open_source, read_samples
 from maskdm.data.store import PreparedSet, Sample, open_prepared, write_prepared
 from maskdm.errors import UserError
-from maskdm.params import validate
-
-DEFAULTS = {
-    "source": "folder",
-    "path": None,
-    "size": 16,
-    "channels": 3,
-    "background": "white",
-    "heldout": 0.3,
-    "group": "file",
-    "classes": False,
-    "limit": None,
-    "max_unreadable": 0.0,
-}
-
-
-def params(**changes: Any) -> DataParams:
-    return validate(DEFAULTS | changes, "data", DataParams)
-
-
-def prepare(folder: Path, asked: DataParams) -> PreparedSet:
-    source = open_source(asked, folder / "downloads")
-    return write_prepared(
-        folder,
-        read_samples(source, asked),
-        size=asked.size,
-        channels=asked.channels,
-        classes=source.classes,
-        source=source.name,
-        licence=source.licence,
-    )
-
-
-def sides(asked: DataParams) -> dict[str, bool]:
-    """Return which pictures are held out, by name."""
-    return {p.name: p.heldout for p in open_source(asked, Path("nowhere")).pictures}
-
-
-def save_images(folder: Path, names: list[str], side: int = 20) -> None:
-    for index, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / name)
 
 
 @pytest.fixture
@@ -82,80 +29,6 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     save_images(folder, [f"{kind}/{n:02}.png" for kind in ("cat", "dog") for n in range(10)])
     return folder
-
-
-# OpenMoji
-
-
-@pytest.fixture(scope="module")
-def emoji_sides() -> dict[str, bool]:
-    return sides(params(source="openmoji", heldout=0.1))
-
-
-def test_variants_of_one_emoji_never_cross_the_split(emoji_sides: dict[str, bool]) -> None:
-    """The variant's name is rewritten by text alone, unlike in the code under test."""
-    rewritings = [
-        (r"-1F3F[B-F]", ""),  # skin tone
-        (r"-200D-(2640|2642)-FE0F", ""),  # gender sign
-        (r"1F46[89]", "1F9D1"),  # man or woman to person
-        (r"-200D-1F9B[0-3]", ""),  # hair
-        (r"-200D-27A1-FE0F", ""),  # direction
-        (r"^1F3F3-FE0F-200D-1F7E.$", "1F3F3"),  # flags of one colour
-    ]
-    checked = 0
-    for variant in emoji_sides:
-        for pattern, replacement in rewritings:
-            base = re.sub(pattern, replacement, variant)
-            if base != variant and base in emoji_sides:
-                assert emoji_group(base) == emoji_group(variant)
-                assert emoji_sides[base] == emoji_sides[variant], (base, variant)
-                checked += 1
-    assert checked > 2000
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        "1F46A 1F468-200D-1F469-200D-1F466 1F469-200D-1F467-200D-1F467",
-        "1F491 1F469-1F3FB-200D-2764-FE0F-200D-1F468-1F3FE",
-        "1F48F 1F9D1-1F3FB-200D-2764-FE0F-200D-1F48B-200D-1F9D1-1F3FC",
-        "1F46B 1F46C 1F46D-1F3FF 1F9D1-1F3FD-200D-1F91D-200D-1F9D1",
-        "1F91D 1FAF1-1F3FB-200D-1FAF2-1F3FC",
-        "1F385 1F936 1F9D1-1F3FB-200D-1F384",
-        "1F408 1F408-200D-2B1B",
-        "1F1EB-1F1F7 1F1F2-1F1EB",
-    ],
-)
-def test_pairs_families_and_recoloured_drawings_are_one_group(names: str) -> None:
-    assert len({emoji_group(name) for name in names.split()}) == 1
-
-
-def test_different_drawings_are_different_groups() -> None:
-    names = "1F600 1F680 1F408 2640-FE0F 1F9B0 1F1E9-1F1EA 1F1EC-1F1E7 1F46A 1F9D1"
-    names += " 1F9D1-200D-1F680 1F9D1-200D-1F33E 1F3F4-E0067-E0062-E0065-E006E-E0067-E007F"
-    assert len({emoji_group(name) for name in names.split()}) == len(names.split())
-
-
-def test_no_drawing_is_in_two_groups_mirrored_or_not() -> None:
-    """Training may flip images, so a mirror image on the other side would be a copy too."""
-    asked = params(source="openmoji", channels=1)
-    source = open_source(asked, Path("nowhere"))
-    samples = [sample for sample in read_samples(source, asked) if isinstance(sample, Sample)]
-    drawings = np.stack([sample.pixels[..., 0] for sample in samples]).astype(np.float32)
-    groups = np.array([emoji_group(picture.name) for picture in source.pictures])
-    flat = drawings.reshape(len(drawings), -1)
-    squares = (flat**2).mean(1)
-    for other in (flat, drawings[:, :, ::-1].reshape(flat.shape)):
-        distance = squares[:, None] + squares - 2 * flat @ other.T / flat.shape[1]
-        pairs = np.argwhere((distance < 2**2) & (groups[:, None] != groups))  # levels, squared
-        assert not [(groups[i], groups[j]) for i, j in pairs]
-
-
-def test_emoji_are_drawn_on_the_background(tmp_path: Path) -> None:
-    asked = params(source="openmoji", limit=20, background="#10a0f0")
-    drawn = prepare(tmp_path, asked)
-    assert (drawn.train[:, 0, 0] == (0x10, 0xA0, 0xF0)).all(axis=-1).mean() > 0.8
-    assert all(image.std() > 5 for image in drawn.train)
 
 
 # Folders
@@ -240,7 +113,7 @@ RED, GREEN, BLUE, CLEAR = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), 
 
 def decoded(path: Path, background: str = "#0a141e") -> list[tuple[int, ...]]:
     """Return the pixels of a file, row by row."""
-    pixels = np.asarray(read_image(path, 8, background)).reshape(-1, 3)
+    pixels = np.asarray(read_image(path.read_bytes(), 8, background)).reshape(-1, 3)
     return [tuple(pixel) for pixel in pixels.tolist()]
 
 
@@ -299,7 +172,7 @@ def test_camera_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright: the left half is the top
     sideways.save(tmp_path / "camera.jpg", exif=exif, quality=95)
-    upright = np.asarray(read_image(tmp_path / "camera.jpg", 64, "white"))
+    upright = np.asarray(read_image((tmp_path / "camera.jpg").read_bytes(), 64, "white"))
     assert upright.shape == (64, 32, 3)
     assert upright[:24].min() > 240
     assert upright[40:].max() < 15
@@ -316,7 +189,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> Non
     waves = np.stack([np.sin(9 * x), np.cos(7 * y), np.sin(5 * (x + y))], -1) * 120 + 128
     picture = Image.fromarray(waves.astype(np.uint8))
     picture.save(tmp_path / "large.jpg", quality=95)
-    small = read_image(tmp_path / "large.jpg", 16, "white")
+    small = read_image((tmp_path / "large.jpg").read_bytes(), 16, "white")
     assert small.size == (128, 128)
     error = fit(small, 16, 3).astype(int) - fit(picture, 16, 3)
     assert abs(error).max() <= 3
@@ -375,68 +248,6 @@ def test_too_many_unreadable_files_stop_and_leave_the_old_set(
         prepare(tmp_path, params(path=str(damaged), max_unreadable=0.1))
     assert open_prepared(tmp_path).hash == before.hash
     assert not list(tmp_path.glob("*.partial"))
-
-
-# Fashion-MNIST
-
-
-def save_idx(path: Path, content: np.ndarray) -> None:
-    header = struct.pack(f">HBB{content.ndim}I", 0, 8, content.ndim, *content.shape)
-    path.write_bytes(gzip.compress(header + content.tobytes()))
-
-
-@pytest.fixture
-def idx_files(tmp_path: Path) -> Path:
-    folder = tmp_path / "idx"
-    folder.mkdir()
-    for prefix, count in (("train", 6), ("t10k", 4)):
-        images = np.random.default_rng(count).integers(1, 256, (count, 28, 28), dtype=np.uint8)
-        save_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
-        save_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8))
-    return folder
-
-
-def test_fashion_mnist_keeps_its_own_test_set_and_is_framed(
-    idx_files: Path, tmp_path: Path
-) -> None:
-    asked = params(source="fashion-mnist", path=str(idx_files), size=32, channels=1, classes=True)
-    kept = prepare(tmp_path, asked)
-    original = read_idx(idx_files / "train-images-idx3-ubyte.gz")
-    assert (kept.train[:, 2:30, 2:30, 0] == original).all()
-    assert kept.train.sum() == original.sum()  # the frame is black
-    assert kept.heldout.shape == (4, 32, 32, 1)
-    assert kept.heldout_labels is not None
-    assert kept.heldout_labels.tolist() == [0, 1, 2, 3]
-    assert kept.classes is not None
-    assert len(kept.classes) == 10
-
-
-@pytest.mark.parametrize("damage", ["cut", "magic", "not gzip", "missing"])
-def test_damaged_idx_files_are_refused(idx_files: Path, damage: str) -> None:
-    path = idx_files / "train-images-idx3-ubyte.gz"
-    whole = gzip.decompress(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(gzip.compress(whole[:-1]))
-    elif damage == "magic":
-        path.write_bytes(gzip.compress(b"\x00\x00\x0d" + whole[3:]))
-    elif damage == "not gzip":
-        path.write_bytes(whole)
-    else:
-        path.unlink()
-    with pytest.raises(UserError, match="train-images"):
-        open_source(params(source="fashion-mnist", path=str(idx_files)), idx_files)
-
-
-def test_a_failed_download_is_one_clear_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise URLError("no route to host")
-
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    monkeypatch.setattr("maskdm.data.sources.DEBIAN_FASHION_MNIST", tmp_path / "none")
-    with pytest.raises(UserError, match=r"could not be downloaded .*no route.*data\.path"):
-        open_source(params(source="fashion-mnist"), tmp_path)
 
 
 # The store
@@ -558,7 +369,7 @@ def test_a_split_with_an_empty_side_is_refused(photos: Path, heldout: float, sid
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"source": "imagenet"}, r"data\.source is 'imagenet'.*openmoji, fashion-mnist or folder"),
+        ({"source": "imagnet"}, r"data\.source is 'imagnet'.*openmoji, fashion-mnist, folder, zip"),
         ({"path": None}, r"data\.path is None: source 'folder' needs the folder"),
         ({"size": 4}, r"data\.size is 4.*8 to 1024"),
         ({"size": 32.0}, r"data\.size is 32\.0"),
@@ -566,7 +377,8 @@ def test_a_split_with_an_empty_side_is_refused(photos: Path, heldout: float, sid
         ({"background": "whitish"}, r"data\.background is 'whitish'.*a colour such as"),
         ({"heldout": 1.0}, r"data\.heldout is 1\.0"),
         ({"group": "("}, r"data\.group is '\(': not a regular expression"),
-        ({"classes": True, "source": "openmoji"}, r"data\.classes is True"),
+        ({"classes": True, "source": "celeba"}, r"'celeba' has no classes.*cifar10 \(ten things\)"),
+        ({"source": "openmoji"}, r"data\.path is 'photos': source 'openmoji' .* takes no path"),
         ({"max_unreadable": 1.5}, r"data\.max_unreadable is 1\.5"),
         ({"sise": 32}, r"data\.sise is not a parameter.*'size'"),
     ],

@@ -61,7 +61,7 @@ SAME_DRAWING = {
         "1F1F7-1F1F4 1F1F9-1F1E9",  # Romania, Chad
         "1F1FA-1F1F8 1F1FA-1F1F2",  # United States
         "1F1ED-1F1FA 1F1F9-1F1EF",  # Hungary, Tajikistan
-        "E432 E433 E434 E435",  # radar
+        "E432 E433 E434 E435",  # pride flags that differ in a stripe
         "E2C9 E2CA",
     )
     for name in names.split()

@@ -5,7 +5,7 @@ Surprising Subtleties in GAN Evaluation*, 2022), so that what is trained on and 
 went through the same filter.
 """
 
-from pathlib import Path
+import io
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -15,19 +15,21 @@ from PIL import Image, ImageColor, ImageOps
 DRAFT_MARGIN = 4
 
 
-def read_image(path: Path, size: int, background: str) -> Image.Image:
+def read_image(content: bytes, size: int | None, background: str) -> Image.Image:
     """Return the image of a file as it is meant to be seen: upright, first frame, mode RGB.
 
     Args:
-        path: a file of any format that PIL reads.
-        size: the side in pixels it will be used at; a much larger JPEG is decoded smaller.
+        content: that of a file, of any format that PIL reads.
+        size: the side in pixels it will be used at, a much larger JPEG is decoded smaller; None:
+            always decoded at its own size.
         background: the colour behind transparent pixels.
 
     Raises:
         OSError, ValueError, SyntaxError: whatever PIL raises for a file that it cannot decode.
     """
-    with Image.open(path) as image:
-        image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
+    with Image.open(io.BytesIO(content)) as image:
+        if size is not None:
+            image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
         return to_rgb(ImageOps.exif_transpose(image), background)
 
 

@@ -1,0 +1,47 @@
+"""LSUN (Yu et al., 2015), outdoor churches: 126 227 images in an LMDB database."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from maskdm.data.downloads import optional
+from maskdm.data.images import read_image
+from maskdm.data.source import Kind, Picture, Source, SourceParams, held_out
+from maskdm.errors import UserError
+
+FOLDER = "church_outdoor_train_lmdb"
+
+
+def _listing(params: SourceParams, path: Path) -> Source:
+    """The training part, split by a hash of the key; the official 300 others are too few."""
+    lmdb = optional("lmdb", "lsun-church")
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    if not (folder / "data.mdb").is_file():
+        raise UserError(f"There is no data.mdb in {folder}: data.path must name {CHURCH.path}.")
+    try:
+        database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+        with database.begin() as transaction:
+            keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
+    except lmdb.Error as error:
+        raise UserError(f"{folder} is damaged ({error}): unpack it again.") from None
+    names = [key.decode("latin-1") for key in keys]
+
+    def read(name: str) -> Image.Image:
+        with database.begin() as transaction:
+            content = transaction.get(name.encode("latin-1"))
+        return read_image(content, params.size, params.background)
+
+    return Source(
+        name="LSUN church",
+        licence="not stated",
+        classes=None,
+        pictures=[Picture(name, held_out(name, params), None) for name in names],
+        read=read,
+    )
+
+
+CHURCH = Kind(
+    _listing,
+    path=f"the LMDB folder {FOLDER} (unzipped), or the folder around it",
+    origin="github.com/fyu/lsun",
+)

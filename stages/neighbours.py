@@ -1,0 +1,54 @@
+"""Does the model copy? The training images nearest to its samples, as a picture and a number."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from maskdm.data.store import open_prepared
+from maskdm.devices import choose_device
+from maskdm.evaluation.features import FeatureParams, extract, load_network
+from maskdm.evaluation.neighbours import copying, nearest
+from maskdm.figures import rows, save
+from maskdm.params import read_section
+from stages.command import run
+
+PARAMS = Path("params.yaml")
+SAMPLES = Path("data/samples/samples.npy")
+REFERENCE = Path("data/reference")
+MEASURED, SHOWN, NEIGHBOURS = 300, 8, 7
+
+
+def main() -> None:
+    """Find the training images nearest to samples, in the features of fid.features.
+
+    Reads params fid.features, data/samples, data/prepared and data/reference. Writes
+    reports/neighbours.png (samples at the left, their nearest training images beside them) and
+    reports/neighbours.json (mean distance to the nearest training image, of samples and of
+    held-out images, and their ratio: about 0 for a model that copies).
+    """
+    params = read_section(PARAMS, "fid.features", FeatureParams)
+    network = load_network(params.extractor, choose_device())
+    train = np.load(REFERENCE / "train.npy", mmap_mode="r")
+    heldout = np.load(REFERENCE / "heldout.npy")[:MEASURED]
+    samples = np.load(SAMPLES, mmap_mode="r")[:MEASURED]
+    features = extract(samples, network, label="features: samples")
+
+    images = open_prepared(Path("data/prepared")).train
+    indices, distances = nearest(features[:SHOWN], train, NEIGHBOURS)
+    picture = [
+        (f"{distance[0]:.1f}", np.concatenate([sample[None], np.array(images[index])]))
+        for sample, index, distance in zip(samples[:SHOWN], indices, distances, strict=True)
+    ]
+    save(rows(picture, scale=2), Path("reports/neighbours.png"))
+    about = {"features": params.extractor, "samples": len(features), "heldout": len(heldout)}
+    content = about | copying(features, heldout, train)
+    Path("reports/neighbours.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    print(
+        f"nearest training image: samples {content['distance']:.2f}, held-out images "
+        f"{content['distance_heldout']:.2f}, ratio {content['ratio']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
