@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import needs, parameters
+from benchmarks import needs, parameters, solvers, sources
 
 DOCS = Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
     "needs": needs.table,
     "parameters": parameters.table,
+    "solvers": solvers.table,
+    "grid": solvers.table_of_the_papers_grid,
+    "sources": sources.table,
 }
 MARKED = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

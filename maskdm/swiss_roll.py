@@ -5,7 +5,6 @@ so the network can learn p(x) and p(y) only: a primer. Finetuning shows both. Lo
 and solver are those of the images (MaskDM, section 3 and its figure of the Swiss roll).
 """
 
-from collections.abc import Callable
 from math import pi
 
 import numpy as np
@@ -70,8 +69,9 @@ class RollDenoiser(Denoiser):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(depth + 1))
         self.head = nn.Linear(dim, 1)
-        for block in self.blocks:
-            nn.init.zeros_(block[0].weight[:, dim:])
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and layer.in_features == 2 * dim == layer.out_features:
+                nn.init.zeros_(layer.weight[:, dim:])
 
     def forward(
         self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None

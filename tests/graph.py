@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 def modules_of(stage: str) -> set[str]:
     """Return the files of the repository that ``python -m stages.STAGE`` can import, itself too.
 
-    Imports inside functions count. Package files (__init__.py) hold a docstring and nothing else
+    Imports inside functions count. Package files (__init__.py) hold nothing that a stage uses
     (there is a test for that), so they are left out.
     """
     found: set[str] = set()

@@ -1,55 +1,21 @@
 """CIFAR-10 in its true format, and pickles that are not what they seem."""
 
-import io
 import os
 import pickle
-import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
+from formats import python2_pickle
 from preparing import params, prepare, write
 
 from maskdm.data import cifar10
 from maskdm.data.pickled import read_pickle
 from maskdm.data.sources import open_source
 from maskdm.errors import UserError
-
-
-class Python2Pickler(pickle._Pickler):
-    """Pickle as Python 2 did when CIFAR-10 was made: byte strings, numpy's modules of that time."""
-
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=2)
-
-    def save_string(self, text: str | bytes) -> None:
-        content = text.encode("latin1") if isinstance(text, str) else text
-        short = len(content) < 256
-        self.write(
-            b"U" + bytes([len(content)]) if short else b"T" + struct.pack("<i", len(content))
-        )
-        self.write(content)
-        self.memoize(text)
-
-    dispatch[bytes] = dispatch[str] = save_string
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        module = obj.__module__.replace("numpy._core", "numpy.core")
-        self.write(b"c" + f"{module}\n{name or obj.__name__}\n".encode())
-        self.memoize(obj)
-
-    dispatch[type] = dispatch[type(lambda: 0)] = dispatch[type(len)] = save_global
-
-
-def python2_pickle(content: Any) -> bytes:
-    file = io.BytesIO()
-    Python2Pickler(file).dump(content)
-    return file.getvalue()
 
 
 def cifar_batches(count: int = 6) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -181,8 +182,7 @@ def test_the_discrete_paths_are_ddpms(name):
     ("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")]
 )
 def test_the_discrete_paths_are_those_of_diffusers(name, theirs):
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(1000, beta_schedule=theirs)
+    scheduler = DDPMScheduler(1000, beta_schedule=theirs)
     alpha, _ = PATHS[f"ddpm-{name}"].levels(torch.arange(1, 1001) / 1000)
     torch.testing.assert_close(alpha**2, scheduler.alphas_cumprod, atol=2e-6, rtol=1e-3)
 

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import gdown
 import numpy as np
 import pytest
 from PIL import Image
@@ -179,7 +180,6 @@ def test_celeba_is_downloaded_once_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Google Drive stands in for itself with the two files that are needed, and no others."""
-    gdown = pytest.importorskip("gdown")
     served = {
         path.name: path.read_bytes()
         for path in celeba_files(tmp_path / "in", "archive in its folder").iterdir()
@@ -204,7 +204,6 @@ def sides_of(asked: Any, downloads: Path) -> dict[str, bool]:
 def test_google_drives_refusal_is_one_clear_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gdown = pytest.importorskip("gdown")
 
     def refuse(**asked: Any) -> None:
         raise gdown.exceptions.FileURLRetrievalError("too many users")

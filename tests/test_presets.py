@@ -4,15 +4,12 @@ The step is made by the stages themselves, at the preset's image size, path, mas
 tokens; only the network is narrower, so that a laptop does it in seconds.
 """
 
-import io
 import json
-import pickle
 
-import numpy as np
 import pytest
 import torch
+from formats import FILES
 from graph import ROOT
-from PIL import Image
 from ruamel.yaml import YAML
 
 from maskdm.backbones.registry import ModelParams, build_backbone
@@ -32,76 +29,6 @@ PARAMETERS = {  # paper.md, "Backbone: U-ViT"
     "cifar10": 44_255_244,
     "imagenet64-m": 130_940_976,
     "imagenet64-l": 286_828_592,
-}
-RANDOM = np.random.default_rng(0)
-
-
-def picture(width, height):
-    return Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def save(path, width=40, height=30):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(width, height).save(path)
-
-
-def celeba(root):
-    names = [f"{number:06}.jpg" for number in range(1, 7)]
-    for name in names:
-        save(root / "img_align_celeba" / name, 178, 218)
-    lines = (f"{name} {number // 2}" for number, name in enumerate(names))
-    (root / "list_eval_partition.txt").write_text("\n".join(lines))
-
-
-def celebahq(root):
-    for number in range(8):
-        save(root / f"{number:05}.png", 64, 64)
-
-
-def church(root):
-    lmdb = pytest.importorskip("lmdb")
-    with lmdb.open(str(root / "church_outdoor_train_lmdb")) as database, database.begin(
-        write=True
-    ) as transaction:
-        for number in range(8):
-            content = io.BytesIO()
-            picture(50, 40).save(content, "webp")
-            transaction.put(b"%040x" % number, content.getvalue())
-
-
-def vggface2(root):
-    for person in range(8):
-        save(root / f"train/n{person:06}/0001_01.jpg")
-
-
-def cifar10(root):
-    for batch in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        content = {
-            "data": RANDOM.integers(0, 256, (2, 3072), dtype=np.uint8),
-            "labels": [3, 7],
-        }
-        path = root / "cifar-10-batches-py" / batch
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(pickle.dumps(content, protocol=2))
-
-
-def imagenet(root):
-    for part, count in (("train", 3), ("val", 2)):
-        for synset in ("n01440764", "n01443537"):
-            for number in range(count):
-                save(root / part / synset / f"{synset}_{number}.JPEG")
-
-
-FILES = {
-    "celeba64": celeba,
-    "celebahq256": celebahq,
-    "church256": church,
-    "vggface2": vggface2,
-    "transfer10": celebahq,
-    "transfer1": celebahq,
-    "cifar10": cifar10,
-    "imagenet64-m": imagenet,
-    "imagenet64-l": imagenet,
 }
 each_preset = pytest.mark.parametrize("name", PARAMETERS)
 

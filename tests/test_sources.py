@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import gdown
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,7 +119,6 @@ def test_linked_folders_are_read_once(photos: Path) -> None:
 @pytest.fixture
 def church(tmp_path: Path) -> Path:
     """An LMDB as LSUN's: keys of 40 hexadecimal digits, values image files."""
-    lmdb = pytest.importorskip("lmdb")
     folder = tmp_path / "church_outdoor_train_lmdb"
     with lmdb.open(str(folder), map_size=2**24) as database, database.begin(write=True) as images:
         for n in range(30):
@@ -260,7 +261,6 @@ def test_a_download_that_hangs_ends(
 def test_a_download_through_gdown_that_hangs_ends(
     silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gdown = pytest.importorskip("gdown")
     true = gdown.download
 
     def from_silent_server(id: str, **asked: Any) -> Any:
