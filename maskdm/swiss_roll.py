@@ -1,23 +1,32 @@
 """The paper's picture in two dimensions: a Swiss roll learnt from its marginals, then finetuned.
 
 A point z = (x, y) is a set of two tokens of one number each. Masked pretraining shows one of them,
-so the network can learn p(x) and p(y) only: a primer. Finetuning shows both. Loss, paths, averages
+so the network can learn p(x) and p(y) only: a primer. Finetuning shows both. Loss, loop, averages
 and solver are those of the images (MaskDM, section 3 and its figure of the Swiss roll).
 """
 
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from math import pi
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from maskdm import ema
+from maskdm import training
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.layers import embed_time
-from maskdm.diffusion import PATHS, DiffusionParams, denoising_loss, to_x0, training_times
+from maskdm.batches import Batch
+from maskdm.diffusion import DiffusionParams
+from maskdm.masking import nothing_masked
+from maskdm.phases import PhaseParams
 from maskdm.randomness import stream
-from maskdm.sampling import sampling_grid
-from maskdm.solvers import dpmpp_2m
+from maskdm.sampling import SampleParams, estimates
+from maskdm.schedule import Leg, Schedule
+from maskdm.training import State
 
 TURNS = (1.5 * pi, 4.5 * pi)  # angles of the roll's two ends
 DIFFUSION = DiffusionParams(
@@ -28,9 +37,34 @@ DIFFUSION = DiffusionParams(
     times_mean=0.0,
     times_std=1.5,
 )
-BATCH, RATE, HORIZON = 256, 2e-3, 30_000
-LEVELS = 24
-FREQUENCIES = 2.0 ** torch.arange(6) * pi / 2  # of a coordinate's embedding
+PHASE = PhaseParams(
+    steps=0,  # said by train
+    batch_size=512,
+    lr=3e-3,
+    warmup=50,
+    cooldown=0,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
+    clip=None,
+    hflip=0.0,
+    ema_images=50_000,
+    precision="fp32",
+    log_every=1000,
+    validate_every=1000,
+    label_dropout=0.0,
+)
+SAMPLING = SampleParams(
+    count=1,  # said by sample, as is the seed
+    solver="dpmpp-2m",
+    nfe=12,
+    eta=0.0,
+    guidance_scale=1.0,
+    guidance_interval=(0.0, 1.0),
+    weights="averaged",
+    seed=0,
+)
+CPU = torch.device("cpu")
+AT_ONCE = 10_000  # points that are sampled together
 
 
 def roll(share: np.ndarray) -> np.ndarray:
@@ -47,73 +81,97 @@ def roll(share: np.ndarray) -> np.ndarray:
     return points / (1.05 * TURNS[1])  # type: ignore[no-any-return]
 
 
-class RollDenoiser(Denoiser):
-    """A small network on sets of coordinates: each meets the sum over the others, block by block.
+class Block(nn.Module):
+    """A residual MLP that hears of the other coordinates through weights that start at zero.
 
-    What a coordinate hears of the others has weights of zero at first, and where there are no
-    others they stay so: after masked pretraining the model is the product of its marginals.
+    Where a coordinate is alone they get no gradient and stay at zero: after masked pretraining
+    the network is exactly the product of its marginals.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.own = nn.Linear(dim, 2 * dim)
+        self.others = nn.Linear(dim, 2 * dim, bias=False)
+        self.out = nn.Linear(2 * dim, dim)
+        nn.init.zeros_(self.others.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, shown, dim)`` to the same shape."""
+        own = self.norm(x)
+        others = own.sum(dim=1, keepdim=True) - own
+        return x + self.out(functional.gelu(self.own(own) + self.others(others)))  # type: ignore[no-any-return]
+
+
+class RollDenoiser(Denoiser):
+    """A small network on sets of coordinates; position 0 is x, 1 is y.
 
     Args:
         dim: its width.
         depth: its blocks.
     """
 
-    def __init__(self, dim: int = 64, depth: int = 3) -> None:
+    frequencies: Tensor
+
+    def __init__(self, dim: int = 96, depth: int = 3) -> None:
         super().__init__()
         self.dim = dim
-        self.embed = nn.Linear(1 + 2 * len(FREQUENCIES), dim)
+        # Coordinates in [-1, 1] as waves of 4 units and its octaves
+        self.register_buffer("frequencies", 2.0 ** torch.arange(6) * pi / 2, persistent=False)
+        self.embed = nn.Linear(1 + 2 * len(self.frequencies), dim)
         self.places = nn.Embedding(2, dim)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-            for _ in range(depth)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(depth + 1))
+        self.blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear) and layer.in_features == 2 * dim == layer.out_features:
-                nn.init.zeros_(layer.weight[:, dim:])
 
     def forward(
         self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
     ) -> Tensor:
-        """Denoise coordinates ``(batch, shown, 1)``; position 0 is x, 1 is y."""
-        angles = tokens * FREQUENCIES
-        h = self.embed(torch.cat([tokens, angles.sin(), angles.cos()], dim=2))
-        h = h + self.places(positions) + embed_time(time, self.dim)[:, None]
-        for block, norm in zip(self.blocks, self.norms[:-1], strict=True):
-            normal = norm(h)
-            others = normal.sum(dim=1, keepdim=True) - normal
-            h = h + block(torch.cat([normal, others], dim=2))
-        return self.head(self.norms[-1](h))  # type: ignore[no-any-return]
+        """Denoise coordinates ``(batch, shown, 1)``; as ``Denoiser.forward``."""
+        angles = tokens * self.frequencies
+        x = self.embed(torch.cat([tokens, angles.sin(), angles.cos()], dim=2))
+        x = x + self.places(positions) + embed_time(time, self.dim)[:, None]
+        return self.head(self.norm(self.blocks(x)))  # type: ignore[no-any-return]
 
 
-def batch(
-    seed: int, phase: str, step: int, shown: int, size: int = BATCH
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a step's coordinates, positions, noise and uniform numbers for times.
+@dataclass(frozen=True)
+class RollBatches:
+    """Points of the roll, drawn anew at every step.
 
-    Args:
-        seed: of the run.
+    Attributes:
+        schedule: how many points a step, and the learning rates.
+        shown: coordinates shown of each point: 1 (either as often) or 2.
         phase: separate phases share no random numbers.
-        step: from 0.
-        shown: 1 (one coordinate of each point, either as often) or 2.
-        size: points.
-
-    Returns:
-        ``(size, shown, 1)``, ``(size, shown)``, ``(size, shown, 1)``, ``(size,)``.
+        seed: of the run.
     """
-    random = stream(seed, f"swissroll/{phase}", step)
-    points = roll(random.random(size))
-    order = random.random((size, 2)).argsort(axis=1)[:, :shown]
-    coordinates = np.take_along_axis(points, order, axis=1)[:, :, None]
-    noise = random.standard_normal((size, shown, 1))
-    uniform = (np.arange(size) / size + random.random()) % 1
-    return (
-        torch.from_numpy(coordinates).float(),
-        torch.from_numpy(order),
-        torch.from_numpy(noise).float(),
-        torch.from_numpy(uniform).float(),
-    )
+
+    schedule: Schedule
+    shown: int
+    phase: str
+    seed: int
+
+    def at(self, step: int, device: torch.device) -> Batch:
+        """Return the batch of step ``step`` (from 0), its tokens ``(batch, shown, 1)``."""
+        leg, _ = self.schedule.leg(step)
+        size = leg.batch_size
+        random = stream(self.seed, f"swissroll/{self.phase}", step)
+        points = roll(random.random(size))
+        positions = random.random((size, 2)).argsort(axis=1)[:, : self.shown]
+        tokens = np.take_along_axis(points, positions, axis=1)[:, :, None].astype(np.float32)
+        noise = random.standard_normal(tokens.shape, dtype=np.float32)
+        uniform = ((np.arange(size) / size + random.random()) % 1).astype(np.float32)
+        drawn = (
+            torch.from_numpy(array).to(device) for array in (tokens, positions, noise, uniform)
+        )
+        return Batch(*drawn)
+
+
+class Unjudged:
+    """What the loop validates with: nothing; the samples are judged in the end."""
+
+    def errors(self, denoise: Callable[..., Tensor]) -> dict[str, float]:
+        """Return no errors."""
+        return {}
 
 
 def train(network: RollDenoiser, phase: str, steps: int, shown: int, seed: int) -> RollDenoiser:
@@ -122,29 +180,18 @@ def train(network: RollDenoiser, phase: str, steps: int, shown: int, seed: int) 
     Args:
         network: where to start.
         phase: names the random numbers.
-        steps: optimiser steps of ``BATCH`` points.
+        steps: optimiser steps; over the last half of those on whole points the rate falls to 0.
         shown: coordinates shown of each point, 1 or 2.
         seed: of the run.
     """
-    averaged = fresh(seed)
-    averaged.load_state_dict(network.state_dict())
-    trained = fresh(seed)
-    trained.load_state_dict(network.state_dict())
-    optimiser = torch.optim.AdamW(trained.parameters(), lr=RATE, betas=(0.9, 0.99), fused=True)
-    for step in range(steps):
-        x0, positions, noise, uniform = batch(seed, phase, step, shown)
-        times = training_times(uniform, DIFFUSION)
-
-        def denoise(x_t: Tensor, t: Tensor, positions: Tensor = positions) -> Tensor:
-            return trained(x_t, positions, t)  # type: ignore[no-any-return]
-
-        loss = denoising_loss(denoise, x0, noise, times, DIFFUSION).mean()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        beta = ema.decay((step + 1) * BATCH, BATCH, HORIZON)
-        ema.update(averaged.parameters(), trained.parameters(), beta)
-    return averaged
+    leg = Leg(nothing_masked(1), steps, PHASE.batch_size, PHASE.lr, min(PHASE.warmup, steps // 4))
+    schedule = Schedule((leg,), steps, steps // 2 if shown == 2 else 0)
+    batches = RollBatches(schedule, shown, phase, seed)
+    state = State.start(deepcopy(network))
+    for _ in training.train(state, batches, Unjudged(), DIFFUSION, PHASE, CPU):
+        pass
+    state.backbone.load_state_dict(state.averaged)
+    return cast(RollDenoiser, state.backbone)
 
 
 def fresh(seed: int) -> RollDenoiser:
@@ -154,27 +201,15 @@ def fresh(seed: int) -> RollDenoiser:
         return RollDenoiser()
 
 
-@torch.inference_mode()
 def sample(network: RollDenoiser, count: int, seed: int) -> np.ndarray:
     """Return points drawn by a network, ``(count, 2)``."""
-    path = PATHS[DIFFUSION.path]
-    grid = sampling_grid(path, LEVELS)
-    start = stream(seed, "swissroll/sample").standard_normal((count, 2, 1), dtype=np.float32)
-    positions = torch.arange(2).expand(count, 2)
-
-    def denoise(x: Tensor, time: Tensor) -> Tensor:
-        output = network(x, positions[: len(x)], time)
-        return to_x0(output, x, time, path, DIFFUSION.prediction).clamp(-1, 1)
-
+    params = SAMPLING.model_copy(update={"seed": seed})
     drawn = []
-    for part in torch.from_numpy(start).split(10_000):
-        *_, last = dpmpp_2m(denoise, grid[0].sigma * part, grid, 0.0, _no_noise)
+    for first in range(0, count, AT_ONCE):
+        places = range(first, min(first + AT_ONCE, count))
+        *_, last = estimates(network, DIFFUSION, params, (2, 1), places, CPU)
         drawn.append(last[:, :, 0])
-    return torch.cat(drawn).numpy()  # type: ignore[no-any-return]
-
-
-def _no_noise(step: int) -> Tensor:
-    raise AssertionError("dpmpp-2m adds no noise")
+    return torch.cat(drawn).numpy()
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 32) -> float:
@@ -189,6 +224,5 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 32) -> fl
 
     angles = np.arange(directions) * pi / directions
     lines = np.stack([np.cos(angles), np.sin(angles)])
-    projected: Callable[[np.ndarray], np.ndarray] = lambda points: (points @ lines).T  # noqa: E731
-    pairs = zip(projected(a), projected(b), strict=True)
+    pairs = zip((a @ lines).T, (b @ lines).T, strict=True)
     return float(np.mean([wasserstein_distance(p, q) for p, q in pairs]))

@@ -8,7 +8,7 @@ and clocks belong to whoever drives it.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from maskdm import ema
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.batches import Batch, Batches
+from maskdm.batches import Batch
 from maskdm.compilation import compiled
 from maskdm.diffusion import DiffusionParams, denoising_loss, training_times
 from maskdm.errors import UserError
 from maskdm.phases import PhaseParams
-from maskdm.validation import Validation
+from maskdm.schedule import Schedule
 
 
 @dataclass
@@ -42,6 +42,24 @@ class State:
     def start(cls, backbone: Denoiser) -> "State":
         """Return the state before the first step; the average starts at the weights given."""
         return cls(backbone, {n: p.detach().clone() for n, p in backbone.named_parameters()})
+
+
+class StepBatches(Protocol):
+    """The batch of every step: ``Batches``, or another source of token sets."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many steps, and the learning rate of each."""
+
+    def at(self, step: int, device: torch.device) -> Batch:
+        """Return the batch of step ``step`` (from 0) on ``device``."""
+
+
+class Judge(Protocol):
+    """What tells how good a network is: ``Validation``."""
+
+    def errors(self, denoise: Callable[..., Tensor]) -> dict[str, float]:
+        """Return errors by name; ``"mean"`` is the one that counts."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +83,8 @@ class Report:
 
 def train(
     state: State,
-    batches: Batches,
-    validation: Validation,
+    batches: StepBatches,
+    validation: Judge,
     diffusion: DiffusionParams,
     params: PhaseParams,
     device: torch.device,
@@ -181,7 +199,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def _validate(
-    state: State, validation: Validation, params: PhaseParams, device: torch.device
+    state: State, validation: Judge, params: PhaseParams, device: torch.device
 ) -> dict[str, float]:
     """Return the x0 errors of raw and averaged weights, by column name."""
 

@@ -69,9 +69,10 @@ def celebahq(root):
 
 
 def church(root):
-    with lmdb.open(str(root / "church_outdoor_train_lmdb")) as database, database.begin(
-        write=True
-    ) as transaction:
+    with (
+        lmdb.open(str(root / "church_outdoor_train_lmdb")) as database,
+        database.begin(write=True) as transaction,
+    ):
         for number in range(8):
             content = io.BytesIO()
             picture(50, 40).save(content, "webp")

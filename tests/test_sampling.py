@@ -6,7 +6,6 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from benchmarks.solvers import (
-    STD,
     GaussianDenoiser,
     draw,
     errors,

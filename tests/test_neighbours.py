@@ -1,0 +1,37 @@
+"""The nearest training images, and whether a model copies them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from maskdm.evaluation.neighbours import CHUNK, copying, nearest
+
+RNG = np.random.default_rng(0)
+TRAIN = RNG.standard_normal((300, 12)).astype(np.float32)
+
+
+def test_nearest_finds_what_a_search_through_all_pairs_finds():
+    queries = RNG.standard_normal((CHUNK + 20, 12)).astype(np.float32)  # more than one chunk
+    indices, distances = nearest(queries, TRAIN, 3)
+    pairs = np.linalg.norm(queries[:, None].astype(float) - TRAIN, axis=2)
+    assert np.array_equal(indices, pairs.argsort(axis=1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(pairs, axis=1)[:, :3])
+
+
+def test_a_copy_is_its_own_nearest_image_at_distance_zero():
+    far = TRAIN + 1000  # where |a|² − 2ab + |b|² alone would lose small distances
+    indices, distances = nearest(far[:40], far, 1)
+    assert np.array_equal(indices[:, 0], np.arange(40))
+    assert not distances.any()
+
+
+@pytest.mark.parametrize(("copied", "ratio", "close"), [(1.0, 0.0, 1.0), (0.0, 1.0, 0.01)])
+def test_a_copier_is_told_from_a_model_whose_samples_are_new(copied, ratio, close):
+    new, heldout = RNG.standard_normal((2, 2000, 12)).astype(np.float32)
+    samples = TRAIN.repeat(7, axis=0)[:2000] if copied else new
+    told = copying(samples, heldout, TRAIN)
+    assert told["ratio"] == pytest.approx(ratio, abs=0.02)
+    assert told["close"] == pytest.approx(close, abs=0.01)
+    assert told["distance_heldout"] > 1
+    json.dumps(told)
