@@ -8,7 +8,7 @@ PIP := python -m pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench report preset clean
+.PHONY: help setup demo test lint bench report docs preset clean
 
 help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (about 12 minutes on 2 cores)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json'
 	@echo 'make report          the plots of the workspace as one page, dvc_plots/index.html'
+	@echo 'make docs            compute the tables in docs/ anew'
 	@echo 'make clean           remove the environment'
 
 setup: $(VENV)/.complete $(PAGE)
@@ -41,7 +42,7 @@ $(PAGE): $(VENV)/.complete stages/plots_page.py
 demo: setup
 	dvc repro
 	@python -m json.tool reports/metrics.json
-	@echo 'Pictures: reports/samples.png, denoising.png, masks.png, curves.png; yardsticks: reports/yardsticks.json'
+	@echo 'Pictures: reports/*.png, all on one page by make report; yardsticks: reports/yardsticks.json'
 
 test: lint
 	pytest
@@ -56,6 +57,9 @@ bench: setup
 
 report: setup
 	dvc plots show
+
+docs: setup
+	python -m benchmarks.pages
 
 preset:
 	@test -f 'presets/$(NAME).yaml' || { \

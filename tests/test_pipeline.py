@@ -27,17 +27,13 @@ SMALLER = {  # than presets/tiny.yaml
     "sample.count": 8,
     "sample.nfe": 2,
 }
-STAGES = {
-    "check",
-    "prepare",
-    "masks",
-    "reference",
-    "pretrain",
-    "finetune",
-    "curves",
-    "sample",
-    "fid",
+SMALLER_ROLL = {
+    r"^SEED, SAMPLES = .*$": "SEED, SAMPLES = 0, 500",
+    r"^MASKED, FULL = .*$": "MASKED, FULL = 4, 2",
 }
+DRAWN = {"sample", "pictures", "fid", "neighbours"}  # with the finetuned model
+STAGES = {"check", "prepare", "masks", "reference", "pretrain", "finetune", "curves", *DRAWN}
+ROLL = {"swissroll"}  # depends on no parameter
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
 
 
@@ -130,6 +126,9 @@ def finished(tmp_path_factory):
         params[section][name] = value
     yaml.dump(params, clone.path / "params.yaml")
 
+    for old, new in SMALLER_ROLL.items():
+        clone.edit("stages/swissroll.py", old, new)
+
     clone.git("init", "--quiet", "--initial-branch", "main")
     clone.git("config", "user.name", "test")
     clone.git("config", "user.email", "test@example.com")
@@ -137,7 +136,7 @@ def finished(tmp_path_factory):
     clone.call("dvc", "config", "--local", "plots.html_template", "tmp/plots_page.html")
     clone.git("add", "--all")
     clone.git("commit", "--quiet", "--message", "before")
-    assert clone.dvc("repro") == STAGES
+    assert clone.dvc("repro") == STAGES | ROLL
     shutil.copytree(clone.path / "models/finetune", clone.path / "models/other")  # another start
     clone.git("add", "--all")
     clone.git("commit", "--quiet", "--message", "finished")
@@ -180,10 +179,10 @@ def test_comments_rerun_nothing(clone):
     ("change", "rerun"),
     [
         ("data.limit=20", STAGES),
-        ("seed=1", {"check", "pretrain", "finetune", "curves", "sample", "fid"}),
-        ("pretrain.steps=0", {"check", "pretrain", "finetune", "curves", "sample", "fid"}),
-        ("finetune.init=models/other", {"check", "finetune", "curves", "sample", "fid"}),
-        ("sample.seed=1", {"check", "sample", "fid"}),
+        ("seed=1", {"check", "pretrain", "finetune", "curves", *DRAWN}),
+        ("pretrain.steps=0", {"check", "pretrain", "finetune", "curves", *DRAWN}),
+        ("finetune.init=models/other", {"check", "finetune", "curves", *DRAWN}),
+        ("sample.seed=1", {"check", *DRAWN}),
     ],
 )
 def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(clone, change, rerun):
@@ -192,7 +191,7 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(clone, c
 
 
 def test_another_mask_rate_reruns_what_depends_on_it_and_nothing_else(other_run):
-    assert other_run == {"check", "masks", "pretrain", "finetune", "curves", "sample", "fid"}
+    assert other_run == {"check", "masks", "pretrain", "finetune", "curves", *DRAWN}
 
 
 # What a section's own stages are; that the change goes on from there is shown above. The extractor
@@ -207,8 +206,12 @@ def test_another_mask_rate_reruns_what_depends_on_it_and_nothing_else(other_run)
         (r"path: flow", "path: vp-cosine", {"pretrain", "finetune"}),
         (r"strategy: patch", "strategy: crop", {"masks", "pretrain"}),
         (r"init_weights: averaged", "init_weights: raw", {"finetune"}),
-        (r"nfe: 2", "nfe: 3", {"sample"}),
-        (r"extractor: efficientnet-lite0", "extractor: inception", {"reference", "fid"}),
+        (r"nfe: 2", "nfe: 3", {"sample", "pictures"}),
+        (
+            r"extractor: efficientnet-lite0",
+            "extractor: inception",
+            {"reference", "fid", "neighbours"},
+        ),
     ],
 )
 def test_each_section_changes_only_the_stages_that_read_it(clone, old, new, changed):
@@ -220,9 +223,9 @@ def test_each_section_changes_only_the_stages_that_read_it(clone, old, new, chan
 def test_an_edited_module_reruns_the_stages_that_import_it_and_no_others(clone):
     with (clone.path / "maskdm/ema.py").open("a") as file:
         file.write("# a comment\n")
-    importing = {stage for stage in STAGES if "maskdm/ema.py" in modules_of(stage)}
+    importing = {stage for stage in STAGES | ROLL if "maskdm/ema.py" in modules_of(stage)}
     # Training is reproducible to the byte, so nothing behind it runs.
-    assert clone.dvc("repro") == importing == {"check", "pretrain", "finetune"}
+    assert clone.dvc("repro") == importing == {"check", "pretrain", "finetune", *ROLL}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ TRUTH = roll(np.random.default_rng(0).random(4000))
 
 @pytest.fixture(scope="module")
 def primer():
-    return train(fresh(0), "pretrain", 150, shown=1, seed=0)
+    return train(fresh(0), "pretrain", 300, shown=1, seed=0)
 
 
 def batch(shown, step=3):
@@ -62,9 +62,8 @@ def test_the_primer_covers_the_roll_and_finetuning_contracts_it(primer):
         return np.linalg.norm(points[:, None] - dense, axis=2).min(axis=1).mean()
 
     loose = sample(primer, 2000, seed=0)
-    missed = np.linalg.norm(dense[::20, None] - loose, axis=2).min(axis=1)
-    assert np.quantile(missed, 0.9) < 0.1  # it reaches the ends of the roll last
-    tight = sample(train(primer, "finetune", 150, shown=2, seed=0), 2000, seed=0)
+    assert (np.linalg.norm(dense[::20, None] - loose, axis=2).min(axis=1) < 0.1).all()
+    tight = sample(train(primer, "finetune", 200, shown=2, seed=0), 2000, seed=0)
     assert off(tight) < 0.7 * off(loose)
     assert sliced_wasserstein(tight, TRUTH) < sliced_wasserstein(loose, TRUTH)
 
