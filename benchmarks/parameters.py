@@ -1,5 +1,6 @@
 """Every parameter, what is allowed and what the default is: the table in docs/parameters.md."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,6 @@ def _rows(kind: type[Section], defaults: dict[str, Any], prefix: str) -> list[st
             rows += _rows(inner, defaults[key], f"{prefix}{key}.")
             continue
         default = defaults[key]
-        shown = (
-            {None: "null", True: "true", False: "false"}.get(default, default)
-            if not isinstance(default, list)
-            else default
-        )
+        shown = default if isinstance(default, str) else json.dumps(default)
         rows.append(f"| `{prefix}{key}` | {field.description} | `{shown}` |")
     return rows
