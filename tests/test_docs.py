@@ -1,5 +1,6 @@
 """The documentation says what is: computed tables are fresh, links lead somewhere."""
 
+import json
 import re
 from itertools import chain
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pages
+from maskdm.params import read_params
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+WORDS = {"null", "true", "false"}  # of JSON
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -47,3 +50,25 @@ def test_computed_tables_are_what_the_command_computes(page):
 def test_every_table_stands_on_a_page():
     marks = [re.findall(r"<!-- table (\w+) -->", page.read_text()) for page in PAGES]
     assert set(chain(*marks)) == set(pages.TABLES)
+
+
+def test_the_table_of_parameters_has_every_default():
+    page = (ROOT / "docs/parameters.md").read_text()
+    found = {
+        f"{section}.{key}": json.loads(default)
+        if default[0] in "[0123456789" or default in WORDS
+        else default
+        for section, rows in re.findall(r"### `(\w+)`\n\n\| key.*\n(.*\n(?:\|.*\n)+)", page)
+        for key, default in re.findall(r"^\| `([\w.]+)` .* \| `(.*)` \|$", rows, re.MULTILINE)
+    }
+    assert found == {
+        key: value for key, value in flat(read_params(ROOT / "params.yaml")) if key != "seed"
+    }
+
+
+def flat(params, prefix=""):
+    for key, value in params.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
