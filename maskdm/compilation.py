@@ -17,9 +17,20 @@ def compiled(module: nn.Module, device: torch.device) -> Callable[..., Tensor]:
     A missing compiler shows only at the first call; then one line says so and the module runs
     uncompiled from there on.
     """
-    if device.type != "cuda":
-        return module
-    return with_fallback(torch.compile(module), module)
+    return with_fallback(compile_shapes(module), module) if device.type == "cuda" else module
+
+
+def compile_shapes(module: nn.Module, **options: Any) -> Callable[..., Tensor]:
+    """Return ``module`` compiled once for each shape that it meets, never for shapes in general.
+
+    A shape is (images, visible patches); from the ninth on torch runs them uncompiled.
+
+    Args:
+        module: what to compile.
+        options: further ones of ``torch.compile``.
+    """
+    compiled: Callable[..., Tensor] = torch.compile(module, dynamic=False, **options)
+    return compiled
 
 
 def with_fallback(

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 Default = TypeVar("Default", int, None)
 
 
-def choose_device() -> torch.device:
+def choose_device(wanted: str | None = None) -> torch.device:
     """Return the device to compute on: a GPU if there is one, else the CPU.
 
-    The environment variable ``MASKDM_DEVICE`` overrides the choice (``cpu``, ``cuda``,
-    ``cuda:1``, ``mps``).
+    Args:
+        wanted: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; by default what the environment variable
+            ``MASKDM_DEVICE`` says, if anything.
 
     Raises:
         UserError: if the device that was asked for does not exist here.
     """
     import torch
 
-    wanted = os.environ.get("MASKDM_DEVICE", "")
+    where = "MASKDM_DEVICE" if wanted is None else "The device"
+    wanted = os.environ.get("MASKDM_DEVICE", "") if wanted is None else wanted
     if not wanted:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -37,8 +39,8 @@ def choose_device() -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"MASKDM_DEVICE is '{wanted}', which this machine cannot use ({reason}). "
-            "Use 'cpu', 'cuda', 'cuda:N' or 'mps', or unset it to have the device chosen."
+            f"{where} is '{wanted}', which this machine cannot use ({reason}). "
+            "Use 'cpu', 'cuda', 'cuda:N' or 'mps', or nothing to have it chosen."
         ) from None
     return device
 

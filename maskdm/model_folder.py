@@ -109,6 +109,43 @@ def load_config(folder: Path) -> ModelConfig:
     return validate(content, "config", ModelConfig, where=str(path))
 
 
+def check_start(
+    folder: Path, before: ModelConfig, model: ModelParams, diffusion: DiffusionParams, classes: bool
+) -> None:
+    """Check that a model's weights mean the same in the network that is to start from them.
+
+    What changes their shapes is left to ``load_weights``; this is what would go unnoticed.
+
+    Args:
+        folder: the model's.
+        before: its config.
+        model: the network that is to start from it.
+        diffusion: how that network is to be trained.
+        classes: whether it has classes.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    for section, theirs, ours, names in (
+        ("diffusion", before.diffusion, diffusion, ("path", "prediction")),
+        ("model", before.model, model, ("backbone", "heads")),
+    ):
+        for name in names:
+            was, now = getattr(theirs, name), getattr(ours, name)
+            if was != now:
+                raise UserError(
+                    f"The model in {folder} was trained with {section}.{name} '{was}', params.yaml "
+                    f"says '{now}': its weights would be misread. Set {section}.{name} to '{was}', "
+                    "or give another finetune.init."
+                )
+    if bool(before.classes) != classes:
+        have, value = ("has classes", "true") if before.classes else ("has no classes", "false")
+        raise UserError(
+            f"The model in {folder} {have}: set data.classes to {value}, or give another "
+            "finetune.init."
+        )
+
+
 def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
     """Fill a network with the weights of a model folder, learned positions fitted to its grid.
 
@@ -138,7 +175,7 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         raise UserError(
-            f"The {weights} weights in {path} do not fit the network of params.yaml: {shown}. "
+            f"The {weights} weights in {path} do not fit the network: {shown}. "
             "Use the model section (and data.size, data.channels) they were trained with: see "
             f"{folder / 'config.json'}."
         )

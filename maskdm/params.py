@@ -88,14 +88,14 @@ def validate(value: Any, name: str, kind: type[T], where: str = "params") -> T:
 
 def _sentence(fault: Any, name: str, kind: Any) -> str:
     """Put one pydantic fault into words."""
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join([name, *path])
+    key = ".".join([name, *map(str, fault["loc"])])
+    path = [part for part in fault["loc"] if isinstance(part, str)]  # without places in lists
     section, allowed = _lookup(kind, path[:-1]), ""
     fields = getattr(section, "model_fields", {})
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(path[-1], fields, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        owner = ".".join([name, *path[:-1]])
+        owner = key.rpartition(".")[0]
         return f"{key} is not a parameter; '{owner}' takes {', '.join(fields)}.{hint}"
     described = _describe(kind, path)
     if described:
@@ -118,11 +118,11 @@ def _lookup(kind: Any, path: list[str]) -> Any:
 
 
 def _section_of(annotation: Any) -> Any:
-    """Return the Section inside an annotation such as ``A | None`` or ``list[A]``."""
-    for inner in (annotation, *get_args(annotation)):
-        if isinstance(inner, type) and issubclass(inner, Section):
-            return inner
-    return annotation
+    """Return the Section inside an annotation such as ``A | None`` or ``list[A] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inside = (_section_of(inner) for inner in get_args(annotation))
+    return next((kind for kind in inside if kind is not None), None)
 
 
 def _describe(kind: Any, path: list[str]) -> str:

@@ -42,7 +42,9 @@ class SampleParams(Section):
         "(noise)"
     )
     weights: Literal["averaged", "raw"] = Field(description="averaged or raw")
-    seed: int = Field(ge=0, description="seed of the sampling noise, a whole number >= 0")
+    seed: int = Field(
+        ge=0, lt=2**31, description="seed of the sampling noise, a whole number from 0 to 2³¹ − 1"
+    )
 
     @field_validator("solver")
     @classmethod

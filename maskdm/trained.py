@@ -4,7 +4,9 @@ The stages draw their images through the same class, so the same settings give t
 """
 
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -75,14 +77,14 @@ class TrainedModel:
             UserError: if a setting is out of range or does not fit the model.
         """
         settings = {
-            "count": count,
+            "count": int(count) if isinstance(count, Integral) else count,
             "solver": solver,
             "nfe": SOLVERS[solver].nfe if nfe is None and solver in SOLVERS else nfe,
             "eta": eta,
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
             "weights": "averaged",
-            "seed": seed,
+            "seed": int(seed) if isinstance(seed, Integral) else seed,
         }
         params = validate(settings, "sample", SampleParams, where="sample()")
         check_sampling(params, conditional=bool(self.classes))
@@ -115,13 +117,13 @@ class TrainedModel:
         if label is None:
             return draw_labels(list(self.config.classes.values()), seed, places)
         names = self.classes
-        number = names.index(label) if label in names else label
-        if not isinstance(number, int) or not 0 <= number < len(names):
+        number = names.index(label) if isinstance(label, str) and label in names else label
+        if not isinstance(number, Integral) or number is True or not 0 <= number < len(names):
             raise UserError(
                 f"There is no class {label!r}; this model has 0 to {len(names) - 1}: "
                 f"{', '.join(names[:20])}{' …' if names[20:] else ''}."
             )
-        return torch.full((len(places),), number)
+        return torch.full((len(places),), int(number))
 
     def draw(
         self,
@@ -165,7 +167,7 @@ def batches(count: int) -> Iterator[range]:
 
 
 def load(
-    folder: Path | str, weights: Weights = "averaged", device: torch.device | str | None = None
+    folder: Path | str, weights: Weights = "averaged", device: str | None = None
 ) -> TrainedModel:
     """Return the model in a folder, ready to draw images.
 
@@ -175,7 +177,9 @@ def load(
         device: where to compute; by default a GPU if there is one (or ``MASKDM_DEVICE``).
 
     Raises:
-        UserError: if the folder is no model folder or is damaged.
+        UserError: if the folder is no model folder or is damaged, or there is no such device.
     """
+    if weights not in get_args(Weights):
+        raise UserError(f"There are no weights {weights!r}: take 'averaged' or 'raw'.")
     backbone, config = load_model(Path(folder), weights)
-    return TrainedModel(backbone, config, torch.device(device) if device else choose_device())
+    return TrainedModel(backbone, config, choose_device(device))

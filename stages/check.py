@@ -9,6 +9,7 @@ from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
 from maskdm.evaluation.distances import FidParams
 from maskdm.masking import MaskParams, describe
+from maskdm.model_folder import check_start, load_config
 from maskdm.params import ParamsError, Seed, read_params, read_section
 from maskdm.phases import (
     FinetuneParams,
@@ -77,6 +78,7 @@ def check(path: Path) -> None:
 def _check_fit(
     data: DataParams,
     model: ModelParams,
+    diffusion: DiffusionParams,
     mask: MaskParams,
     pretrain: PretrainParams,
     finetune: FinetuneParams,
@@ -92,12 +94,21 @@ def _check_fit(
     for leg in pretraining_schedule(pretrain, mask, grid).legs:
         print(describe(leg.mask))
     finetuning_schedule(finetune, grid)
-    if finetune.init != "models/pretrain" and not Path(finetune.init, "config.json").exists():
-        raise UserError(
-            f"finetune.init is '{finetune.init}', which is no model folder: it has no config.json. "
-            "Give a folder that holds config.json and model.safetensors, or models/pretrain."
-        )
+    if finetune.init != "models/pretrain":
+        start = Path(finetune.init)
+        try:
+            before = load_config(start)
+        except UserError as error:
+            raise UserError(f"finetune.init is '{start}': {error}") from None
+        check_start(start, before, model, diffusion, data.classes)
     check_sampling(sample, conditional=data.classes)
+    name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
+    if sample.guidance_scale != 1 and last.label_dropout == 0:
+        raise UserError(
+            f"sample.guidance_scale is {sample.guidance_scale:g}, but {name}.label_dropout is 0: "
+            "guidance needs a network that also learns without labels. Set label_dropout above 0, "
+            "such as 0.1, or guidance_scale to 1."
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from maskdm.errors import UserError
 from maskdm.evaluation.distances import FidParams, measure
 from maskdm.evaluation.features import extract, load_network
 from maskdm.params import read_section
-from stages.command import run
+from stages.command import run, write_json
 
 PARAMS = Path("params.yaml")
 SAMPLES = Path("data/samples")
@@ -57,8 +57,7 @@ def main() -> None:
         "reference": {"hash": reference["hash"][:12], "train": len(train), "heldout": len(heldout)},
         **about,
     }
-    METRICS.parent.mkdir(parents=True, exist_ok=True)
-    METRICS.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(METRICS, metrics)
     print("  ".join(f"{key} {value:g}" for key, value in to_train.items()))
 
 

@@ -6,7 +6,7 @@ from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.store import open_prepared
 from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
-from maskdm.model_folder import ModelConfig, load_config, load_weights
+from maskdm.model_folder import ModelConfig, check_start, load_config, load_weights
 from maskdm.params import Seed, read_section
 from maskdm.phases import FinetuneParams, finetuning_schedule
 from stages.command import run
@@ -30,15 +30,14 @@ def main() -> None:
 
     init = Path(params.init)
     before = load_config(init)
-    for name in ("path", "prediction"):
-        theirs, ours = getattr(before.diffusion, name), getattr(diffusion, name)
-        if theirs != ours:
-            raise UserError(
-                f"The model in {init} was trained with diffusion.{name} '{theirs}', params.yaml "
-                f"says '{ours}': its outputs would be misread. Set diffusion.{name} to '{theirs}', "
-                "or give another finetune.init."
-            )
     classes = class_counts(prepared)
+    check_start(init, before, model, diffusion, classes is not None)
+    if list(before.classes or ()) != list(classes or ()):
+        raise UserError(
+            f"The model in {init} has the classes {', '.join(before.classes or ())}, the images "
+            f"have {', '.join(classes or ())}: give another finetune.init, or set data.classes to "
+            "false for both."
+        )
     backbone = build_backbone(model, prepared.size, prepared.channels, seed, len(classes or ()))
     load_weights(init, params.init_weights, backbone)
     config = ModelConfig(

@@ -1,6 +1,5 @@
 """Does the model copy? The training images nearest to its samples, as a picture and a number."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from maskdm.evaluation.features import FeatureParams, extract, load_network
 from maskdm.evaluation.neighbours import copying, nearest
 from maskdm.figures import rows, save
 from maskdm.params import read_section
-from stages.command import run
+from stages.command import run, write_json
 
 PARAMS = Path("params.yaml")
 SAMPLES = Path("data/samples/samples.npy")
@@ -35,7 +34,7 @@ def main() -> None:
     features = extract(samples, network, label="features: samples")
 
     images = open_prepared(Path("data/prepared")).train
-    indices, distances = nearest(features[:SHOWN], train, NEIGHBOURS)
+    indices, distances = nearest(features[:SHOWN], train, min(NEIGHBOURS, len(train)))
     picture = [
         (f"{distance[0]:.1f}", np.concatenate([sample[None], np.array(images[index])]))
         for sample, index, distance in zip(samples[:SHOWN], indices, distances, strict=True)
@@ -43,7 +42,7 @@ def main() -> None:
     save(rows(picture, scale=2), Path("reports/neighbours.png"))
     about = {"features": params.extractor, "samples": len(features), "heldout": len(heldout)}
     content = about | copying(features, heldout, train)
-    Path("reports/neighbours.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(Path("reports/neighbours.json"), content)
     print(
         f"nearest training image: samples {content['distance']:.2f}, held-out images "
         f"{content['distance_heldout']:.2f}, ratio {content['ratio']:.2f}"

@@ -1,9 +1,9 @@
 """What the stages pretrain and finetune share: one phase of training, from files to files."""
 
 import csv
-import json
 import platform
 import time
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from maskdm.phases import PhaseParams
 from maskdm.schedule import Schedule
 from maskdm.training import Report, State, train
 from maskdm.validation import Validation
+from stages.command import write_json
 
 
 def class_counts(prepared: PreparedSet) -> dict[str, int] | None:
@@ -137,8 +138,14 @@ class Curves:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow(header)
             for row in rows:
-                values = (row[column] for column in header)
-                writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+                writer.writerow(_cell(row[column]) for column in header)
+
+
+def _cell(value: float) -> str:
+    """Return a number as it stands in a curve; nothing for the gradient norm of a skipped step."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.6g}" if isfinite(value) else ""  # fp16 skips steps that overflow
 
 
 def _write_timing(phase: str, seconds: float, images: int, device: torch.device) -> None:
@@ -151,6 +158,4 @@ def _write_timing(phase: str, seconds: float, images: int, device: torch.device)
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    path = Path("reports/timing") / f"{phase}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
+    write_json(Path("reports/timing") / f"{phase}.json", timing)

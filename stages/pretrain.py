@@ -33,8 +33,11 @@ def main() -> None:
     classes = class_counts(prepared)
     backbone = build_backbone(model, prepared.size, prepared.channels, seed, len(classes or ()))
     schedule = pretraining_schedule(params, masking, prepared.size // model.patch)
-    for leg in schedule.legs:
-        print(f"{leg.steps} steps of {leg.batch_size} images, {describe(leg.mask)}")
+    for made in schedule.stretches(schedule.steps):
+        print(f"{made.steps} steps of {made.leg.batch_size} images, {describe(made.leg.mask)}")
+    planned = sum(stage.steps for stage in params.stages or [])
+    if schedule.steps < planned:
+        print(f"pretrain.steps stops the stages after {schedule.steps} of {planned} steps")
     config = ModelConfig(
         size=prepared.size,
         channels=prepared.channels,

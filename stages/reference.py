@@ -12,7 +12,7 @@ from maskdm.devices import choose_device
 from maskdm.evaluation.features import FeatureParams, extract, load_network
 from maskdm.evaluation.yardsticks import yardsticks
 from maskdm.params import read_section
-from stages.command import run
+from stages.command import run, write_json
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
@@ -48,9 +48,8 @@ def main() -> None:
     REFERENCE.mkdir(parents=True, exist_ok=True)
     np.save(REFERENCE / "train.npy", train)
     np.save(REFERENCE / "heldout.npy", heldout)
-    for path, content in ((REFERENCE / "reference.json", about), (YARDSTICKS, scale)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(REFERENCE / "reference.json", about)
+    write_json(YARDSTICKS, scale)
     for name, values in scale.items():
         print(f"{name:17}", "  ".join(f"{key} {value:g}" for key, value in values.items()))
 

@@ -1,8 +1,6 @@
 """Sampling: images from the finetuned model."""
 
-import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from maskdm.figures import grid, save
 from maskdm.params import read_section
 from maskdm.sampling import SampleParams, check_sampling
 from maskdm.trained import batches, load
-from stages.command import run
+from stages.command import run, write_json
 
 PARAMS = Path("params.yaml")
 MODEL = Path("models/finetune")
@@ -48,15 +46,10 @@ def main() -> None:
     if model.classes:
         np.save(SAMPLES / "labels.npy", labels)
     about = params.model_dump(mode="json") | {"training": model.config.cost}
-    _write_json(SAMPLES / "samples.json", about)
+    write_json(SAMPLES / "samples.json", about)
     save(grid(images[:SHOWN], columns=16, scale=2), Path("reports/samples.png"))
     timing = {"seconds": round(seconds, 1), "images_per_second": round(params.count / seconds, 1)}
-    _write_json(Path("reports/timing/sample.json"), timing)
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(Path("reports/timing/sample.json"), timing)
 
 
 if __name__ == "__main__":

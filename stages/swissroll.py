@@ -1,6 +1,5 @@
 """The paper's picture of its idea: a Swiss roll from its marginals, finetuned, and from scratch."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from maskdm.figures import heat_maps, save
 from maskdm.randomness import stream
 from maskdm.swiss_roll import fresh, roll, sample, sliced_wasserstein, train
-from stages.command import run
+from stages.command import run, write_json
 
 SEED, SAMPLES = 0, 50_000
 MASKED, FULL = 1000, 1000  # optimiser steps of masked pretraining and of finetuning
@@ -61,7 +60,7 @@ def learn(masked: int, full: int, samples: int) -> None:
         "sliced_wasserstein": {name: round(value, 5) for name, value in distances.items()},
         "samples": samples,
     }
-    Path("reports/swissroll.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    write_json(Path("reports/swissroll.json"), about)
     for name, distance in distances.items():
         print(f"{name}: sliced Wasserstein distance {distance:.4f}")
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from all_backbones import ALL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskdm.backbones.registry import BACKBONES
 from maskdm.backbones.uvit import UViT
 from maskdm.compute import training_flops
 
@@ -13,12 +13,12 @@ from maskdm.compute import training_flops
 @pytest.mark.parametrize("visible", [256, 128, 26, 4])
 @pytest.mark.parametrize(("dim", "depth", "heads"), [(128, 7, 4), (512, 13, 8)])
 @pytest.mark.parametrize("classes", [0, 10])
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_the_cost_model_equals_counted_flops_within_2_percent(
     name, classes, visible, dim, depth, heads
 ):
     with torch.device("meta"):
-        network = BACKBONES[name](64, 3, 4, dim, depth, heads, classes=classes)
+        network = ALL[name](64, 3, 4, dim, depth, heads, classes=classes)
         tokens, time = torch.randn(2, visible, 48), torch.rand(2)
         positions = torch.zeros(2, visible, dtype=torch.long)
     # math attention: the counter does not see the CPU's flash attention

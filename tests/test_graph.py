@@ -1,6 +1,7 @@
 """dvc.yaml says what the code does: dependencies, parameters, commands; params files are whole."""
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -121,9 +122,20 @@ def test_a_params_file_is_whole_and_accepted(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = read_params(path)
     assert list(params) == SECTIONS
-    start = tmp_path / params["finetune"]["init"]  # of another preset's run, for the transfers
-    start.mkdir(parents=True)
-    (start / "config.json").touch()
+    start = tmp_path / params["finetune"]["init"]
+    if start.name == "vggface2":  # the model of another preset's run
+        start.mkdir(parents=True)
+        other = read_params(ROOT / "presets/vggface2.yaml")
+        about = {
+            "size": other["data"]["size"],
+            "channels": other["data"]["channels"],
+            "classes": None,
+            "seed": other["seed"],
+            "model": other["model"],
+            "diffusion": other["diffusion"],
+            "training": [],
+        }
+        (start / "config.json").write_text(json.dumps(about))
     check(path)
 
 

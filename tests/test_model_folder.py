@@ -4,14 +4,16 @@ import json
 
 import pytest
 import torch
+from all_backbones import ALL
 from safetensors.torch import load_file, save_file
 
-from maskdm.backbones.registry import BACKBONES, ModelParams, build_backbone
+from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
 from maskdm.model_folder import (
     ModelConfig,
     Trained,
+    check_start,
     load_config,
     load_model,
     load_weights,
@@ -53,8 +55,8 @@ def config(**model):
     )
 
 
-@pytest.fixture(params=sorted(BACKBONES))
-def folder(request, tmp_path):
+@pytest.fixture(params=sorted(ALL))
+def folder(request, tmp_path, own_is_registered):
     about = config(backbone=request.param)
     raw = dict(about.backbone().named_parameters())
     averaged = {name: tensor.detach() + 1 for name, tensor in raw.items()}
@@ -141,3 +143,25 @@ def test_a_model_loads_at_twice_the_resolution_and_what_does_not_fit_is_still_re
     assert len(stored) - len(same) <= 1  # learned positions, if there are any
     with pytest.raises(UserError, match=r"has shape \(32, 48\) instead of \(32, 16\)"):
         load_weights(folder, "raw", build_backbone(about.model, 32, 1, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": {"heads": 4}}, r"model\.heads '2', params\.yaml says '4'.*finetune\.init"),
+        ({"model": {"backbone": "dit"}}, r"model\.backbone 'uvit', params\.yaml says 'dit'"),
+        ({"diffusion": {"path": "vp-cosine"}}, r"diffusion\.path 'flow'.*says 'vp-cosine'"),
+        ({"diffusion": {"prediction": "v"}}, r"diffusion\.prediction 'x0'.*says 'v'"),
+        ({"classes": True}, r"has no classes: set data\.classes to false"),
+    ],
+)
+def test_a_start_whose_weights_would_be_misread_is_refused(tmp_path, changes, sentence):
+    """All of these have the same shapes, or a message about shapes would not name the cause."""
+    before = config()
+    model, diffusion = (
+        getattr(before, name).model_copy(update=changes.get(name, {}))
+        for name in ("model", "diffusion")
+    )
+    with pytest.raises(UserError, match=sentence):
+        check_start(tmp_path, before, model, diffusion, changes.get("classes", False))
+    check_start(tmp_path, before, before.model, before.diffusion, False)

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from maskdm.evaluation import neighbours
 from maskdm.evaluation.neighbours import CHUNK, copying, nearest
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.standard_normal((300, 12)).astype(np.float32)
 
 
-def test_nearest_finds_what_a_search_through_all_pairs_finds():
+@pytest.mark.parametrize("block", [2, 70, 10_000])  # references at a time; fewer than asked for
+def test_nearest_finds_what_a_search_through_all_pairs_finds(block, monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
     queries = RNG.standard_normal((CHUNK + 20, 12)).astype(np.float32)  # more than one chunk
     indices, distances = nearest(queries, TRAIN, 3)
     pairs = np.linalg.norm(queries[:, None].astype(float) - TRAIN, axis=2)

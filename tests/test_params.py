@@ -55,6 +55,18 @@ def with_change(tmp_path):
         ("seed", -1, r"seed is -1.*whole number >= 0"),
         ("pretrain.steps", 10.5, r"pretrain\.steps is 10\.5.*whole number"),
         ("pretrain.betas", [0.9], r"pretrain\.betas.*list of two numbers"),
+        (
+            "pretrain.stages",
+            [{"rat": 0.75, "steps": 5}],
+            r"stages\.0\.rat is not a parameter; 'pretrain\.stages\.0' takes rate, steps, "
+            r"batch_size, lr, warmup\. Did you mean 'rate'\?.*stages\.0\.rate is missing",
+        ),
+        (
+            "pretrain.stages",
+            [{"rate": 0.75, "steps": 5}, {"rate": 1.5, "steps": 5}],
+            r"pretrain\.stages\.1\.rate is 1\.5.*the share of patches hidden, 0 <= rate < 1",
+        ),
+        ("pretrain.stages", [], r"pretrain\.stages is \[\].*a list of \{rate, steps"),
         ("finetune.clip", 0, r"finetune\.clip is 0.*greater than 0"),
         ("finetune.precision", "int8", r"finetune\.precision is 'int8'.*fp32.*bf16.*fp16"),
         ("data.source", "imagenette", r"data\.source is 'imagenette'.*openmoji"),
@@ -133,3 +145,16 @@ def test_sections_cannot_be_changed_after_reading():
     params = read_section(LAPTOP, "pretrain", PretrainParams)
     with pytest.raises(ValueError, match="frozen"):
         params.steps = 5
+
+
+def test_guidance_of_a_network_that_never_saw_the_null_label_is_refused(tmp_path):
+    content = read_params("presets/emoji-groups.yaml")
+    path = tmp_path / "params.yaml"
+    for dropout in (0.1, 0.0):
+        content["finetune"]["label_dropout"] = dropout
+        with path.open("w") as file:
+            YAML().dump(content, file)
+        if dropout:
+            check(path)
+    with pytest.raises(UserError, match=r"guidance_scale is 2, but finetune\.label_dropout is 0"):
+        check(path)

@@ -69,6 +69,23 @@ def test_what_a_mac_or_windows_adds_to_a_zip_does_no_harm(photos: Path, tmp_path
     assert same(from_zip, prepare(tmp_path / "f", params(path=str(photos), classes=True)))
 
 
+def test_what_lies_beside_the_images_changes_neither_classes_nor_split(
+    photos: Path, tmp_path: Path
+) -> None:
+    files = {f"photos/{name}": content for name, content in PHOTOS.items()}
+    asked = {"classes": True, "heldout": 0.5}
+    archive = zip_files(tmp_path / "a.zip", {"README.txt": b"mine", **files})
+    from_zip = prepare(tmp_path / "z", params(source="zip", path=str(archive), **asked))
+    assert same(from_zip, prepare(tmp_path / "f", params(path=str(photos), **asked)))
+
+
+def test_the_only_class_in_a_zip_stays_one(tmp_path: Path) -> None:
+    files = {f"cat/{n}.jpg": jpeg(n) for n in range(20)}
+    archive = zip_files(tmp_path / "a.zip", files)
+    kept = prepare(tmp_path, params(source="zip", path=str(archive), classes=True, heldout=0.5))
+    assert kept.classes == ["cat"]
+
+
 def test_nothing_is_unpacked_from_a_zip(tmp_path: Path) -> None:
     """So a name that leads out of the archive is only a name."""
     names = ["../out.png", "/abs.png", *(f"{n}.png" for n in range(9))]

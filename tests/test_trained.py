@@ -102,8 +102,12 @@ def test_grey_models_give_grey_images(tmp_path):
 
 def test_a_class_is_asked_for_by_name_or_number(conditional):
     assert conditional.classes == ["cat", "dog", "owl"]
-    by_name, by_number = (arrays(conditional.sample(2, label=c, nfe=4)) for c in ("owl", 2))
+    by_name, by_number, by_numpy = (
+        arrays(conditional.sample(2, label=c, seed=s, nfe=4))
+        for c, s in (("owl", 0), (2, 0), (np.int64(2), np.int64(0)))
+    )
     assert np.array_equal(by_name, by_number)
+    assert np.array_equal(by_name, by_numpy)
     assert not np.array_equal(by_name, arrays(conditional.sample(2, label="cat", nfe=4)))
     told = conditional.labels(None, 0, range(400)).bincount(minlength=3)
     assert told.tolist() == pytest.approx([300, 0, 100], abs=40)  # as often as in training
@@ -115,6 +119,8 @@ def test_a_class_is_asked_for_by_name_or_number(conditional):
         ({"label": "cow"}, r"no class 'cow'.*0 to 2: cat, dog, owl"),
         ({"label": 3}, r"no class 3"),
         ({"label": -1}, r"no class -1"),
+        ({"label": True}, r"no class True"),
+        ({"seed": 2**31}, r"sample\.seed is 2147483648"),
         ({"solver": "euler"}, r"sample\(\): sample\.solver is 'euler'.*Allowed: dpmpp-2m"),
         ({"nfe": 1}, r"sample\.nfe is 1"),
         ({"solver": "heun", "nfe": 4}, r"odd number"),
@@ -123,6 +129,14 @@ def test_a_class_is_asked_for_by_name_or_number(conditional):
 def test_what_cannot_be_drawn_is_refused_with_what_can(conditional, asked, sentence):
     with pytest.raises(UserError, match=sentence):
         conditional.sample(1, **asked)
+
+
+def test_loading_refuses_other_weights_and_devices(tmp_path):
+    folder = saved(tmp_path)
+    with pytest.raises(UserError, match=r"no weights 'average': take 'averaged' or 'raw'"):
+        maskdm.load(folder, "average")
+    with pytest.raises(UserError, match=r"The device is 'gpu'.*'cpu', 'cuda'"):
+        maskdm.load(folder, device="gpu")
 
 
 def test_a_model_without_classes_takes_no_label_and_no_guidance(model):

@@ -6,11 +6,12 @@ from math import exp
 import numpy as np
 import pytest
 import torch
+from all_backbones import ALL
 
 from maskdm import ema
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.batches import Batches
-from maskdm.compilation import with_fallback
+from maskdm.compilation import compile_shapes, with_fallback
 from maskdm.data.sources import DataParams, open_source, read_samples
 from maskdm.diffusion import DiffusionParams, denoising_loss
 from maskdm.errors import UserError
@@ -68,13 +69,13 @@ def emoji():
     return np.stack([s.pixels for s in read_samples(open_source(params, None), params)])
 
 
-def run(images, params, mask=None, micro_batch=None, seed=0, legs=None, **labelled):
+def run(images, params, mask=None, micro_batch=None, seed=0, legs=None, model=MODEL, **labelled):
     grid = images.shape[1] // MODEL.patch
     legs = legs or [leg(mask or nothing_masked(grid), params.steps, params)]
     schedule = Schedule(tuple(legs), params.steps, params.cooldown, params.full_share)
     labels = labelled.get("labels")
     classes = 0 if labels is None else int(labels.max()) + 1
-    state = State.start(build_backbone(MODEL, images.shape[1], 3, seed, classes))
+    state = State.start(build_backbone(model, images.shape[1], 3, seed, classes))
     batches = Batches(images[32:], schedule, MODEL.patch, params.hflip, seed, "test")
     validation = Validation(images[:32], MODEL.patch, DIFFUSION, CPU)
     if labels is not None:
@@ -93,9 +94,13 @@ def masked(rate, strategy="patch"):
 
 
 @pytest.mark.parametrize("strategy", [None, "patch", "block", "crop"])
-def test_training_lowers_the_validation_error_on_real_images(emoji, strategy):
+@pytest.mark.parametrize("backbone", sorted(ALL))
+def test_training_lowers_the_validation_error_on_real_images(
+    emoji, backbone, strategy, own_is_registered
+):
     mask = masked(0.5, strategy) if strategy else None
-    _, reports = run(emoji, phase(steps=40, batch_size=16, lr=3e-3), mask)
+    model = MODEL.model_copy(update={"backbone": backbone})
+    _, reports = run(emoji, phase(steps=40, batch_size=16, lr=3e-3), mask, model=model)
     before, after = reports[0].validation, reports[-1].validation
     assert after["raw"] < 0.6 * before["raw"]
     assert after["averaged"] < 0.8 * before["averaged"]
@@ -153,12 +158,25 @@ def test_clipping_bounds_the_step_but_reports_the_norm_before_it(emoji):
     assert distance[1] < 0.5 * distance[0]
 
 
-def test_bf16_trains_too(emoji):
-    _, reports = run(emoji, phase(precision="bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_train_too(emoji, precision):
+    _, reports = run(emoji, phase(precision=precision))
     assert np.isfinite(reports[-1].loss)
     _, exact = run(emoji, phase())
     assert reports[-1].loss != exact[-1].loss
     assert reports[-1].loss == pytest.approx(exact[-1].loss, rel=0.1)
+
+
+def test_a_step_that_overflows_in_fp16_is_skipped(emoji, monkeypatch):
+    """The loss is scaled by 2¹⁶ at first; with 2¹²⁰ no gradient of the first steps is finite."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**120, enabled=enabled)
+    )
+    state, reports = run(emoji, phase(steps=2, precision="fp16", log_every=1))
+    fresh = build_backbone(MODEL, 32, 3, 0)
+    assert not np.isfinite([r.gradient_norm for r in reports[1:]]).any()
+    assert all(torch.equal(p, state.backbone.get_parameter(n)) for n, p in fresh.named_parameters())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(emoji):
@@ -187,7 +205,7 @@ def test_every_visible_count_is_compiled_once(emoji):
         return graph
 
     torch._dynamo.reset()
-    network = torch.compile(build_backbone(MODEL, 32, 3, 0), dynamic=False, backend=count)
+    network = compile_shapes(build_backbone(MODEL, 32, 3, 0), backend=count)
     schedule = Schedule((leg(masked(0.75), 3, phase()), leg(masked(0.5), 3, phase())), 6)
     batches = Batches(emoji, replace(schedule, full_share=0.5), MODEL.patch, 0.0, 0, "test")
     for step in range(6):

@@ -46,6 +46,6 @@ def optional(package: str, source: str) -> ModuleType:
         return importlib.import_module(package)
     except ModuleNotFoundError:
         raise UserError(
-            f"Source '{source}' needs the package {package}, which is not installed: "
-            'pip install "maskdm[sources]".'
+            f"Source '{source}' needs the package {package}, which is not installed: pip install "
+            f"{package} (it is in maskdm's extra 'sources', and make setup installs that)."
         ) from None

@@ -14,15 +14,16 @@ def _folder(params: SourceParams, path: Path) -> Source:
 
 
 def _zip(params: SourceParams, path: Path) -> Source:
-    """List the images in an archive; a top folder around everything is looked through.
+    """List the images in an archive; a top folder around all of them is looked through.
 
-    So a folder and its archive are one set, with one split, however it was packed.
+    So a folder and its archive are one set, with one split, however it was packed. With classes,
+    the top folder stays if it holds images itself: it is the one class there is.
     """
-    files = open_zip(path)
-    top = files.folders()
-    if len(top) == 1 and all("/" in name for name in files.names):
-        files = files.within(top[0])
-    return _any_images(f"zip {path.name}", params, files)
+    images = open_zip(path).images()
+    top = images.folders()
+    if len(top) == 1 and all(name.count("/") > params.classes for name in images.names):
+        images = images.within(top[0])
+    return _any_images(f"zip {path.name}", params, images)
 
 
 def _any_images(name: str, params: SourceParams, files: Files) -> Source:

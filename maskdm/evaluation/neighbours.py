@@ -7,7 +7,8 @@ a model that copies has samples much nearer than they are.
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 256  # queries at a time: the matrix of distances to 60 000 images then takes 120 MB
+CHUNK = 256  # queries at a time
+BLOCK = 16384  # references at a time: distances and features of a block take 70 MB and more
 CLOSE = 0.01  # of held-out images are at most this close to a training image
 
 
@@ -24,18 +25,23 @@ def nearest(
     Returns:
         Indices and distances, both ``(n, count)``.
     """
-    known = np.asarray(references, np.float64)
-    lengths = (known**2).sum(axis=1)
     indices = np.empty((len(queries), count), np.int64)
     distances = np.empty((len(queries), count))
     for start in range(0, len(queries), CHUNK):
         part = np.asarray(queries[start : start + CHUNK], np.float64)
-        squared = (part**2).sum(axis=1)[:, None] - 2 * part @ known.T + lengths
-        order = squared.argsort(axis=1, kind="stable")[:, :count]
-        indices[start : start + CHUNK] = order
-        # Once more from the differences: the expansion above loses small distances to rounding.
-        gaps = part[:, None] - known[order]
-        distances[start : start + CHUNK] = np.sqrt((gaps**2).sum(axis=2))
+        near, gaps = np.empty((len(part), 0), np.int64), np.empty((len(part), 0))
+        for first in range(0, len(references), BLOCK):
+            known = np.asarray(references[first : first + BLOCK], np.float64)
+            squared = (known**2).sum(axis=1) - 2 * part @ known.T  # but for the query's own length
+            best = squared.argpartition(min(count, len(known)) - 1, axis=1)[:, :count]
+            # Once more from the differences: the expansion above loses small distances to rounding.
+            exact = np.linalg.norm(part[:, None] - known[best], axis=2)
+            near = np.concatenate([near, first + best], axis=1)
+            gaps = np.concatenate([gaps, exact], axis=1)
+            order = gaps.argsort(axis=1, kind="stable")[:, :count]
+            near = np.take_along_axis(near, order, axis=1)
+            gaps = np.take_along_axis(gaps, order, axis=1)
+        indices[start : start + CHUNK], distances[start : start + CHUNK] = near, gaps
     return indices, distances
 
 
