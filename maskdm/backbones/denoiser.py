@@ -5,6 +5,7 @@ A backbone denoises a *set of tokens with positions*:
 A whole image is the set of all its patches, a masked image a subset; the backbone cannot tell.
 """
 
+import torch
 from torch import Tensor, nn
 
 from maskdm.errors import UserError
@@ -16,9 +17,16 @@ class Denoiser(nn.Module):
     Attributes:
         classes: how many classes it knows; 0 if it is unconditional. Labels are 0 to
             ``classes`` − 1, and ``classes`` itself is the null label: no class is said.
+        label_embedding: a row for each class and, last, for the null label; None if it is
+            unconditional.
     """
 
     classes: int = 0
+    label_embedding: nn.Embedding | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label_embedding = None
 
     def forward(
         self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
@@ -48,16 +56,30 @@ class Denoiser(nn.Module):
         """
         return stored
 
-    def embed_label(
-        self, embedding: nn.Embedding | None, label: Tensor | None, batch: int
-    ) -> Tensor:
+    def embed_label(self, label: Tensor | None, batch: int) -> Tensor:
         """Return the embedded labels, ``(batch, dim)``: the null label where none is given.
 
         Raises:
             UserError: if a label is given to an unconditional network.
         """
-        if embedding is None:
+        if self.label_embedding is None:
             raise UserError("This model was trained without classes: it takes no label.")
         if label is None:
-            return embedding.weight[self.classes].expand(batch, -1)
-        return embedding(label)  # type: ignore[no-any-return]
+            return self.label_embedding.weight[self.classes].expand(batch, -1)
+        return self.label_embedding(label)  # type: ignore[no-any-return]
+
+    def extra_tokens(self, label: Tensor | None, time: Tensor) -> Tensor:
+        """Return time and, if there are classes, class as tokens, ``(batch, 1 or 2, dim)``.
+
+        Args:
+            label: as in ``forward``.
+            time: the embedded times, ``(batch, dim)``.
+
+        Raises:
+            UserError: if a label is given to an unconditional network.
+        """
+        extra = time[:, None]
+        if self.label_embedding is None and label is None:
+            return extra
+        chosen = self.embed_label(label, len(time))[:, None]
+        return torch.cat([extra, chosen.to(extra.dtype)], dim=1)

@@ -131,7 +131,7 @@ class DiT(Denoiser):
         x = x + functional.embedding(positions, self.places).to(x.dtype)
         condition = self.time(embed_time(time, FREQUENCIES).to(x.dtype))
         if self.label_embedding is not None or label is not None:
-            condition = condition + self.embed_label(self.label_embedding, label, len(tokens))
+            condition = condition + self.embed_label(label, len(tokens))
         condition = functional.silu(condition)
         for block in self.blocks:
             x = block(x, condition)

@@ -144,10 +144,7 @@ class UViT(Denoiser):
         """Denoise ``(batch, visible, p²·C)``; as ``Denoiser.forward``."""
         places = functional.embedding(positions, self.positions[self.extras :])
         x = self.embed(tokens) + places
-        extra = embed_time(time, self.dim).to(x.dtype)[:, None]
-        if self.label_embedding is not None or label is not None:
-            chosen = self.embed_label(self.label_embedding, label, len(tokens))
-            extra = torch.cat([extra, chosen[:, None].to(x.dtype)], dim=1)
+        extra = self.extra_tokens(label, embed_time(time, self.dim).to(x.dtype))
         x = torch.cat([extra + self.positions[: self.extras], x], dim=1)
         skips = []
         for block in self.in_blocks:

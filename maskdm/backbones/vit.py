@@ -96,10 +96,7 @@ class ViT(Denoiser):
         """Denoise ``(batch, visible, p²·C)``; as ``Denoiser.forward``."""
         x = self.embed(tokens)
         x = x + functional.embedding(positions, self.places).to(x.dtype)
-        extra = embed_time(time, self.dim).to(x.dtype)[:, None]
-        if self.label_embedding is not None or label is not None:
-            chosen = self.embed_label(self.label_embedding, label, len(tokens))
-            extra = torch.cat([extra, chosen[:, None].to(x.dtype)], dim=1)
+        extra = self.extra_tokens(label, embed_time(time, self.dim).to(x.dtype))
         x = torch.cat([extra + self.kinds, x], dim=1)
         for block in self.blocks:
             x = block(x)
