@@ -40,10 +40,10 @@ DIFFUSION = DiffusionParams(
 PHASE = PhaseParams(
     steps=0,  # said by train
     batch_size=512,
-    lr=3e-3,
+    lr=6e-3,
     warmup=50,
     cooldown=0,
-    betas=(0.9, 0.99),
+    betas=(0.9, 0.95),
     weight_decay=0.0,
     clip=None,
     hflip=0.0,
@@ -54,7 +54,7 @@ PHASE = PhaseParams(
     label_dropout=0.0,
 )
 SAMPLING = SampleParams(
-    count=1,  # said by sample, as is the seed
+    count=1,  # said by sample
     solver="dpmpp-2m",
     nfe=12,
     eta=0.0,
@@ -64,7 +64,7 @@ SAMPLING = SampleParams(
     seed=0,
 )
 CPU = torch.device("cpu")
-AT_ONCE = 10_000  # points that are sampled together
+AT_ONCE = 5_000  # points that are sampled together
 
 
 def roll(share: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ class RollDenoiser(Denoiser):
 
     frequencies: Tensor
 
-    def __init__(self, dim: int = 96, depth: int = 3) -> None:
+    def __init__(self, dim: int = 64, depth: int = 2) -> None:
         super().__init__()
         self.dim = dim
         # Coordinates in [-1, 1] as waves of 4 units and its octaves
@@ -203,11 +203,11 @@ def fresh(seed: int) -> RollDenoiser:
 
 def sample(network: RollDenoiser, count: int, seed: int) -> np.ndarray:
     """Return points drawn by a network, ``(count, 2)``."""
-    params = SAMPLING.model_copy(update={"seed": seed})
+    noise = stream(seed, "swissroll/sample").standard_normal((count, 2, 1), dtype=np.float32)
     drawn = []
-    for first in range(0, count, AT_ONCE):
-        places = range(first, min(first + AT_ONCE, count))
-        *_, last = estimates(network, DIFFUSION, params, (2, 1), places, CPU)
+    for start in torch.from_numpy(noise).split(AT_ONCE):  # type: ignore[no-untyped-call]
+        places = range(len(start))
+        *_, last = estimates(network, DIFFUSION, SAMPLING, (2, 1), places, CPU, start=start)
         drawn.append(last[:, :, 0])
     return torch.cat(drawn).numpy()
 
@@ -215,14 +215,13 @@ def sample(network: RollDenoiser, count: int, seed: int) -> np.ndarray:
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 32) -> float:
     """Return the mean Wasserstein-1 distance of two sets' projections on a fan of lines.
 
+    On a line, that of two sets of one size is the mean distance of their points in order.
+
     Args:
-        a: ``(n, 2)``.
-        b: ``(m, 2)``.
+        a: ``(count, 2)``.
+        b: ``(count, 2)``.
         directions: evenly spread over the half circle.
     """
-    from scipy.stats import wasserstein_distance
-
     angles = np.arange(directions) * pi / directions
     lines = np.stack([np.cos(angles), np.sin(angles)])
-    pairs = zip((a @ lines).T, (b @ lines).T, strict=True)
-    return float(np.mean([wasserstein_distance(p, q) for p, q in pairs]))
+    return float(np.abs(np.sort(a @ lines, axis=0) - np.sort(b @ lines, axis=0)).mean())

@@ -10,7 +10,7 @@ from maskdm.swiss_roll import fresh, roll, sample, sliced_wasserstein, train
 from stages.command import run, write_json
 
 SEED, SAMPLES = 0, 50_000
-MASKED, FULL = 1000, 1000  # optimiser steps of masked pretraining and of finetuning
+MASKED, FULL = 500, 700  # optimiser steps of masked pretraining and of finetuning
 
 
 def main() -> None:

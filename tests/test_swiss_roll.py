@@ -13,7 +13,7 @@ from maskdm.schedule import Leg, Schedule
 from maskdm.swiss_roll import RollBatches, fresh, roll, sample, sliced_wasserstein, train
 from stages import swissroll
 
-TRUTH = roll(np.random.default_rng(0).random(4000))
+TRUTH = roll(np.random.default_rng(0).random(2000))
 
 
 @pytest.fixture(scope="module")
