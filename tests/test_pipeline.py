@@ -190,6 +190,13 @@ def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(clone, c
     assert clone.dvc("repro") == set()
 
 
+def test_another_size_is_not_answered_with_the_images_of_the_last(clone):
+    """DVC's run cache leaves out parameters called size."""
+    assert "prepare" in clone.dvc("exp", "run", "--set-param", "data.size=16", "prepare")
+    about = json.loads((clone.path / "data/prepared/dataset.json").read_text())
+    assert about["size"] == 16
+
+
 def test_another_mask_rate_reruns_what_depends_on_it_and_nothing_else(other_run):
     assert other_run == {"check", "masks", "pretrain", "finetune", "curves", *DRAWN}
 
