@@ -116,7 +116,7 @@ def training_step(preset: Path, mask: Mask, params: PhaseParams, device: torch.d
     batches = Batches(images, Schedule((leg,), FOREVER), model.patch, params.hflip, 0, "bench")
     endless = params.model_copy(update={"validate_every": FOREVER})
     validation = Validation(images[: len(LOG_SNRS)], model.patch, diffusion, device)
-    reports = train(State.start(backbone), batches, validation, diffusion, endless, device)
+    reports = train(State.start(backbone, params), batches, validation, diffusion, endless, device)
     next(reports)  # the validation before the first step
     flops = training_flops(backbone, mask.visible, params.batch_size)
     return Work(partial(next, reports), flops, params.batch_size)

@@ -17,6 +17,8 @@ from maskdm.randomness import stream
 from maskdm.schedule import Schedule
 from maskdm.tokens import to_tokens, visible_tokens
 
+WHOLE = slice(None)
+
 
 class Batch(NamedTuple):
     """What a training step is computed from.
@@ -77,24 +79,31 @@ class Batches:
         orders = {e: _permutation(count, self.seed, self.phase, int(e)) for e in epochs}
         return np.array([orders[g // count][g % count] for g in seen])
 
-    def at(self, step: int, device: torch.device) -> Batch:
-        """Return the batch of step ``step`` (from 0) on ``device``."""
-        indices, mask = self.indices(step), self.schedule.mask(step)
-        length = len(indices)
+    def at(self, step: int, device: torch.device, part: slice = WHOLE) -> Batch:
+        """Return the batch of step ``step`` (from 0) on ``device``.
+
+        Args:
+            step: from 0.
+            device: where its tensors are to be.
+            part: which samples of it, by their places in the global batch.
+        """
+        everything, mask = self.indices(step), self.schedule.mask(step)
+        places = range(len(everything))[part]
+        indices, length = everything[part], len(places)
         images = np.array(self.images[indices])
         labels = None if self.labels is None else np.array(self.labels[indices])
         scores = np.empty((length, mask.units), np.float32)
         noise = np.empty((length, mask.visible, self.patch**2 * images.shape[3]), np.float32)
-        for place in range(length):
+        for row, place in enumerate(places):
             random = stream(self.seed, self.phase, step, place)
             if random.random() < self.hflip:
-                images[place] = images[place, :, ::-1]
-            random.random(out=scores[place], dtype=np.float32)
-            random.standard_normal(out=noise[place], dtype=np.float32)
+                images[row] = images[row, :, ::-1]
+            random.random(out=scores[row], dtype=np.float32)
+            random.standard_normal(out=noise[row], dtype=np.float32)
             if labels is not None and random.random() < self.label_dropout:
-                labels[place] = self.classes
+                labels[row] = self.classes
         shift = stream(self.seed, f"{self.phase}/times", step).random()
-        uniform = ((np.arange(length) / length + shift) % 1).astype(np.float32)
+        uniform = ((np.array(places) / len(everything) + shift) % 1).astype(np.float32)
         tokens = to_tokens(torch.from_numpy(images).to(device), self.patch)
         positions = mask.draw(torch.from_numpy(scores).to(device))
         return Batch(

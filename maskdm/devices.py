@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from maskdm.errors import UserError
+from maskdm.processes import worker
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ Default = TypeVar("Default", int, None)
 
 
 def choose_device(wanted: str | None = None) -> torch.device:
-    """Return the device to compute on: a GPU if there is one, else the CPU.
+    """Return the device to compute on: a GPU if there is one (each process its own), else the CPU.
 
     Args:
         wanted: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; by default what the environment variable
@@ -32,7 +33,10 @@ def choose_device(wanted: str | None = None) -> torch.device:
     where = "MASKDM_DEVICE" if wanted is None else "The device"
     wanted = os.environ.get("MASKDM_DEVICE", "") if wanted is None else wanted
     if not wanted:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    numbers = worker()
+    if wanted == "cuda" and numbers:
+        wanted = f"cuda:{numbers[2]}"
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
@@ -43,6 +47,18 @@ def choose_device(wanted: str | None = None) -> torch.device:
             "Use 'cpu', 'cuda', 'cuda:N' or 'mps', or nothing to have it chosen."
         ) from None
     return device
+
+
+def switched_on(variable: str) -> bool:
+    """Return whether an environment variable is 1; 0 and nothing are no.
+
+    Raises:
+        UserError: if it is set to anything else.
+    """
+    text = os.environ.get(variable, "") or "0"
+    if text not in ("0", "1"):
+        raise UserError(f"{variable} is '{text}', but must be 0 or 1.")
+    return text == "1"
 
 
 def whole_number(variable: str, default: Default) -> int | Default:

@@ -6,7 +6,8 @@ horizon is a tenth of what was seen (the ramp-up of Karras et al. 2022), or the 
 remember the random start.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import exp
 
 import torch
@@ -25,3 +26,25 @@ def decay(images_seen: int, batch_size: int, horizon: int) -> float:
 def update(averaged: Iterable[Tensor], current: Iterable[Tensor], beta: float) -> None:
     """Move ``averaged`` towards ``current`` in place; both in the same order and shapes."""
     torch._foreach_lerp_(list(averaged), [c.detach() for c in current], 1 - beta)
+
+
+@contextmanager
+def applied(parameters: Mapping[str, Tensor], averaged: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a network have the averaged weights for a while.
+
+    Args:
+        parameters: the network's, by name; they are as before afterwards.
+        averaged: what they are to be.
+    """
+    raw = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    _copy(averaged, parameters)
+    try:
+        yield
+    finally:
+        _copy(raw, parameters)
+
+
+@torch.no_grad()
+def _copy(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, parameter in into.items():
+        parameter.copy_(weights[name])

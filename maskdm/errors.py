@@ -7,3 +7,15 @@ class UserError(Exception):
     The text is one or two plain sentences. Stages print it without a traceback and exit with 1
     (see ``stages/command.py``); every other exception is a defect of the program.
     """
+
+
+class StoppedError(UserError):
+    """A run that was asked to stop, and did so in good order.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, text: str, signal: int) -> None:
+        super().__init__(text)
+        self.signal = signal

@@ -109,6 +109,11 @@ class Mask:
         """The true mask rate, 1 − S/N, which differs from the nominal one by rounding."""
         return 1 - self.visible / self.grid**2
 
+    @property
+    def identity(self) -> list[str | int]:
+        """What decides which patches it draws; nominal rates that round to one mask share it."""
+        return [self.strategy, self.grid, self.visible, self.units]
+
 
 def make_mask(params: MaskParams, grid: int) -> Mask:
     """Return the mask of ``params`` on a G×G grid.

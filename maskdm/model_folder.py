@@ -4,6 +4,7 @@ The safetensors file holds every weight twice, as ``raw.NAME`` and ``averaged.NA
 holds all that is needed to rebuild the network and to say where it comes from.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,13 +80,23 @@ class ModelConfig(Section):
 def save_model(
     folder: Path, config: ModelConfig, raw: Mapping[str, Tensor], averaged: Mapping[str, Tensor]
 ) -> None:
-    """Write a model folder; both sets of weights have the network's parameter names."""
-    from safetensors.torch import save_file
+    """Write a model folder; both sets of weights have the network's parameter names.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        UserError: if a weight is not finite; nothing is written then.
+    """
+    from safetensors.torch import save
+
     tensors = {f"raw.{name}": t.detach().cpu().contiguous() for name, t in raw.items()}
     tensors |= {f"averaged.{name}": t.detach().cpu().contiguous() for name, t in averaged.items()}
-    save_file(tensors, folder / "model.safetensors")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of the {len(tensors)} tensors of the model for {folder} are not finite "
+            f"({broken[0]} is one): it is not written. Lower the learning rate, or train in fp32."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(save(tensors))
     text = json.dumps(config.model_dump(), indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -144,6 +155,12 @@ def check_start(
             f"The model in {folder} {have}: set data.classes to {value}, or give another "
             "finetune.init."
         )
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the hash of a model folder's weights; the config does not count."""
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:

@@ -6,8 +6,10 @@ tokens a step stay near constant (paper.md, "Recipes"). A mixture lays steps on 
 between the masked ones. Everything is a function of the absolute step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import floor
+from typing import Any
 
 from maskdm.masking import Mask, nothing_masked
 
@@ -81,6 +83,33 @@ class Schedule:
     def images_before(self, step: int) -> int:
         """Return how many images the first ``step`` steps see."""
         return sum(stretch.images for stretch in self.stretches(step))
+
+    @property
+    def trunk(self) -> int:
+        """Steps before the cool-down: runs with another end share them."""
+        return max(0, self.steps - self.cooldown)
+
+    def branches(self) -> list[int]:
+        """Return the steps after which another run may go another way.
+
+        They are the ends of the legs, the start of the cool-down, and the end.
+        """
+        ends = accumulate(leg.steps for leg in self.legs)
+        return sorted({*(end for end in ends if end < self.steps), self.trunk, self.steps} - {0})
+
+    def prefix(self, step: int) -> dict[str, Any]:
+        """Return what the first ``step`` steps do, as JSON can hold it.
+
+        It is the same for two schedules if and only if these steps are: how long a phase is, and
+        when it cools down, shows from the first step of the cool-down on.
+        """
+        made = [replace(stretch.leg, steps=stretch.steps) for stretch in self.stretches(step)]
+        cools = step > self.trunk
+        return {
+            "legs": [vars(leg) | {"mask": leg.mask.identity} for leg in made],
+            "full_share": self.full_share,
+            "cooldown": [self.trunk, self.cooldown] if cools else None,
+        }
 
     def stretches(self, step: int) -> list["Stretch"]:
         """Return what the first ``step`` steps are, leg by leg, legs not begun left out."""

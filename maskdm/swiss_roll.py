@@ -19,7 +19,7 @@ from torch.nn import functional
 from maskdm import training
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.layers import embed_time
-from maskdm.batches import Batch
+from maskdm.batches import WHOLE, Batch
 from maskdm.diffusion import DiffusionParams
 from maskdm.masking import nothing_masked
 from maskdm.phases import PhaseParams
@@ -150,8 +150,8 @@ class RollBatches:
     phase: str
     seed: int
 
-    def at(self, step: int, device: torch.device) -> Batch:
-        """Return the batch of step ``step`` (from 0), its tokens ``(batch, shown, 1)``."""
+    def at(self, step: int, device: torch.device, part: slice = WHOLE) -> Batch:
+        """Return points ``part`` of the batch of a step (from 0), tokens ``(batch, shown, 1)``."""
         leg, _ = self.schedule.leg(step)
         size = leg.batch_size
         random = stream(self.seed, f"swissroll/{self.phase}", step)
@@ -161,7 +161,8 @@ class RollBatches:
         noise = random.standard_normal(tokens.shape, dtype=np.float32)
         uniform = ((np.arange(size) / size + random.random()) % 1).astype(np.float32)
         drawn = (
-            torch.from_numpy(array).to(device) for array in (tokens, positions, noise, uniform)
+            torch.from_numpy(array[part]).to(device)
+            for array in (tokens, positions, noise, uniform)
         )
         return Batch(*drawn)
 
@@ -187,7 +188,7 @@ def train(network: RollDenoiser, phase: str, steps: int, shown: int, seed: int) 
     leg = Leg(nothing_masked(1), steps, PHASE.batch_size, PHASE.lr, min(PHASE.warmup, steps // 4))
     schedule = Schedule((leg,), steps, steps // 2 if shown == 2 else 0)
     batches = RollBatches(schedule, shown, phase, seed)
-    state = State.start(deepcopy(network))
+    state = State.start(deepcopy(network), PHASE)
     for _ in training.train(state, batches, Unjudged(), DIFFUSION, PHASE, CPU):
         pass
     state.backbone.load_state_dict(state.averaged)

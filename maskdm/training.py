@@ -2,17 +2,22 @@
 
 The phases differ in what is visible (the mask), in length and in learning rate, and in nothing
 else. The loop is a generator: it computes one step at a time and reports it; files, progress bars
-and clocks belong to whoever drives it.
+and clocks belong to whoever drives it. Between two reports ``State`` is all that the steps to come
+depend on, besides the batches, which are a function of the step: so a state that was saved and
+restored goes on to the same bits.
 """
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import ceil
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 
 from maskdm import ema
 from maskdm.backbones.denoiser import Denoiser
@@ -20,8 +25,12 @@ from maskdm.batches import Batch
 from maskdm.compilation import compiled
 from maskdm.diffusion import DiffusionParams, denoising_loss, training_times
 from maskdm.errors import UserError
+from maskdm.history import History
 from maskdm.phases import PhaseParams
+from maskdm.processes import ALONE, Processes
 from maskdm.schedule import Schedule
+
+MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient before a run stops
 
 
 @dataclass
@@ -31,17 +40,80 @@ class State:
     Attributes:
         backbone: the network with its raw weights.
         averaged: the averaged weights, by parameter name.
+        optimiser: AdamW with its moments.
+        scaler: the scale of the loss in fp16.
         step: how many steps were made.
+        history: what they were like.
     """
 
     backbone: Denoiser
     averaged: dict[str, Tensor]
+    optimiser: AdamW
+    scaler: torch.amp.GradScaler
     step: int = 0
+    history: History = field(default_factory=History)
 
     @classmethod
-    def start(cls, backbone: Denoiser) -> "State":
-        """Return the state before the first step; the average starts at the weights given."""
-        return cls(backbone, {n: p.detach().clone() for n, p in backbone.named_parameters()})
+    def start(cls, backbone: Denoiser, params: PhaseParams) -> "State":
+        """Return the state before the first step; the average starts at the weights given.
+
+        Args:
+            backbone: on the device to train on.
+            params: the phase.
+        """
+        parameters = dict(backbone.named_parameters())
+        device = next(iter(parameters.values())).device.type
+        optimiser = AdamW(
+            parameters.values(),
+            lr=params.lr,
+            betas=params.betas,
+            weight_decay=params.weight_decay,
+            fused=device in ("cpu", "cuda"),
+        )
+        for parameter in parameters.values():
+            optimiser.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device if device == "cuda" else "cpu"),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        scaler = torch.amp.GradScaler(device, enabled=params.precision == "fp16")
+        averaged = {name: p.detach().clone() for name, p in parameters.items()}
+        return cls(backbone, averaged, optimiser, scaler)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is to be saved, by name; the tensors themselves, not copies."""
+        self.history.settle()
+        found = {f"averaged.{name}": tensor for name, tensor in self.averaged.items()}
+        for name, parameter in self.backbone.named_parameters():
+            found[f"raw.{name}"] = parameter.detach()
+            for key, tensor in self.optimiser.state[parameter].items():
+                found[f"{key}.{name}"] = tensor
+        for name, values in (("losses", self.history.losses), ("norms", self.history.norms)):
+            found[f"history.{name}"] = torch.tensor(values, dtype=torch.float32)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is to be saved besides tensors, as JSON can hold it."""
+        return {"scaler": self.scaler.state_dict(), "validations": self.history.validations}
+
+    def restore(self, step: int, facts: Mapping[str, Any], fill: Callable[..., object]) -> None:
+        """Become the state after ``step`` steps.
+
+        Args:
+            step: steps made.
+            facts: as ``facts`` returned them, perhaps through JSON.
+            fill: puts the saved tensor of a name, as in ``tensors``, into the tensor given.
+        """
+        losses, norms = torch.empty(step), torch.empty(step)
+        for name, tensor in self.tensors().items():
+            if not name.startswith("history."):
+                fill(name, tensor)
+        fill("history.losses", losses)
+        fill("history.norms", norms)
+        validations = {int(made): errors for made, errors in facts["validations"].items()}
+        self.history = History(array("f", losses.tolist()), array("f", norms.tolist()), validations)
+        self.scaler.load_state_dict(facts["scaler"])
+        self.step = step
 
 
 class StepBatches(Protocol):
@@ -51,8 +123,8 @@ class StepBatches(Protocol):
     def schedule(self) -> Schedule:
         """How many steps, and the learning rate of each."""
 
-    def at(self, step: int, device: torch.device) -> Batch:
-        """Return the batch of step ``step`` (from 0) on ``device``."""
+    def at(self, step: int, device: torch.device, part: slice) -> Batch:
+        """Return samples ``part`` of the batch of step ``step`` (from 0) on ``device``."""
 
 
 class Judge(Protocol):
@@ -89,8 +161,11 @@ def train(
     params: PhaseParams,
     device: torch.device,
     micro_batch: int | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Report]:
     """Train ``state`` in place to the end of the batches' schedule, one report a step.
+
+    A step whose loss or gradients are not finite changes no weight.
 
     Args:
         state: where to start; its tensors must be on ``device``.
@@ -99,95 +174,144 @@ def train(
         diffusion: path, prediction and loss.
         params: the phase.
         device: where to compute.
-        micro_batch: images in one forward pass, to bound memory; gradients are accumulated over
-            the batch. Changes results by rounding only.
+        micro_batch: images in one forward pass of a process, to bound memory; gradients are
+            accumulated over the batch. Changes results by rounding only.
+        processes: who shares the batch; changes results by rounding only.
 
     Raises:
-        UserError: if the loss is no longer finite.
+        UserError: if ``MOST_SKIPPED`` steps in a row were not finite.
     """
     backbone, parameters = state.backbone.train(), list(state.backbone.parameters())
-    schedule = batches.schedule
-    network = compiled(backbone, device)
-    optimiser = torch.optim.AdamW(
-        parameters,
-        lr=params.lr,
-        betas=params.betas,
-        weight_decay=params.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=params.precision == "fp16")
-    losses: list[Tensor] = []
-    yield Report(state.step, validation=_validate(state, validation, params, device))
+    schedule, history, optimiser = batches.schedule, state.history, state.optimiser
+    network = compiled(processes.synchronised(backbone), device)
+
+    def validated() -> dict[str, float] | None:
+        regular = state.step % params.validate_every == 0
+        if state.step in history.validations or not (regular or state.step == schedule.steps):
+            return history.validations.get(state.step)
+        errors = _validate(state, validation, params, device)
+        if regular:  # a longer run has the others, but not the one at this run's end
+            history.validations[state.step] = errors
+        return errors
+
+    yield Report(state.step, validation=validated())
 
     while state.step < schedule.steps:
         lr = schedule.learning_rate(state.step)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        batch = batches.at(state.step, device)
-        losses.append(_accumulate(network, batch, diffusion, params, device, scaler, micro_batch))
-        scaler.unscale_(optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf"))
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
+        length = schedule.leg(state.step)[0].batch_size
+        batch = batches.at(state.step, device, processes.part(length))
+        largest, smallest = ceil(length / processes.count), length // processes.count
+        passes = min(smallest, ceil(largest / (micro_batch or largest)))  # the same everywhere
+        loss = _accumulate(
+            network, batch, length, passes, diffusion, params, device, state.scaler, processes
+        )
+        state.scaler.unscale_(optimiser)
+        norm = processes.whole(
+            torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf"))
+        )
+        _step(state, ~(loss.isfinite() & norm.isfinite()))
 
         state.step += 1
-        seen = schedule.images_before(state.step)
-        beta = ema.decay(seen, len(batch.tokens), params.ema_images)
+        history.add(loss, norm)
+        beta = ema.decay(schedule.images_before(state.step), length, params.ema_images)
         ema.update(state.averaged.values(), parameters, beta)
 
-        last = state.step == schedule.steps
-        logs = state.step % params.log_every == 0 or last
-        validates = state.step % params.validate_every == 0 or last
-        loss = torch.stack(losses).mean().item() if logs else None
-        if loss is not None:
-            losses.clear()
-            if not np.isfinite(loss):
-                leg, _ = schedule.leg(state.step - 1)
-                instead = "" if params.precision == "fp32" else ", or train in fp32"
-                raise UserError(
-                    f"The training loss is {loss} at step {state.step}. Lower the learning rate "
-                    f"({leg.lr:g}) or lengthen the warm-up ({leg.warmup} steps){instead}."
-                )
+        logs = state.step % params.log_every == 0 or state.step == schedule.steps
+        if logs or history.pending >= MOST_SKIPPED:
+            _stop_if_failing(state, schedule, params)
+        row = history.row(_row_start(state.step, params.log_every), state.step) if logs else None
         yield Report(
             state.step,
-            loss,
-            norm.item() if logs else None,
+            row.loss if row else None,
+            row.gradient_norm if row else None,
             lr,
-            _validate(state, validation, params, device) if validates else None,
+            validated(),
         )
+
+
+def _row_start(last: int, every: int) -> int:
+    """Return the first step of the row of the training curve that ends with step ``last``."""
+    return (last - 1) // every * every + 1
+
+
+def _step(state: State, bad: Tensor) -> None:
+    """Make the optimiser's step, unless ``bad``; a fused one reads that without a round trip."""
+    optimiser = state.optimiser
+    if state.scaler.is_enabled():
+        state.scaler.step(optimiser)  # it has looked for itself
+        state.scaler.update()
+    elif optimiser.defaults["fused"]:
+        optimiser.found_inf, optimiser.grad_scale = bad.float(), None  # type: ignore[attr-defined]
+        optimiser.step()
+    elif not bad.item():
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _stop_if_failing(state: State, schedule: Schedule, params: PhaseParams) -> None:
+    """Raise a UserError if the last steps were not finite, and too many."""
+    state.history.settle()
+    failed = state.history.failing()
+    if failed < MOST_SKIPPED:
+        return
+    first = state.step - failed + 1
+    leg, _ = schedule.leg(first - 1)
+    instead = "" if params.precision == "fp32" else ", or train in fp32"
+    raise UserError(
+        f"Loss or gradients have not been finite from step {first} to step {state.step} (loss "
+        f"{state.history.losses[-1]:g}): such steps change nothing, and {MOST_SKIPPED} in a row "
+        f"are too many. Lower the learning rate ({leg.lr:g}) or lengthen the warm-up "
+        f"({leg.warmup} steps){instead}."
+    )
 
 
 def _accumulate(
     network: Callable[..., Tensor],
     batch: Batch,
+    length: int,
+    passes: int,
     diffusion: DiffusionParams,
     params: PhaseParams,
     device: torch.device,
     scaler: torch.amp.GradScaler,
-    micro_batch: int | None,
+    processes: Processes,
 ) -> Tensor:
-    """Add the gradients of one batch to the parameters; return its mean loss, detached."""
-    length = len(batch.tokens)
+    """Add the gradients of one global batch to the parameters; return its mean loss, detached.
+
+    Args:
+        network: the network; with several processes its backward pass averages over them.
+        batch: this process's part of the batch.
+        length: images in the global batch.
+        passes: forward passes to cut the part into.
+        diffusion: path, prediction and loss.
+        params: the phase.
+        device: where to compute.
+        scaler: of the loss in fp16.
+        processes: who shares the batch.
+    """
     times = training_times(batch.uniform, diffusion)
     total = torch.zeros((), device=device)
-    size = micro_batch or length
-    for start in range(0, length, size):
-        part = slice(start, start + size)
+    ends = [len(times) * number // passes for number in range(passes + 1)]
+    for first, last in pairwise(ends):
+        part = slice(first, last)
         positions = batch.positions[part]
         labels = None if batch.labels is None else batch.labels[part]
-        with autocast(params.precision, device):
-            per_image = denoising_loss(
-                lambda x_t, t, p=positions, c=labels: network(x_t, p, t, c),  # type: ignore[misc]
-                batch.tokens[part],
-                batch.noise[part],
-                times[part],
-                diffusion,
-            )
-        loss = per_image.sum() / length
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with processes.synchronising(network, last == len(times)):
+            with autocast(params.precision, device):
+                per_image = denoising_loss(
+                    lambda x_t, t, p=positions, c=labels: network(x_t, p, t, c),  # type: ignore[misc]
+                    batch.tokens[part],
+                    batch.noise[part],
+                    times[part],
+                    diffusion,
+                )
+            loss = per_image.sum() / length
+            # The gradients of the processes are averaged, and are to be summed.
+            scaler.scale(loss * processes.count).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    return total
+    return processes.total(total)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -202,16 +326,11 @@ def _validate(
     state: State, validation: Judge, params: PhaseParams, device: torch.device
 ) -> dict[str, float]:
     """Return the x0 errors of raw and averaged weights, by column name."""
-
-    def averaged(*inputs: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(state.backbone, state.averaged, inputs)
-        return output
-
+    parameters = dict(state.backbone.named_parameters())
     with autocast(params.precision, device):
-        by_weights = {
-            "raw": validation.errors(state.backbone),
-            "averaged": validation.errors(averaged),
-        }
+        by_weights = {"raw": validation.errors(state.backbone)}
+        with ema.applied(parameters, state.averaged):
+            by_weights["averaged"] = validation.errors(state.backbone)
     return {
         weights if name == "mean" else f"{weights}[{name}]": value
         for weights, errors in by_weights.items()

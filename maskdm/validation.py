@@ -57,7 +57,7 @@ class Validation:
         self.x_t = add_noise(self.x0, torch.from_numpy(noise).to(device), self.time, self.path)
         self.positions = all_positions(len(self.x0), self.x0.shape[1], device)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference_mode would spoil the tensors that sharded weights are gathered in
     def errors(self, denoise: Callable[..., Tensor]) -> dict[str, float]:
         """Return the x0 mean squared error: ``"mean"`` and one per log-SNR (``"-3"`` … ``"3"``).
 

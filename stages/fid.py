@@ -12,7 +12,9 @@ from maskdm.errors import UserError
 from maskdm.evaluation.distances import FidParams, measure
 from maskdm.evaluation.features import extract, load_network
 from maskdm.params import read_section
+from maskdm.processes import join
 from stages.command import run, write_json
+from stages.launch import on_all_processes
 
 PARAMS = Path("params.yaml")
 SAMPLES = Path("data/samples")
@@ -33,7 +35,9 @@ def main() -> None:
     reference = load(REFERENCE / "reference.json")
     train, heldout = (load(REFERENCE / f"{part}.npy") for part in ("train", "heldout"))
 
-    network = load_network(params.features.extractor, choose_device())
+    device = choose_device()
+    processes = join(device)
+    network = load_network(params.features.extractor, device)
     shape = (reference["size"], reference["size"], reference["channels"])
     if reference["features"] != network.origin or samples.shape[1:] != shape:
         raise UserError(
@@ -41,7 +45,9 @@ def main() -> None:
             f"but {samples.shape[1:]} samples are to be measured by {network.extractor.name}, or "
             "its side or weights have changed. Run the reference stage again: dvc repro reference."
         )
-    features = extract(samples, network, label="features: samples")
+    features = extract(samples, network, label="features: samples", processes=processes)
+    if not processes.first:
+        return
     to_train = measure(features, train, network.extractor)
     to_heldout = measure(features, heldout, network.extractor)
     if network.extractor.frechet not in to_train:
@@ -71,4 +77,4 @@ def load(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(on_all_processes(main))

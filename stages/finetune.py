@@ -6,10 +6,17 @@ from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.store import open_prepared
 from maskdm.diffusion import DiffusionParams
 from maskdm.errors import UserError
-from maskdm.model_folder import ModelConfig, check_start, load_config, load_weights
+from maskdm.model_folder import (
+    ModelConfig,
+    check_start,
+    load_config,
+    load_weights,
+    weights_hash,
+)
 from maskdm.params import Seed, read_section
 from maskdm.phases import FinetuneParams, finetuning_schedule
 from stages.command import run
+from stages.launch import on_all_processes
 from stages.phase import class_counts, train_phase
 
 PARAMS = Path("params.yaml")
@@ -50,8 +57,9 @@ def main() -> None:
         training=before.training,
     )
     schedule = finetuning_schedule(params, prepared.size // model.patch)
-    train_phase("finetune", backbone, config, prepared, schedule, params)
+    start = f"{params.init_weights} weights of {weights_hash(init)}"
+    train_phase("finetune", backbone, config, prepared, schedule, params, start)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(on_all_processes(main))

@@ -1,27 +1,40 @@
 """What the stages pretrain and finetune share: one phase of training, from files to files."""
 
 import csv
-import platform
-import time
+import os
+from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from maskdm.arithmetic import arithmetic, choose_kernels
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.batches import Batches
 from maskdm.compute import flops_before, stretch_flops
 from maskdm.data.store import PreparedSet
-from maskdm.devices import choose_device, whole_number
+from maskdm.devices import choose_device, switched_on, whole_number
+from maskdm.errors import UserError
+from maskdm.fingerprint import code, prefix
+from maskdm.history import History
 from maskdm.model_folder import ModelConfig, Trained, save_model
 from maskdm.phases import PhaseParams
+from maskdm.processes import join
+from maskdm.saving import Saver
 from maskdm.schedule import Schedule
+from maskdm.states import States
 from maskdm.training import Report, State, train
 from maskdm.validation import Validation
 from stages.command import write_json
+from stages.places import states_root
+
+# Of a phase's parameters those that act through the schedule, on the curves' rows, or as the start
+ELSEWHERE = {
+    *("steps", "batch_size", "lr", "warmup", "cooldown", "stages", "full_share"),
+    *("log_every", "init", "init_weights"),
+}
 
 
 def class_counts(prepared: PreparedSet) -> dict[str, int] | None:
@@ -39,8 +52,11 @@ def train_phase(
     prepared: PreparedSet,
     schedule: Schedule,
     params: PhaseParams,
+    start: str = "",
 ) -> None:
     """Train one phase and write ``models/PHASE``, ``reports/PHASE`` and ``reports/timing``.
+
+    It goes on from the newest training state that this very run would have passed.
 
     Args:
         phase: ``"pretrain"`` or ``"finetune"``.
@@ -49,9 +65,19 @@ def train_phase(
         prepared: the images.
         schedule: what stays visible at which step, batch sizes and learning rates.
         params: the phase's parameters.
+        start: what its weights depend on besides the section model and the seed.
     """
     device = choose_device()
-    state = State.start(backbone.to(device))
+    processes = join(device, sharded=switched_on("MASKDM_SHARD"))
+    smallest = min(leg.batch_size for leg in schedule.legs)
+    if smallest < processes.count:
+        raise UserError(
+            f"{phase}.batch_size is {smallest}, fewer images than the {processes.count} processes "
+            "that are to share them: set MASKDM_PROCESSES to fewer, or take larger batches."
+        )
+    choose_kernels()
+    processes.shard(backbone.to(device))
+    state = State.start(backbone, params)
     batches = Batches(
         prepared.train,
         schedule,
@@ -67,22 +93,68 @@ def train_phase(
         prepared.heldout, config.model.patch, config.diffusion, device, prepared.heldout_labels
     )
     micro_batch = whole_number("MASKDM_MICRO_BATCH", None)
-    reports = train(state, batches, validation, config.diffusion, params, device, micro_batch)
-    curves = Curves(Path("reports") / phase, backbone, schedule, config.flops)
-    started = time.perf_counter()
-    with tqdm(total=schedule.steps, desc=phase, unit="step", mininterval=1.0) as bar:
-        shown: dict[str, str] = {}
+    trajectory = {
+        "phase": phase,
+        "data": prepared.hash,
+        "start": start,
+        "seed": config.seed,
+        "model": config.model.model_dump(),
+        "diffusion": config.diffusion.model_dump(),
+        "params": params.model_dump(exclude=ELSEWHERE),
+        "code": code(),
+    }
+    states = States(
+        states_root(),
+        phase,
+        lambda step: prefix(trajectory, schedule, step),
+        os.environ.get("MASKDM_STATES_MIRROR"),
+    )
+    saver = Saver(states, state, schedule, arithmetic(device, processes, micro_batch), processes)
+    reports = train(
+        state, batches, validation, config.diffusion, params, device, micro_batch, processes
+    )
+    with saver.watching():
+        for report in progress(phase, reports, schedule, silent=not processes.first):
+            saver.after_step()
+            last = report
+    raw = {name: processes.whole(weight) for name, weight in backbone.named_parameters()}
+    averaged = {name: processes.whole(weight) for name, weight in state.averaged.items()}
+    if processes.first:
+        curves = Curves(backbone, schedule, config.flops)
+        curves.write(Path("reports") / phase, state.history, last, params.log_every)
+        legs = legs_made(phase, backbone, prepared, schedule)
+        config = config.model_copy(update={"training": [*config.training, *legs]})
+        save_model(Path("models") / phase, config, raw, averaged)
+        timing = {
+            "seconds": round(saver.seconds, 1),
+            "images_per_second": round(schedule.images_before(state.step) / saver.seconds, 1),
+            "steps_computed": state.step - saver.begun,
+            "arithmetic": saver.arithmetic,
+        }
+        write_json(Path("reports/timing") / f"{phase}.json", timing)
+
+
+def progress(
+    phase: str, reports: Iterable[Report], schedule: Schedule, silent: bool
+) -> Iterable[Report]:
+    """Yield reports with a progress bar over them, which begins where the run goes on."""
+    with tqdm(
+        total=schedule.steps, desc=phase, unit="step", mininterval=1.0, disable=silent
+    ) as bar:
         for report in reports:
-            curves.add(report)
-            speed = schedule.images_before(report.step) / (time.perf_counter() - started)
-            shown["images/s"] = f"{speed:.0f}"
+            if report.loss is None and report.lr is None:
+                bar.initial = bar.n = report.step  # where the run begins
+            yield report
             if report.loss is not None:
-                shown["loss"] = f"{report.loss:.4f}"
-            bar.set_postfix(shown, refresh=False)
+                bar.set_postfix({"loss": f"{report.loss:.4f}"}, refresh=False)
             bar.update(report.step - bar.n)
-    seconds = time.perf_counter() - started
-    curves.write()
-    legs = [
+
+
+def legs_made(
+    phase: str, backbone: Denoiser, prepared: PreparedSet, schedule: Schedule
+) -> list[Trained]:
+    """Return what a whole phase did, leg by leg, for the model's config."""
+    return [
         Trained(
             phase=phase,
             data=prepared.hash,
@@ -95,67 +167,67 @@ def train_phase(
             full_images=stretch.full_images,
             flops=stretch_flops(backbone, stretch),
         )
-        for stretch in schedule.stretches(state.step)
+        for stretch in schedule.stretches(schedule.steps)
     ]
-    config = config.model_copy(update={"training": [*config.training, *legs]})
-    raw = dict(backbone.named_parameters())
-    save_model(Path("models") / phase, config, raw, state.averaged)
-    _write_timing(phase, seconds, schedule.images_before(state.step), device)
 
 
 class Curves:
-    """The curves of a phase, kept as rows and written as two small TSV files.
+    """The curves of a phase, as two small TSV files.
 
     Images count this phase only, FLOPs also what the model cost before it, so that both phases
     share one axis.
+
+    Args:
+        backbone: the network.
+        schedule: the phase's.
+        flops: what the model cost before it.
     """
 
-    def __init__(self, folder: Path, backbone: Denoiser, schedule: Schedule, flops: int) -> None:
-        self.folder, self.backbone, self.schedule, self.flops = folder, backbone, schedule, flops
-        self.training: list[dict[str, Any]] = []
-        self.validation: list[dict[str, Any]] = []
+    def __init__(self, backbone: Denoiser, schedule: Schedule, flops: int) -> None:
+        self.backbone, self.schedule, self.flops = backbone, schedule, flops
 
-    def add(self, report: Report) -> None:
-        """Keep what a step reports, if it reports anything."""
-        images = self.schedule.images_before(report.step)
-        flops = self.flops + flops_before(self.backbone, self.schedule, report.step)
-        place = {"step": report.step, "images": images, "flops": flops}
-        if report.loss is not None:
-            row = {"loss": report.loss, "gradient_norm": report.gradient_norm, "lr": report.lr}
-            self.training.append(place | row)
-        if report.validation is not None:
-            self.validation.append(place | report.validation)
+    def write(self, folder: Path, history: History, last: Report, log_every: int) -> None:
+        """Write ``training.tsv`` and ``validation.tsv``, six significant digits a number.
 
-    def write(self) -> None:
-        """Write ``training.tsv`` and ``validation.tsv``, six significant digits a number."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        header = ["step", "images", "flops", "loss", "gradient_norm", "lr"]
-        self._write("training.tsv", header, self.training)
-        self._write("validation.tsv", list(self.validation[0]), self.validation)
+        Args:
+            folder: where to.
+            history: all steps of the phase.
+            last: the report of the last step, whose validation may be in no longer run.
+            log_every: steps between rows of the training curve.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        training = [
+            {
+                **self._place(row.step),
+                "loss": row.loss,
+                "gradient_norm": row.gradient_norm,
+                "lr": self.schedule.learning_rate(row.step - 1),
+                "skipped": row.skipped,
+            }
+            for row in history.rows(log_every)
+        ]
+        header = ["step", "images", "flops", "loss", "gradient_norm", "lr", "skipped"]
+        _write(folder / "training.tsv", header, training)
+        errors = history.validations | {last.step: last.validation or {}}
+        validation = [self._place(step) | errors[step] for step in sorted(errors)]
+        _write(folder / "validation.tsv", list(validation[0]), validation)
 
-    def _write(self, name: str, header: list[str], rows: list[dict[str, Any]]) -> None:
-        with (self.folder / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(header)
-            for row in rows:
-                writer.writerow(_cell(row[column]) for column in header)
+    def _place(self, step: int) -> dict[str, float]:
+        images = self.schedule.images_before(step)
+        flops = self.flops + flops_before(self.backbone, self.schedule, step)
+        return {"step": step, "images": images, "flops": flops}
+
+
+def _write(path: Path, header: list[str], rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow(_cell(row[column]) for column in header)
 
 
 def _cell(value: float) -> str:
-    """Return a number as it stands in a curve; nothing for the gradient norm of a skipped step."""
+    """Return a number as it stands in a curve; nothing for what is not finite (skipped steps)."""
     if isinstance(value, int):
         return str(value)
-    return f"{value:.6g}" if isfinite(value) else ""  # fp16 skips steps that overflow
-
-
-def _write_timing(phase: str, seconds: float, images: int, device: torch.device) -> None:
-    """Write what the clock said; nothing depends on it."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    timing = {
-        "seconds": round(seconds, 1),
-        "images_per_second": round(images / seconds, 1),
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    write_json(Path("reports/timing") / f"{phase}.json", timing)
+    return f"{value:.6g}" if isfinite(value) else ""

@@ -10,6 +10,7 @@ from maskdm.model_folder import ModelConfig
 from maskdm.params import Seed, read_section
 from maskdm.phases import PretrainParams, pretraining_schedule
 from stages.command import run
+from stages.launch import on_all_processes
 from stages.phase import class_counts, train_phase
 
 PARAMS = Path("params.yaml")
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(on_all_processes(main))

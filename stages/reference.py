@@ -12,7 +12,9 @@ from maskdm.devices import choose_device
 from maskdm.evaluation.features import FeatureParams, extract, load_network
 from maskdm.evaluation.yardsticks import yardsticks
 from maskdm.params import read_section
+from maskdm.processes import join
 from stages.command import run, write_json
+from stages.launch import on_all_processes
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
@@ -31,9 +33,16 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     params = read_section(PARAMS, "fid.features", FeatureParams)
     prepared = open_prepared(PREPARED)
-    network = load_network(params.extractor, choose_device())
-    train = extract(prepared.train, network, label="features: training images")
-    heldout = extract(prepared.heldout, network, label="features: held-out images")
+    device = choose_device()
+    processes = join(device)
+    network = load_network(params.extractor, device)
+
+    def features(images: np.ndarray, kind: str) -> np.ndarray:
+        return extract(images, network, label=f"features: {kind} images", processes=processes)
+
+    train, heldout = features(prepared.train, "training"), features(prepared.heldout, "held-out")
+    if not processes.first:
+        return
     scale = yardsticks(prepared.train, train, heldout, network)
 
     about = {
@@ -55,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(on_all_processes(main))

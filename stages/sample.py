@@ -8,9 +8,11 @@ from tqdm import tqdm
 
 from maskdm.figures import grid, save
 from maskdm.params import read_section
+from maskdm.processes import join
 from maskdm.sampling import SampleParams, check_sampling
 from maskdm.trained import batches, load
 from stages.command import run, write_json
+from stages.launch import on_all_processes
 
 PARAMS = Path("params.yaml")
 MODEL = Path("models/finetune")
@@ -27,24 +29,31 @@ def main() -> None:
     """
     params = read_section(PARAMS, "sample", SampleParams)
     model = load(MODEL, params.weights)
+    processes = join(model.device)
     check_sampling(params, conditional=bool(model.classes))
     size, channels = model.config.size, model.config.channels
     images = np.empty((params.count, size, size, channels), np.uint8)
-    labels = np.empty(params.count, np.int64)
     started = time.perf_counter()
-    with tqdm(total=params.count, desc="sample", unit="image", mininterval=1.0) as bar:
-        for places in batches(params.count):
-            drawn = model.labels(None, params.seed, places)
-            if drawn is not None:
-                labels[places] = drawn
-            *_, images[places] = model.draw(params, places, drawn)
+
+    def draw(places: range) -> np.ndarray:
+        *_, last = model.draw(params, places, model.labels(None, params.seed, places))
+        return last
+
+    with tqdm(
+        total=params.count, desc="sample", unit="image", mininterval=1.0, disable=processes.rank > 0
+    ) as bar:
+        for places, drawn in processes.spread(list(batches(params.count)), draw):
+            images[places] = drawn
             bar.update(len(places))
+    if not processes.first:
+        return
     seconds = time.perf_counter() - started
 
     SAMPLES.mkdir(parents=True, exist_ok=True)
     np.save(SAMPLES / "samples.npy", images)
-    if model.classes:
-        np.save(SAMPLES / "labels.npy", labels)
+    labels = model.labels(None, params.seed, range(params.count))
+    if labels is not None:
+        np.save(SAMPLES / "labels.npy", labels.numpy())
     about = params.model_dump(mode="json") | {"training": model.config.cost}
     write_json(SAMPLES / "samples.json", about)
     save(grid(images[:SHOWN], columns=16, scale=2), Path("reports/samples.png"))
@@ -53,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(on_all_processes(main))

@@ -75,7 +75,7 @@ def run(images, params, mask=None, micro_batch=None, seed=0, legs=None, model=MO
     schedule = Schedule(tuple(legs), params.steps, params.cooldown, params.full_share)
     labels = labelled.get("labels")
     classes = 0 if labels is None else int(labels.max()) + 1
-    state = State.start(build_backbone(model, images.shape[1], 3, seed, classes))
+    state = State.start(build_backbone(model, images.shape[1], 3, seed, classes), params)
     batches = Batches(images[32:], schedule, MODEL.patch, params.hflip, seed, "test")
     validation = Validation(images[:32], MODEL.patch, DIFFUSION, CPU)
     if labels is not None:

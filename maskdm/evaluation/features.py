@@ -29,6 +29,7 @@ from pydantic import Field
 
 from maskdm.errors import UserError
 from maskdm.params import Section
+from maskdm.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +114,7 @@ def extract(
     network: FeatureNetwork,
     batch_size: int | None = None,
     label: str = "",
+    processes: Processes = ALONE,
 ) -> NDArray[np.float32]:
     """Return the features of images, in order.
 
@@ -123,9 +125,10 @@ def extract(
         batch_size: images held in float at a time; by default what runs fastest on the device.
             It changes the features only by rounding.
         label: the text of the progress bar; empty for none.
+        processes: who takes turns at the batches; all must ask.
 
     Returns:
-        ``(N, network.extractor.count)`` float32.
+        ``(N, network.extractor.count)`` float32; nothing of worth but in the first process.
     """
     import torch
     from tqdm import tqdm
@@ -136,20 +139,22 @@ def extract(
     rows, columns = (
         bicubic(pixels, network.extractor.side).to(network.device) for pixels in images.shape[1:3]
     )
+
+    @torch.inference_mode()
+    def seen(places: slice) -> NDArray[np.float32]:
+        batch = torch.from_numpy(np.array(images[places]))
+        batch = batch.to(network.device).permute(0, 3, 1, 2).float()
+        resized = resize(batch, rows, columns).expand(-1, 3, -1, -1)
+        outputs = network.network(resized.contiguous(memory_format=torch.channels_last))
+        return outputs.float().cpu().numpy()
+
     features = np.empty((len(images), network.extractor.count), np.float32)
-    with (
-        torch.inference_mode(),
-        tqdm(
-            total=len(images), desc=label, unit="image", mininterval=1.0, disable=not label
-        ) as bar,
-    ):
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size]))
-            batch = batch.to(network.device).permute(0, 3, 1, 2).float()
-            resized = resize(batch, rows, columns).expand(-1, 3, -1, -1)
-            outputs = network.network(resized.contiguous(memory_format=torch.channels_last))
-            features[start : start + len(batch)] = outputs.float().cpu().numpy()
-            bar.update(len(batch))
+    batches = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    silent = not label or not processes.first
+    with tqdm(total=len(images), desc=label, unit="image", mininterval=1.0, disable=silent) as bar:
+        for places, found in processes.spread(batches, seen):
+            features[places] = found
+            bar.update(len(found))
     return features
 
 

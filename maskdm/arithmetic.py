@@ -1,0 +1,57 @@
+"""What the last bits of a sum depend on, besides the numbers that are summed.
+
+On one device, with one number of threads and processes and one version of torch, training is
+reproducible to the bit; where one of these differs, sums are taken in another order. A training
+state records under which of these its steps were made. MASKDM_EXACT=1 asks for nothing but the
+same: kernels that are deterministic on GPUs too (some are not by default), and only states that
+were computed as this run computes from their first step on.
+"""
+
+import os
+import platform
+
+import torch
+
+from maskdm.devices import switched_on
+from maskdm.processes import Processes
+
+
+def exact() -> bool:
+    """Return whether results are to be the same to the bit, at any price; see MASKDM_EXACT.
+
+    Raises:
+        UserError: if the variable is neither 0 nor 1.
+    """
+    return switched_on("MASKDM_EXACT")
+
+
+def choose_kernels() -> None:
+    """Have torch use deterministic kernels alone, if exactness is asked for.
+
+    An operation that has none raises torch's own error, which names it.
+    """
+    if exact():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: as torch asks for
+        torch.use_deterministic_algorithms(True)
+
+
+def arithmetic(
+    device: torch.device, processes: Processes, micro_batch: int | None
+) -> dict[str, str | int | None]:
+    """Return what this run's rounding depends on, for people and for comparison."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "processes": processes.count,
+        "micro-batch": micro_batch,
+        "torch": torch.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the kind of a device, down to the instructions or the model."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    return device.type

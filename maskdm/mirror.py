@@ -1,0 +1,114 @@
+"""A second place for training states, for when the machine itself is lost.
+
+Any location that fsspec knows: another disk, ``s3://bucket/folder``, ``gs://…``, ``ssh://…``. A
+mirror that fails is said once and costs nothing else: the states on the disk are the ones that
+count.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maskdm.errors import UserError
+
+
+class Mirror:
+    """The files of one folder of states, elsewhere.
+
+    Args:
+        url: where; the folder is made if need be.
+
+    Raises:
+        UserError: if fsspec does not know such a location, or cannot reach it.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url, self.failed = url, False
+        self.gone: set[str] = set()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="mirror")
+        self.sending: Future[None] = Future()
+        self.sending.set_result(None)
+        try:
+            self.system, self.folder = fsspec.core.url_to_fs(url)
+            protocols = self.system.protocol
+            names = {protocols} if isinstance(protocols, str) else set(protocols)
+            # Object stores show a file once it is whole; elsewhere a move does.
+            self.atomic = bool(names & {"s3", "gs", "gcs", "abfs", "az", "oss"})
+            self.system.makedirs(self.folder, exist_ok=True)
+        except Exception as error:  # every file system has errors of its own
+            raise UserError(
+                f"MASKDM_STATES_MIRROR leads to {url}, which cannot be used ({_reason(error)}): "
+                "see docs/running.md, or unset it."
+            ) from None
+
+    def names(self, suffix: str) -> list[str]:
+        """Return the names of the files there that end in ``suffix``."""
+        self.system.invalidate_cache()
+        found = self._try("list", lambda: self.system.ls(self.folder, detail=False)) or []
+        return sorted(Path(name).name for name in found if name.endswith(suffix))
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy a file from there into ``folder``."""
+        begun = folder / f"{name}.begun"
+        self._try("read", lambda: self.system.get_file(f"{self.folder}/{name}", str(begun)))
+        if begun.exists():
+            begun.replace(folder / name)
+
+    def send(self, files: Mapping[str, bytes], gone: Iterable[str], wait: bool) -> None:
+        """Write files there, in their order, and remove those that are gone here.
+
+        Args:
+            files: content by name.
+            gone: names.
+            wait: until it is done; else it goes on in the background, and not at all if the one
+                before is not done yet.
+        """
+        self.gone.update(gone)
+        if not wait and not self.sending.done():
+            return
+        self.sending.result()
+        self.sending = self.thread.submit(self._send, dict(files), sorted(self.gone))
+        self.gone.clear()
+        if wait:
+            self.sending.result()
+
+    def _send(self, files: Mapping[str, bytes], gone: list[str]) -> None:
+        for name, content in files.items():
+            self._try("write", partial(self._write, f"{self.folder}/{name}", content))
+        for name in gone:
+            self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
+
+    def _write(self, target: str, content: bytes) -> None:
+        """Write a file that has its name only once it is whole."""
+        if self.atomic:
+            self.system.pipe_file(target, content)
+        else:
+            self.system.pipe_file(f"{target}.begun", content)
+            self.system.mv(f"{target}.begun", target)
+
+    def _remove(self, target: str) -> None:
+        if self.system.exists(target):
+            self.system.rm_file(target)
+
+    def _try(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do ``work``; if it fails, say so once."""
+        try:
+            return work()
+        except Exception as error:
+            if not self.failed:
+                print(
+                    f"The mirror of training states at {self.url} fails ({what}: "
+                    f"{_reason(error)}); going on with those on this machine.",
+                    file=sys.stderr,
+                )
+            self.failed = True
+            return None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,303 @@
+"""Training states on disk: atomic, checksummed, found again by fingerprint.
+
+A folder holds the states of one trajectory and of all that branch off it: those whose first step
+is the same. A state is two files, ``STEP-FINGERPRINT.safetensors`` and ``.json``; the second is
+written last and holds the checksum of the first, so a state is whole or not there. A file
+``.wanted`` beside it says that runs may branch off here, whether the state exists yet or not.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from torch import Tensor
+
+from maskdm.errors import UserError
+from maskdm.fingerprint import digest
+from maskdm.mirror import Mirror
+
+KEPT = 2  # of the states that nobody branches off: the newest, and one should it be damaged
+DATA, FACTS, WANTED, BEGUN = ".safetensors", ".json", ".wanted", ".begun"
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """What a state's files are called.
+
+    Attributes:
+        step: steps made.
+        fingerprint: of all that shaped them; its first 16 digits.
+    """
+
+    step: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.step:09d}-{self.fingerprint[:16]}"
+
+    @classmethod
+    def of(cls, path: Path | str) -> "Name | None":
+        """Return the name that a file has, if it is one."""
+        step, _, fingerprint = Path(path).stem.partition("-")
+        return cls(int(step), fingerprint) if step.isdigit() and fingerprint else None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A state that was found whole.
+
+    Attributes:
+        name: its step and fingerprint.
+        tensors: by name, on the CPU.
+        facts: what was saved besides.
+    """
+
+    name: Name
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+class DamagedError(Exception):
+    """A state that is not what was written; the text says why."""
+
+
+class States:
+    """The states of one trajectory and its branches, in a folder named by their common first step.
+
+    Args:
+        root: where the folders of all trajectories are.
+        phase: begins the folder's name.
+        fingerprint: steps made → fingerprint, of the run that asks; the names that it gives are
+            the run's own.
+        mirror: where on another machine or disk they are to be, too (any fsspec location), or
+            None.
+    """
+
+    def __init__(
+        self, root: Path, phase: str, fingerprint: Callable[[int], str], mirror: str | None = None
+    ) -> None:
+        self.fingerprint = cache(fingerprint)
+        self.folder = root / f"{phase}-{self.fingerprint(1)[:16]}"
+        self.mirror_url = f"{mirror.rstrip('/')}/{self.folder.name}" if mirror else None
+        self.mirror: Mirror | None = None
+        self.lock = FileLock(self.folder / "lock", thread_local=False)
+        self.owner = self.folder / "owner"
+
+    def open(self) -> None:
+        """Make the folder and reach the mirror.
+
+        Raises:
+            UserError: if one of them cannot be used.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The folder for training states, {self.folder}, cannot be made "
+                f"({error.strerror}): name another one in MASKDM_STATES."
+            ) from None
+        self.mirror = Mirror(self.mirror_url) if self.mirror_url else None
+
+    def name(self, step: int) -> Name:
+        """Return the name that this run's state after ``step`` steps has."""
+        return Name(step, self.fingerprint(step)[:16])
+
+    def own(self, suffix: str) -> list[Name]:
+        """Return this run's names among files that end in ``suffix``, in the order of steps."""
+        names = (Name.of(path) for path in self.folder.glob(f"*{suffix}"))
+        return sorted(name for name in names if name and name == self.name(name.step))
+
+    def want(self, step: int) -> None:
+        """Say that a state after ``step`` steps is to be kept: runs may branch off there."""
+        (self.folder / f"{self.name(step)}{WANTED}").touch()
+
+    def has(self, step: int) -> bool:
+        """Return whether this run's state after ``step`` steps seems to be there."""
+        return (self.folder / f"{self.name(step)}{FACTS}").exists()
+
+    def holder(self) -> str:
+        """Return who holds the states, as far as it is known."""
+        try:
+            return f": {self.owner.read_text()}"
+        except OSError:
+            return ""
+
+    def wanted(self) -> set[int]:
+        """Return the steps after which this run passes a state that some run wants."""
+        return {name.step for name in self.own(WANTED)}
+
+    def newest(
+        self, most: int, fits: Callable[[Mapping[str, Any]], bool] = lambda facts: True
+    ) -> Stored | None:
+        """Return this run's newest whole state after at most ``most`` steps.
+
+        A damaged one is reported, removed, and the one before it taken.
+
+        Args:
+            most: the steps of the run.
+            fits: which to take, by their facts.
+        """
+        here = self.own(FACTS)
+        there = self.mirror.names(FACTS) if self.mirror else []
+        elsewhere = [n for n in map(Name.of, there) if n and n == self.name(n.step)]
+        for name in sorted({*here, *elsewhere}, reverse=True):
+            if name.step > most:
+                continue
+            found = name in here and self._whole(name, fits)
+            if not found and self.mirror and name in elsewhere:
+                print(f"Fetching the state after step {name.step} from {self.mirror.url}")
+                for suffix in (DATA, FACTS):
+                    self.mirror.fetch(f"{name}{suffix}", self.folder)
+                found = self._whole(name, fits)
+            if found:
+                return found
+        return None
+
+    def _whole(self, name: Name, fits: Callable[[Mapping[str, Any]], bool]) -> Stored | None:
+        """Return a state if it is whole and fits; remove it if it is damaged."""
+        try:
+            facts = read_facts(self.folder / f"{name}{FACTS}")
+            return Stored(name, self._tensors(name, facts), facts) if fits(facts) else None
+        except DamagedError as error:
+            print(
+                f"The state after step {name.step} is damaged ({error}) and is removed: taking "
+                f"the one before it. ({self.folder / str(name)}{DATA})",
+                file=sys.stderr,
+            )
+            self.remove(name)
+            return None
+
+    def _tensors(self, name: Name, facts: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        from safetensors.torch import load
+
+        try:
+            content = (self.folder / f"{name}{DATA}").read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{DATA} unreadable: {error.strerror}") from None
+        if len(content) != facts["bytes"]:
+            raise DamagedError(f"{len(content)} bytes instead of {facts['bytes']}")
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise DamagedError("its content does not match its checksum")
+        return load(content)
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        wait: bool = True,
+    ) -> None:
+        """Write the state after ``step`` steps and remove what it makes superfluous.
+
+        Args:
+            step: steps made.
+            tensors: by name, on the CPU and contiguous; nobody may change them meanwhile.
+            facts: what else belongs to it, as JSON can hold it.
+            wait: for the mirror too; else the mirror may miss this state, if it is busy.
+
+        Raises:
+            OSError: if it cannot be written; nothing is left of it then.
+        """
+        from safetensors.torch import save
+
+        name = self.name(step)
+        content = save(dict(tensors))
+        facts = {
+            **json.loads(json.dumps(facts)),
+            "step": step,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        text = json.dumps(facts | {"checksum": digest(facts)}, indent=1)
+        files = {f"{name}{DATA}": content, f"{name}{FACTS}": text.encode()}
+        for file, written in files.items():
+            self._write(file, written)
+        pruned = self.prune(KEPT)
+        if self.mirror:
+            self.mirror.send(files, pruned, wait)
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file so that it is there as a whole or not at all, even if the power fails."""
+        begun = self.folder / f"{name}{BEGUN}"
+        try:
+            with begun.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            begun.replace(self.folder / name)
+        except OSError:
+            begun.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":  # the name itself is on the disk once its folder is
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def prune(self, kept: int) -> list[str]:
+        """Remove this run's states that nobody branches off, but for the newest ``kept``.
+
+        Returns:
+            The files that were removed.
+        """
+        wanted = set(self.own(WANTED))
+        passing = [name for name in self.own(FACTS) if name not in wanted]
+        return [
+            file for name in passing[: max(0, len(passing) - kept)] for file in self.remove(name)
+        ]
+
+    def remove(self, name: Name) -> list[str]:
+        """Remove a state from this machine, its facts first: without them the rest is nothing.
+
+        Returns:
+            Its files.
+        """
+        files = [f"{name}{suffix}" for suffix in (FACTS, DATA)]
+        for file in files:
+            (self.folder / file).unlink(missing_ok=True)
+        return files
+
+    def finish(self) -> None:
+        """Remove what a finished run no longer needs, here and in the mirror."""
+        pruned = self.prune(0)
+        if self.mirror:
+            self.mirror.send({}, pruned, wait=True)
+
+    def sweep(self) -> None:
+        """Remove what writers left that were killed; only who holds the lock may."""
+        whole = {path.stem for path in self.folder.glob(f"*{FACTS}")}
+        for path in self.folder.glob(f"*{BEGUN}"):
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"*{DATA}"):
+            if path.stem not in whole:
+                path.unlink(missing_ok=True)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what was saved of a state besides tensors.
+
+    Raises:
+        DamagedError: if it is not what was written.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+        checksum = facts.pop("checksum")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{FACTS} unreadable: {type(error).__name__}") from None
+    if checksum != digest(facts):
+        raise DamagedError(f"{FACTS} does not match its checksum")
+    return dict(facts)
+
+
+def folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of trajectories under ``root``."""
+    if root.exists():
+        yield from sorted(path for path in root.iterdir() if (path / "lock").exists())
