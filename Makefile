@@ -8,7 +8,7 @@ PIP := python -m pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench report docs preset clean
+.PHONY: help setup demo test lint bench torture report docs preset clean
 
 help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (15 to 27 minutes on 2 cores)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make setup           only the environment: .venv from requirements.lock'
 	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json'
+	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (1 hour)'
 	@echo 'make report          the plots of the workspace as one page, dvc_plots/index.html'
 	@echo 'make docs            compute the tables in docs/ anew'
 	@echo 'make clean           remove the environment'
@@ -54,6 +55,9 @@ lint: setup
 
 bench: setup
 	python -m benchmarks.speed
+
+torture: setup
+	python -m benchmarks.torture
 
 report: setup
 	dvc plots show

@@ -75,6 +75,11 @@ def train_phase(
             f"{phase}.batch_size is {smallest}, fewer images than the {processes.count} processes "
             "that are to share them: set MASKDM_PROCESSES to fewer, or take larger batches."
         )
+    if processes.sharded and params.precision == "fp16":
+        raise UserError(
+            f"{phase}.precision is fp16, whose scaling of the loss does not work on sharded "
+            "weights: take bf16, or unset MASKDM_SHARD."
+        )
     choose_kernels()
     processes.shard(backbone.to(device))
     state = State.start(backbone, params)

@@ -1,0 +1,172 @@
+"""Whole stages under attack: killed, out of room, two at once; `make torture` is the long storm."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.torture import MODELS_AND_CURVES, ROOT, Workspace, storm
+from maskdm.states import BEGUN, DATA, FACTS, WANTED
+
+KILLS = 20
+LONG = {"pretrain": {"steps": 500}}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """A workspace with prepared images and no training yet."""
+    return Workspace.make(tmp_path_factory.mktemp("storm") / "calm", **LONG)
+
+
+@pytest.fixture
+def workspace(calm, tmp_path):
+    """Another one like it."""
+    shutil.copytree(calm.folder / "data", tmp_path / "w/data")
+    shutil.copy(calm.folder / "params.yaml", tmp_path / "w")
+    return Workspace(tmp_path / "w")
+
+
+def running(workspace, **environment):
+    """Start pretraining and wait until a state is there."""
+    workspace.environment |= environment
+    process = workspace.start("pretrain")
+    states = workspace.folder / "states"
+    while not list(states.rglob(f"*{FACTS}")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return process
+
+
+def ended(process):
+    said, _ = process.communicate(timeout=100)
+    return process.returncode, said
+
+
+def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_untouched_run(calm, workspace):
+    workspace.environment["MASKDM_SAVE_STEPS"] = "5"
+    result = storm(calm, workspace, "pretrain", KILLS, seed=4)
+    assert result.differing == []
+    assert sum(result.signals.values()) == KILLS
+    assert len(result.signals) == 3
+    assert len(set(result.resumed)) >= 3, "the kills hit nothing: make the run longer"
+    left = {path.suffix for path in (workspace.folder / "states").rglob("*-*.*")}
+    assert left == {FACTS, DATA, WANTED}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_before_it_stops_the_run(number, status, workspace):
+    process = running(workspace, MASKDM_SAVE_STEPS="40")
+    os.kill(process.pid, number)
+    code, said = ended(process)
+    assert code == status, said
+    assert "Traceback" not in said
+    stopped = re.search(r"Stopped after step (\d+)", said)[1]
+    assert f"Going on from the state after step {stopped} of 500" in workspace.stage("pretrain")
+
+
+def test_a_second_trainer_of_the_same_waits_and_takes_over_when_the_first_is_killed(
+    workspace, tmp_path
+):
+    shutil.copytree(workspace.folder, tmp_path / "other")
+    other = Workspace(tmp_path / "other", {"MASKDM_STATES": str(workspace.folder / "states")})
+    first = running(workspace, MASKDM_SAVE_STEPS="20")
+    second = other.start("pretrain")
+    line = second.stdout.readline()
+    while "Waiting" not in line:
+        assert line, "it did not wait"
+        line = second.stdout.readline()
+    assert (
+        line == f"Waiting for a run that trains the same: process {first.pid} on {os.uname()[1]}\n"
+    )
+    first.kill()
+    first.wait()
+    code, said = ended(second)
+    assert code == 0, said
+    assert "Going on from the state after step" in said
+    assert other.files("models") == calm_result(workspace).files("models")
+
+
+def calm_result(workspace):
+    """Run to the end in a workspace whose states are there."""
+    workspace.stage("pretrain")
+    return workspace
+
+
+def test_who_waits_takes_the_finished_state_as_soon_as_it_is_there(workspace, tmp_path):
+    """A shorter run that comes second gets its state from the longer one that holds the folder."""
+    shutil.copytree(workspace.folder, tmp_path / "short")
+    text = (tmp_path / "short/params.yaml").read_text()
+    (tmp_path / "short/params.yaml").write_text(text.replace("steps: 500", "steps: 450"))
+    short = Workspace(tmp_path / "short", {"MASKDM_STATES": str(workspace.folder / "states")})
+    first = running(workspace, MASKDM_SAVE_STEPS="1")
+    said = short.stage("pretrain")
+    assert "Found the finished state of these 450 steps" in said
+    assert ended(first)[0] == 0
+
+
+def fill(path):
+    with path.open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(2**12))
+
+
+def test_a_disk_that_fills_up_costs_no_more_than_the_interval(calm, workspace, tmp_path):
+    """A small tmpfs holds a few states; a file then takes the rest of its room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)]
+    if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root may mount a small tmpfs, and not in every container")
+    try:
+        workspace.environment |= {"MASKDM_STATES": str(small), "MASKDM_SAVE_STEPS": "30"}
+        process = workspace.start("pretrain")
+        while not list(small.rglob(f"*{FACTS}")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        with pytest.raises(OSError, match="No space"):
+            fill(small / "ballast")
+        code, said = ended(process)
+        assert code == 1, said
+        assert "No space left on device" in said
+        assert "Make room there, or name another folder in MASKDM_STATES" in said
+        assert "Traceback" not in said
+        assert not list(small.rglob(f"*{BEGUN}"))
+        (small / "ballast").unlink()
+        said = workspace.stage("pretrain")
+        step = int(re.search(r"Going on from the state after step (\d+)", said)[1])
+        assert step >= 30
+        calm.stage("pretrain")
+        assert workspace.files(*MODELS_AND_CURVES) == calm.files(*MODELS_AND_CURVES)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_states_are_listed_and_cleared_but_not_those_in_use(workspace):
+    process = running(workspace, MASKDM_SAVE_STEPS="20")
+    (folder,) = (path for path in (workspace.folder / "states").iterdir())
+    command = [sys.executable, "-m", "stages.states"]
+
+    def states(*arguments, status=0):
+        environment = os.environ | {"MASKDM_STATES": str(workspace.folder / "states")}
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=workspace.folder,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    assert f"{folder.name} (in use)" in states("list")
+    assert "is in use and stays" in states("clear", "--all")
+    assert ended(process)[0] == 0
+    assert re.search(r"step      500 .* MiB  kept", states("list"))
+    assert "There are no states called nothing" in states("clear", "nothing", status=1)
+    states("clear", folder.name)
+    assert states("list").startswith("0.0 MiB in ")
