@@ -1,8 +1,8 @@
 """A kill storm: a training stage is killed at random moments, again and again, and must not care.
 
 ``make torture`` runs the long one. The stage trains a tiny network on a few emoji, saves its state
-every few steps, and gets SIGKILL, SIGTERM or SIGINT at a moment drawn from the whole of its run:
-while it starts, trains, saves, or finishes. What it leaves in the end must be the bytes of a run
+every few steps, and gets SIGKILL, SIGTERM or SIGINT at a random moment: while it starts, trains,
+saves, or finishes. What it leaves in the end must be the bytes of a run
 that nobody touched.
 """
 
@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +27,12 @@ import typer
 from ruamel.yaml import YAML
 
 from maskdm.errors import UserError
+from maskdm.states import FACTS, Name
 from stages.command import run
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "reports/torture.json"
+STARTING, START = 0.25, 5.0  # the share of kills that come in a stage's first seconds
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RESUMED = re.compile(r"Going on from the state after step (\d+)|(finished state)")
 MODELS_AND_CURVES = ("models", "reports/pretrain", "reports/finetune")
@@ -85,6 +89,15 @@ class Workspace:
             raise UserError(f"{stage} ended with {process.returncode}, not {status}:\n{said}")
         return said
 
+    def saved(self) -> int:
+        """Return the step of the newest state that is there; 0 if there is none."""
+        names = map(Name.of, (self.folder / "states").rglob(f"*{FACTS}"))
+        return max((name.step for name in names if name), default=0)
+
+    def has_saved(self, step: int) -> bool:
+        """Return whether there is a state after ``step`` steps or more."""
+        return self.saved() >= step
+
     def files(self, *folders: str) -> dict[str, bytes]:
         """Return what stands in the files of some folders."""
         return {
@@ -122,19 +135,23 @@ def storm(calm: Workspace, struck: Workspace, stage: str, kills: int, seed: int)
         kills: signals that must hit.
         seed: of the moments and the signals.
     """
-    started = time.monotonic()
     calm.stage(stage)
-    whole = time.monotonic() - started
+    steps = calm.saved()
+    further = 2 * steps // kills  # so many steps at most between two kills, half on average
     result, draw = Storm(), random.Random(seed)
     while sum(result.signals.values()) < kills:
+        begun = struck.saved()
         process = struck.start(stage)
         number = draw.choice(SIGNALS)
-        try:
-            said, _ = process.communicate(timeout=draw.uniform(0.1, whole))
-        except subprocess.TimeoutExpired:
+        if draw.random() < STARTING:
+            wait(process, partial(passed, time.monotonic() + draw.uniform(0, START)))
+        else:
+            wait(process, partial(struck.has_saved, begun + draw.randint(1, further)))
+            time.sleep(draw.uniform(0, 0.1))
+        if process.poll() is None:
             os.killpg(process.pid, number)
-            said, _ = process.communicate()
             result.signals[signal.Signals(number).name] += 1
+        said, _ = process.communicate()
         for step, finished in RESUMED.findall(said):
             result.resumed += [int(step)] if step else []
             result.finished += bool(finished)
@@ -144,6 +161,17 @@ def storm(calm: Workspace, struck: Workspace, stage: str, kills: int, seed: int)
         name for name in expected | found if expected.get(name) != found.get(name)
     )
     return result
+
+
+def passed(moment: float) -> bool:
+    """Return whether a moment of the monotonic clock has passed."""
+    return time.monotonic() > moment
+
+
+def wait(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Wait until something has happened, or a process has ended."""
+    while process.poll() is None and not happened():
+        time.sleep(0.01)
 
 
 def main(

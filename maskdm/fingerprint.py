@@ -5,15 +5,18 @@ it to (data, start, network, loss, optimiser, seed) and on the code that does it
 on these have the same state after step k, whatever they do later.
 """
 
+from __future__ import annotations
+
 import ast
 import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from maskdm.schedule import Schedule
+if TYPE_CHECKING:
+    from maskdm.schedule import Schedule
 
 FOLDER = Path(__file__).parent.parent
 # What a step computes is in these and in what they import.

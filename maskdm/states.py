@@ -6,6 +6,8 @@ written last and holds the checksum of the first, so a state is whole or not the
 ``.wanted`` beside it says that runs may branch off here, whether the state exists yet or not.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -14,14 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from torch import Tensor
 
 from maskdm.errors import UserError
 from maskdm.fingerprint import digest
 from maskdm.mirror import Mirror
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = 2  # of the states that nobody branches off: the newest, and one should it be damaged
 DATA, FACTS, WANTED, BEGUN = ".safetensors", ".json", ".wanted", ".begun"
@@ -43,7 +47,7 @@ class Name:
         return f"{self.step:09d}-{self.fingerprint[:16]}"
 
     @classmethod
-    def of(cls, path: Path | str) -> "Name | None":
+    def of(cls, path: Path | str) -> Name | None:
         """Return the name that a file has, if it is one."""
         step, _, fingerprint = Path(path).stem.partition("-")
         return cls(int(step), fingerprint) if step.isdigit() and fingerprint else None

@@ -207,6 +207,8 @@ def train(
         loss = _accumulate(
             network, batch, length, passes, diffusion, params, device, state.scaler, processes
         )
+        if processes.count > 1:
+            _check_gradients(backbone)
         state.scaler.unscale_(optimiser)
         norm = processes.whole(
             torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf"))
@@ -228,6 +230,21 @@ def train(
             row.gradient_norm if row else None,
             lr,
             validated(),
+        )
+
+
+def _check_gradients(backbone: Denoiser) -> None:
+    """Raise a UserError if a parameter got no gradient: DDP would silently sum none at all."""
+    unused = [
+        name
+        for name, weight in backbone.named_parameters()
+        if weight.requires_grad and weight.grad is None
+    ]
+    if unused:
+        raise UserError(
+            f"{len(unused)} parameters of the network get no gradient ({unused[0]} is one), which "
+            "training on several processes does not allow: use them, set requires_grad to False, "
+            "or train in one process (MASKDM_PROCESSES=1)."
         )
 
 

@@ -20,11 +20,14 @@ from contextlib import redirect_stdout
 from functools import wraps
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from maskdm.devices import whole_number
 from maskdm.errors import UserError
 from maskdm.processes import leave, rank, worker
+
+GRACE = 120  # seconds that workers have for saving, between a signal and their end
 
 
 def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
@@ -90,6 +93,7 @@ def launch(launcher: list[str]) -> NoReturn:
 
 def start_here(count: int) -> NoReturn:
     """Run this command in ``count`` processes on this machine, and end as they end."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -105,15 +109,18 @@ def start_here(count: int) -> NoReturn:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,
+        shutdown_timeout=GRACE,
     )
     program, *arguments = this_command()
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    try:
-        elastic_launch(config, program)(*arguments)
-    except SignalException as stopped:
-        sys.exit(128 + stopped.sigval)
-    except ChildFailedError as failed:  # the worker has said why
-        _, failure = failed.get_first_failure()
-        status = failure.exitcode
-        sys.exit(status if status > 0 else 128 - status)
+    logging.disable(logging.CRITICAL)  # the workers say themselves what went wrong
+    with TemporaryDirectory() as logs:
+        config.logs_specs = DefaultLogsSpecs(log_dir=logs)
+        try:
+            elastic_launch(config, program)(*arguments)
+        except SignalException as stopped:
+            sys.exit(128 + stopped.sigval)
+        except ChildFailedError as failed:
+            _, failure = failed.get_first_failure()
+            status = failure.exitcode
+            sys.exit(status if status > 0 else 128 - status)
     sys.exit(0)

@@ -53,7 +53,7 @@ def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_untouched_run(calm
     assert result.differing == []
     assert sum(result.signals.values()) == KILLS
     assert len(result.signals) == 3
-    assert len(set(result.resumed)) >= 3, "the kills hit nothing: make the run longer"
+    assert len(set(result.resumed)) >= 8
     left = {path.suffix for path in (workspace.folder / "states").rglob("*-*.*")}
     assert left == {FACTS, DATA, WANTED}
 
@@ -149,6 +149,7 @@ def test_a_disk_that_fills_up_costs_no_more_than_the_interval(calm, workspace, t
 def test_states_are_listed_and_cleared_but_not_those_in_use(workspace):
     process = running(workspace, MASKDM_SAVE_STEPS="20")
     (folder,) = (path for path in (workspace.folder / "states").iterdir())
+    process.send_signal(signal.SIGSTOP)
     command = [sys.executable, "-m", "stages.states"]
 
     def states(*arguments, status=0):
@@ -165,6 +166,7 @@ def test_states_are_listed_and_cleared_but_not_those_in_use(workspace):
 
     assert f"{folder.name} (in use)" in states("list")
     assert "is in use and stays" in states("clear", "--all")
+    process.send_signal(signal.SIGCONT)
     assert ended(process)[0] == 0
     assert re.search(r"step      500 .* MiB  kept", states("list"))
     assert "There are no states called nothing" in states("clear", "nothing", status=1)

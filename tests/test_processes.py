@@ -1,0 +1,466 @@
+"""Several processes compute what one does, go on where others stopped, and speak with one voice."""
+
+import csv
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.torture import ROOT, Workspace
+from maskdm.model_folder import load_model
+from maskdm.processes import ALONE, NAMES, Processes, worker
+from maskdm.states import FACTS, Name
+
+STEPS, CUT = 50, 20
+PHASE = {"steps": STEPS, "batch_size": 10, "log_every": 1}  # 4 processes have 2 or 3 images each
+SEVERAL = ("pretrain", "finetune", "sample", "reference", "fid")  # stages that use processes
+BIN = Path(sys.executable).parent
+PATIENCE = 300  # seconds, against a run that waits for ever; it takes ten
+
+# Slurm's srun, for two tasks on this machine: it hands SIGTERM on and ends as a task ends.
+SRUN = """#!/bin/sh
+export SLURM_NTASKS=2
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & second=$!
+trap 'kill -TERM $first $second' TERM
+wait $second; wait $second 2>/dev/null
+wait $first
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A workspace with prepared images and no training yet."""
+    return Workspace.make(tmp_path_factory.mktemp("prepared") / "w", pretrain=PHASE)
+
+
+@pytest.fixture
+def workspace(prepared, tmp_path):
+    """Another one like it; what still runs there in the end is killed."""
+    yield (made := like(prepared, tmp_path / "w"))
+    clear(made)
+
+
+@pytest.fixture(scope="module")
+def pretrained(prepared, tmp_path_factory):
+    """Return a workspace where so many processes made so many steps; each way is run once."""
+
+    @cache
+    def pretrained(count, steps=STEPS, **environment):
+        made = like(prepared, tmp_path_factory.mktemp("pretrained") / "w")
+        length(made, steps)
+        said = run(made, count, **environment)
+        assert_nothing_twice(said)
+        assert said.count(f"{steps} steps of 10 images") == 1
+        return made
+
+    return pretrained
+
+
+def like(workspace, folder):
+    """Return a workspace with the images, parameters and states of another, and no results."""
+    for name in ("data", "states"):
+        if (workspace.folder / name).exists():
+            shutil.copytree(workspace.folder / name, folder / name)
+    shutil.copy(workspace.folder / "params.yaml", folder)
+    return Workspace(folder)
+
+
+def length(workspace, steps):
+    """Have pretraining make so many steps."""
+    params = workspace.folder / "params.yaml"
+    params.write_text(re.sub(f"steps: ({STEPS}|{CUT}) ", f"steps: {steps} ", params.read_text()))
+
+
+def start(workspace, count=None, stage="pretrain", **environment):
+    """Start a stage in ``count`` processes, or as the environment says."""
+    processes = {"MASKDM_PROCESSES": str(count)} if count else {}
+    workspace.environment = processes | environment
+    return workspace.start(stage)
+
+
+def ended(process, seconds=PATIENCE):
+    """Return status and words of a command, once nobody is left who could add to them."""
+    said, _ = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+def run(workspace, count=None, status=0, **options):
+    """Run a stage to its end and return what it said."""
+    try:
+        code, said = ended(start(workspace, count, **options))
+    finally:
+        clear(workspace)
+    assert code == status, said
+    return said
+
+
+def started(workspace, *arguments, **options):
+    """Start pretraining and wait until it has saved a state, which it does after every step."""
+    process = start(workspace, *arguments, MASKDM_SAVE_STEPS="1", **options)
+    while not list((workspace.folder / "states").rglob(f"*{FACTS}")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return process
+
+
+def living(workspace):
+    """Return the processes that run in a workspace, whoever their parents are."""
+    folder = str(workspace.folder.resolve())
+    return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == folder]
+
+
+def clear(workspace):
+    """Kill what runs in a workspace."""
+    for process in living(workspace):
+        process.kill()
+
+
+def lines(said):
+    """Return the lines of an output, without the states of a progress bar."""
+    bar = re.compile(r"\w+: +\d+%\|")
+    return [line for line in said.splitlines() if line.strip() and not bar.match(line)]
+
+
+def assert_nothing_twice(said):
+    assert len(set(lines(said))) == len(lines(said)), said
+
+
+def curves(workspace):
+    """Return the columns of both curves of pretraining, as numbers by name."""
+    columns = {}
+    for name in ("training", "validation"):
+        with (workspace.folder / f"reports/pretrain/{name}.tsv").open() as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        for column in rows[0]:
+            columns[name, column] = [float(row[column] or "nan") for row in rows]
+    return columns
+
+
+def timing(workspace):
+    return json.loads((workspace.folder / "reports/timing/pretrain.json").read_text())
+
+
+def processes_of(workspace):
+    """Return how many processes computed the steps, in turn."""
+    return [part["processes"] for part in timing(workspace)["arithmetic"]]
+
+
+def output(workspace, weights):
+    """Return what a model makes of some noise."""
+    backbone, config = load_model(workspace.folder / "models/pretrain", weights)
+    patches, channels = (config.size // config.model.patch) ** 2, 3 * config.model.patch**2
+    tokens = torch.randn(8, patches, channels, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return backbone(tokens, torch.arange(patches).expand(8, -1), torch.linspace(0.05, 0.95, 8))
+
+
+def assert_agree(one, other):
+    """Two runs differ by rounding: curves in their last digit of six, outputs by under 1/1000."""
+    found, expected = curves(one), curves(other)
+    assert found.keys() == expected.keys()
+    for column, numbers in expected.items():
+        assert found[column] == pytest.approx(numbers, rel=1.1e-5, nan_ok=True), column
+    for weights in ("raw", "averaged"):
+        torch.testing.assert_close(output(one, weights), output(other, weights), atol=1e-3, rtol=0)
+
+
+def assert_same_bytes(one, other):
+    folders = ("models/pretrain", "reports/pretrain")
+    assert one.files(*folders) == other.files(*folders)
+
+
+# What several processes compute
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_what_one_trains(count, pretrained):
+    assert processes_of(pretrained(count)) == [count]
+    assert_agree(pretrained(count), pretrained(1))
+
+
+def test_micro_batches_in_two_processes_train_what_one_trains(pretrained):
+    """Five images in passes of at most two: 1, 2 and 2."""
+    parts = pretrained(2, MASKDM_MICRO_BATCH="2")
+    assert processes_of(parts) == [2]
+    assert_agree(parts, pretrained(1))
+
+
+def test_sharded_weights_train_what_whole_ones_train(pretrained):
+    sharded = pretrained(2, CUT, MASKDM_SHARD="1")
+    assert processes_of(sharded) == [2]
+    assert_agree(sharded, pretrained(1, CUT))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, {}), (2, {})),
+        ((1, {}), (2, {"MASKDM_SHARD": "1"})),
+        ((2, {"MASKDM_SHARD": "1"}), (1, {})),
+    ],
+    ids=["one to two", "one to two sharded", "two sharded to one"],
+)
+def test_another_number_of_processes_goes_on_and_says_so(before, after, pretrained, tmp_path):
+    (count, sharded), (now, sharded_now) = before, after
+    workspace = like(pretrained(count, CUT, **sharded), tmp_path / "w")
+    length(workspace, STEPS)
+    said = run(workspace, now, **sharded_now)
+    assert f"Going on from the state after step {CUT} of {STEPS}" in said
+    assert f"processes {count} → {now}" in said
+    assert_nothing_twice(said)
+    assert processes_of(workspace) == [count, now]
+    assert timing(workspace)["steps_computed"] == STEPS - CUT
+    assert_agree(workspace, pretrained(1))
+
+
+@pytest.fixture(scope="module")
+def measured(prepared, tmp_path_factory):
+    """Return everything that drawing and measuring in so many processes writes."""
+    model = like(prepared, tmp_path_factory.mktemp("model") / "w")
+    for stage in ("pretrain", "finetune"):
+        length(model, CUT)
+        run(model, stage=stage)
+
+    @cache
+    def measured(count):
+        made = like(prepared, tmp_path_factory.mktemp("measured") / "w")
+        shutil.copytree(model.folder / "models", made.folder / "models")
+        tests = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+        done = subprocess.run(
+            [sys.executable, "-m", "several"],
+            cwd=made.folder,
+            env=os.environ
+            | tests
+            | {"MASKDM_PROCESSES": str(count), "MASKDM_SAMPLE_BATCH": "5", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        assert_nothing_twice(done.stdout)
+        return made.files("data/samples", "data/reference", "reports")
+
+    return measured
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_draw_and_measure_the_bytes_that_one_does(count, measured):
+    """24 images, 5 at a time: at the last turn 2 processes have 4 images, 4 have 4 and nothing."""
+    together, alone = measured(count), measured(1)
+    assert {
+        *("data/samples/samples.npy", "data/samples/samples.json", "data/reference/train.npy"),
+        *("data/reference/heldout.npy", "data/reference/reference.json", "reports/metrics.json"),
+        *("reports/samples.png", "reports/yardsticks.json"),
+    } < alone.keys()
+    differing = {name for name in alone | together if alone.get(name) != together.get(name)}
+    assert differing <= {"reports/timing/sample.json"}
+
+
+# How they stop and go on
+
+
+@pytest.fixture(scope="module")
+def stopped(prepared, tmp_path_factory):
+    """Two workers whose parent got SIGTERM: the workspace, the status, what was said, who lives."""
+    workspace = like(prepared, tmp_path_factory.mktemp("stopped") / "w")
+    try:
+        process = started(workspace, 2)
+        os.kill(process.pid, signal.SIGTERM)
+        status, said = ended(process)
+        return workspace, status, said, living(workspace)
+    finally:
+        clear(workspace)
+
+
+def stop_in(said):
+    """Return the step after which a run said that it stopped."""
+    return int(re.search(r"Stopped after step (\d+); its state is saved", said)[1])
+
+
+def test_sigterm_to_the_parent_has_the_workers_save_and_stop(stopped):
+    workspace, status, said, left = stopped
+    assert status == 143, said
+    assert "Traceback" not in said
+    states = [Name.of(path).step for path in (workspace.folder / "states").rglob(f"*{FACTS}")]
+    assert max(states) == stop_in(said) < STEPS
+    assert left == []
+
+
+def test_that_they_stop_is_said_once(stopped):
+    _, _, said, _ = stopped
+    assert said.count("Stopped after step") == 1, said
+
+
+def test_the_same_command_goes_on_to_the_bytes_of_two_processes_that_nobody_stopped(
+    stopped, pretrained, tmp_path
+):
+    before, _, said, _ = stopped
+    workspace = like(before, tmp_path / "w")
+    again = run(workspace, 2)
+    assert f"Going on from the state after step {stop_in(said)} of {STEPS}" in again
+    assert timing(workspace)["steps_computed"] == STEPS - stop_in(said)
+    assert_same_bytes(workspace, pretrained(2))
+
+
+def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pretrained):
+    process = started(workspace, 2)
+    (killed,) = (
+        child
+        for child in psutil.Process(process.pid).children()
+        if child.environ().get("RANK") == "1"
+    )
+    killed.kill()
+    status, said = ended(process, seconds=60)
+    assert status == 128 + signal.SIGKILL, said
+    assert living(workspace) == []
+    again = run(workspace)
+    step = int(re.search(r"Going on from the state after step (\d+) of", again)[1])
+    assert 0 < step < STEPS
+    assert "processes 2 → 1" in again
+    assert processes_of(workspace) == [2, 1]
+    assert_agree(workspace, pretrained(1))
+
+
+# How they are started
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused_once(workspace):
+    params = workspace.folder / "params.yaml"
+    params.write_text(params.read_text().replace("batch_size: 10 ", "batch_size: 1 "))
+    said = run(workspace, 2, status=1)
+    assert said.count("error: pretrain.batch_size is 1, fewer images than the 2 processes") == 1
+    assert "Traceback" not in said
+    assert_nothing_twice(said)
+    assert not (workspace.folder / "models").exists()
+
+
+def test_torchrun_starts_two_workers_once_and_they_train_the_bytes_of_two_processes(
+    workspace, pretrained
+):
+    said = run(
+        workspace,
+        MASKDM_LAUNCHER="torchrun --standalone --nproc-per-node 2",
+        PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    )
+    assert said.count("steps of") == 1
+    assert processes_of(workspace) == [2]
+    assert_same_bytes(workspace, pretrained(2))
+
+
+def test_under_srun_sigterm_stops_two_workers_and_they_go_on_to_the_bytes_of_two_processes(
+    workspace, pretrained, tmp_path
+):
+    srun = tmp_path / "bin/srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    launched = {
+        "MASKDM_LAUNCHER": "srun",
+        "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    process = started(workspace, **launched)
+    os.kill(process.pid, signal.SIGTERM)
+    status, said = ended(process)
+    assert status == 143, said
+    assert "Traceback" not in said
+    assert living(workspace) == []
+    again = run(workspace, **launched)
+    assert again.count("steps of") == 1
+    assert f"Going on from the state after step {stop_in(said)} of {STEPS}" in again
+    assert processes_of(workspace) == [2]
+    assert_same_bytes(workspace, pretrained(2))
+
+
+def test_a_launcher_that_passes_no_numbers_on_is_refused(workspace):
+    said = run(workspace, status=1, MASKDM_LAUNCHER="env")
+    assert said.count("error: The launcher started this process, but told it no number") == 1
+    assert "Traceback" not in said
+    assert not (workspace.folder / "models").exists()
+
+
+@pytest.fixture
+def main(monkeypatch, capfd):
+    """Return a stage's status and words, where its command runs in this very process."""
+    for name in {*sum(NAMES, ()), "MASKDM_WORKER", "MASKDM_PROCESSES", "MASKDM_LAUNCHER"}:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+    def main(stage):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+        return end.value.code, "".join(capfd.readouterr())
+
+    return main
+
+
+@pytest.mark.parametrize("stage", SEVERAL)
+def test_a_stage_hands_its_own_command_to_the_launcher(stage, main, monkeypatch):
+    monkeypatch.setenv("MASKDM_LAUNCHER", "echo -n '4 workers:'")
+    assert main(stage) == (0, f"4 workers: {sys.executable} -m stages.{stage}")
+
+
+def test_a_launcher_that_does_not_exist_is_named_in_one_sentence(main, monkeypatch):
+    monkeypatch.setenv("MASKDM_LAUNCHER", "no-such-launcher -n 2")
+    status, said = main("pretrain")
+    assert status == 1
+    assert lines(said) == [
+        "error: MASKDM_LAUNCHER is 'no-such-launcher -n 2', which cannot be run: "
+        "No such file or directory."
+    ]
+
+
+def test_a_number_of_processes_that_is_none_is_named_in_one_sentence(main, monkeypatch):
+    monkeypatch.setenv("MASKDM_PROCESSES", "abc")
+    status, said = main("pretrain")
+    assert status == 1
+    assert lines(said) == ["error: MASKDM_PROCESSES is 'abc', but must be a whole number >= 1."]
+
+
+# What they are told
+
+
+@given(length=st.integers(0, 10_000), count=st.integers(1, 300))
+def test_parts_cover_a_batch_once_in_order_and_differ_by_one_sample_at_most(length, count):
+    parts = [range(length)[Processes(rank, count).part(length)] for rank in range(count)]
+    assert [place for part in parts for place in part] == list(range(length))
+    sizes = {len(part) for part in parts}
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_worker_knows_its_numbers_and_those_of_a_batch_script_count_only_if_the_stage_called_srun(
+    names, monkeypatch
+):
+    for name in {*sum(NAMES, ()), "MASKDM_WORKER"}:
+        monkeypatch.delenv(name, raising=False)
+    assert worker() is None
+    for name, number in zip(names, ("5", "8", "1"), strict=True):
+        assert worker() is None
+        monkeypatch.setenv(name, number)
+    assert worker() == ((5, 8, 1) if names[0] == "RANK" else None)
+    monkeypatch.setenv("MASKDM_WORKER", "1")
+    assert worker() == (5, 8, 1)
+
+
+def test_one_process_works_on_items_in_order():
+    worked = []
+    spread = ALONE.spread("abc", lambda item: worked.append(item) or item.upper())
+    assert next(spread) == ("a", "A")
+    assert worked == ["a"]  # one at a time: progress shows
+    assert list(spread) == [("b", "B"), ("c", "C")]
