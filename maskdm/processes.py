@@ -73,18 +73,35 @@ class Processes:
             # Validation changes the weights between two passes: none may stay gathered.
             fully_shard(backbone, reshard_after_forward=True)
 
-    def synchronised(self, backbone: nn.Module) -> nn.Module:
-        """Return the network to train: its gradients are averaged over the processes."""
+    def synchronised(
+        self, backbone: nn.Module, call: Callable[..., Tensor]
+    ) -> Callable[..., Tensor]:
+        """Return what to train with: its gradients are averaged over the processes.
+
+        Args:
+            backbone: whose gradients.
+            call: the network itself, or compiled.
+        """
         if self.count == 1 or self.sharded:
-            return backbone
+            return call
+        from torch import nn
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(backbone)
+        class Called(nn.Module):
+            """DDP takes modules alone, which a compiled network with a fallback is not."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.backbone = backbone
+
+            def forward(self, *inputs: Tensor | None) -> Tensor:
+                return call(*inputs)
+
+        return DistributedDataParallel(Called())
 
     def synchronising(self, network: Any, last: bool) -> AbstractContextManager[None]:
         """Return the context of a forward and backward pass; gradients travel after the last."""
         waits = self.count > 1 and not self.sharded and not last
-        # A compiled module hands on the attributes of what it compiled.
         return network.no_sync() if waits else nullcontext()
 
     def total(self, value: Tensor) -> Tensor:

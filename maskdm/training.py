@@ -183,7 +183,7 @@ def train(
     """
     backbone, parameters = state.backbone.train(), list(state.backbone.parameters())
     schedule, history, optimiser = batches.schedule, state.history, state.optimiser
-    network = compiled(processes.synchronised(backbone), device)
+    network = processes.synchronised(backbone, compiled(backbone, device))
 
     def validated() -> dict[str, float] | None:
         regular = state.step % params.validate_every == 0

@@ -4,21 +4,15 @@ Every test starts from the same finished run of a very small configuration.
 """
 
 import csv
-import hashlib
 import html.parser
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from clones import clone_tree
 from graph import modules_of
-from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
 SMALLER = {  # than presets/tiny.yaml
     "data.limit": 24,
     "pretrain.steps": 4,
@@ -27,115 +21,16 @@ SMALLER = {  # than presets/tiny.yaml
     "sample.count": 8,
     "sample.nfe": 2,
 }
-SMALLER_ROLL = {
-    r"^SEED, SAMPLES = .*$": "SEED, SAMPLES = 0, 500",
-    r"^MASKED, FULL = .*$": "MASKED, FULL = 4, 2",
-}
 DRAWN = {"sample", "pictures", "fid", "neighbours"}  # with the finetuned model
 STAGES = {"check", "prepare", "masks", "reference", "pretrain", "finetune", "curves", *DRAWN}
 ROLL = {"swissroll"}  # depends on no parameter
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
 
 
-class Clone:
-    """A git clone in which DVC commands run, cut off from the user's settings and the network."""
-
-    def __init__(self, path):
-        self.path = path
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "DVC_GLOBAL_CONFIG_DIR": str(path.parent / "dvc-global"),
-            "DVC_SYSTEM_CONFIG_DIR": str(path.parent / "dvc-system"),
-            "DVC_SITE_CACHE_DIR": str(path.parent / "dvc-site"),
-            "DVC_NO_ANALYTICS": "1",
-            "http_proxy": "http://127.0.0.1:9",
-            "https_proxy": "http://127.0.0.1:9",
-        }
-        # Without compiled files in the clone a dependency on a whole package would go unnoticed.
-        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
-
-    def call(self, *command, code=0, **environment):
-        """Run a command and return what it said; its exit status must be ``code``."""
-        result = subprocess.run(
-            command,
-            cwd=self.path,
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert result.returncode == code, result.stdout[-6000:]
-        return result.stdout
-
-    def git(self, *arguments):
-        return self.call("git", *arguments)
-
-    def dvc(self, *arguments, **options):
-        """Run DVC and return the set of the stages that really ran."""
-        said = self.call("dvc", *arguments, **options)
-        return set(re.findall(r"^Running stage '(\w+)'", said, re.MULTILINE))
-
-    def edit(self, name, old, new):
-        path = self.path / name
-        text = path.read_text()
-        assert re.search(old, text, re.MULTILINE)
-        path.write_text(re.sub(old, new, text, count=1, flags=re.MULTILINE))
-
-    def outputs(self):
-        """Return the digest and the time of change of every file that a stage wrote."""
-        files = (
-            p for folder in ("data", "models", "reports") for p in (self.path / folder).rglob("*")
-        )
-        return {
-            path.relative_to(self.path).as_posix(): (
-                hashlib.sha256(path.read_bytes()).hexdigest(),
-                path.stat().st_mtime_ns,
-            )
-            for path in files
-            if path.is_file() and path.name != "checked"
-        }
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A clone of the working tree, uncommitted files too, after a whole run, committed."""
-    clone = Clone(tmp_path_factory.mktemp("pipeline") / "clone")
-    clone.path.mkdir()
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (clone.path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, clone.path / name)
-    for name in ("dvc.lock", "reports"):  # committed results of another configuration
-        subprocess.run(["rm", "-rf", clone.path / name], check=True)
-
-    yaml = YAML()
-    params = yaml.load(clone.path / "presets/tiny.yaml")
-    for key, value in SMALLER.items():
-        section, name = key.split(".")
-        params[section][name] = value
-    yaml.dump(params, clone.path / "params.yaml")
-
-    for old, new in SMALLER_ROLL.items():
-        clone.edit("stages/swissroll.py", old, new)
-
-    clone.git("init", "--quiet", "--initial-branch", "main")
-    clone.git("config", "user.name", "test")
-    clone.git("config", "user.email", "test@example.com")
-    clone.call("python", "-m", "stages.plots_page", ".dvc/tmp/plots_page.html")
-    clone.call("dvc", "config", "--local", "plots.html_template", "tmp/plots_page.html")
-    clone.git("add", "--all")
-    clone.git("commit", "--quiet", "--message", "before")
+    clone = clone_tree(tmp_path_factory.mktemp("pipeline") / "clone", SMALLER)
     assert clone.dvc("repro") == STAGES | ROLL
     shutil.copytree(clone.path / "models/finetune", clone.path / "models/other")  # another start
     clone.git("add", "--all")

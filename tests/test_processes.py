@@ -25,7 +25,8 @@ from maskdm.processes import ALONE, NAMES, Processes, worker
 from maskdm.states import FACTS, Name
 
 STEPS, CUT = 50, 20
-PHASE = {"steps": STEPS, "batch_size": 10, "log_every": 1}  # 4 processes have 2 or 3 images each
+# Of 10 images, 4 processes have 2 or 3 each.
+PHASE = {"steps": STEPS, "batch_size": 10, "log_every": 1, "validate_every": 25}
 SEVERAL = ("pretrain", "finetune", "sample", "reference", "fid")  # stages that use processes
 BIN = Path(sys.executable).parent
 PATIENCE = 300  # seconds, against a run that waits for ever; it takes ten
@@ -228,24 +229,23 @@ def test_another_number_of_processes_goes_on_and_says_so(before, after, pretrain
 
 
 @pytest.fixture(scope="module")
-def measured(prepared, tmp_path_factory):
+def measured(prepared, pretrained, tmp_path_factory):
     """Return everything that drawing and measuring in so many processes writes."""
-    model = like(prepared, tmp_path_factory.mktemp("model") / "w")
-    for stage in ("pretrain", "finetune"):
-        length(model, CUT)
-        run(model, stage=stage)
 
     @cache
     def measured(count):
         made = like(prepared, tmp_path_factory.mktemp("measured") / "w")
-        shutil.copytree(model.folder / "models", made.folder / "models")
-        tests = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+        model = pretrained(1).folder / "models/pretrain"
+        shutil.copytree(model, made.folder / "models/finetune")
+        several = {
+            "MASKDM_PROCESSES": str(count),
+            "MASKDM_SAMPLE_BATCH": "5",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        }
         done = subprocess.run(
             [sys.executable, "-m", "several"],
             cwd=made.folder,
-            env=os.environ
-            | tests
-            | {"MASKDM_PROCESSES": str(count), "MASKDM_SAMPLE_BATCH": "5", "OMP_NUM_THREADS": "1"},
+            env=os.environ | several,
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -348,55 +348,38 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused_once(workspace)
     assert not (workspace.folder / "models").exists()
 
 
-def test_torchrun_starts_two_workers_once_and_they_train_the_bytes_of_two_processes(
-    workspace, pretrained
-):
-    said = run(
-        workspace,
-        MASKDM_LAUNCHER="torchrun --standalone --nproc-per-node 2",
-        PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    )
-    assert said.count("steps of") == 1
-    assert processes_of(workspace) == [2]
-    assert_same_bytes(workspace, pretrained(2))
-
-
-def test_under_srun_sigterm_stops_two_workers_and_they_go_on_to_the_bytes_of_two_processes(
+def test_two_workers_that_srun_started_stop_and_those_of_torchrun_go_on_to_the_same_bytes(
     workspace, pretrained, tmp_path
 ):
+    (tmp_path / "bin").mkdir()
     srun = tmp_path / "bin/srun"
-    srun.parent.mkdir()
     srun.write_text(SRUN)
     srun.chmod(0o755)
-    launched = {
-        "MASKDM_LAUNCHER": "srun",
-        "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    process = started(workspace, **launched)
+    path = {"PATH": os.pathsep.join([str(srun.parent), str(BIN), os.environ["PATH"]])}
+
+    process = started(workspace, MASKDM_LAUNCHER="srun", **path)
     os.kill(process.pid, signal.SIGTERM)
     status, said = ended(process)
     assert status == 143, said
+    assert said.count("steps of") == 1
     assert "Traceback" not in said
     assert living(workspace) == []
-    again = run(workspace, **launched)
+
+    torchrun = "torchrun --standalone --nproc-per-node 2"
+    again = run(workspace, MASKDM_LAUNCHER=torchrun, **path)
     assert again.count("steps of") == 1
     assert f"Going on from the state after step {stop_in(said)} of {STEPS}" in again
     assert processes_of(workspace) == [2]
     assert_same_bytes(workspace, pretrained(2))
 
 
-def test_a_launcher_that_passes_no_numbers_on_is_refused(workspace):
-    said = run(workspace, status=1, MASKDM_LAUNCHER="env")
-    assert said.count("error: The launcher started this process, but told it no number") == 1
-    assert "Traceback" not in said
-    assert not (workspace.folder / "models").exists()
-
-
 @pytest.fixture
-def main(monkeypatch, capfd):
+def main(workspace, monkeypatch, capfd):
     """Return a stage's status and words, where its command runs in this very process."""
     for name in {*sum(NAMES, ()), "MASKDM_WORKER", "MASKDM_PROCESSES", "MASKDM_LAUNCHER"}:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(workspace.folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(sys, "argv", ["stage"])
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
 
@@ -413,6 +396,17 @@ def main(monkeypatch, capfd):
 def test_a_stage_hands_its_own_command_to_the_launcher(stage, main, monkeypatch):
     monkeypatch.setenv("MASKDM_LAUNCHER", "echo -n '4 workers:'")
     assert main(stage) == (0, f"4 workers: {sys.executable} -m stages.{stage}")
+
+
+def test_a_launcher_that_passes_no_numbers_on_is_refused(main, monkeypatch, workspace):
+    monkeypatch.setenv("MASKDM_LAUNCHER", "env")
+    status, said = main("pretrain")
+    assert status == 1
+    assert lines(said)[1:] == [
+        "error: The launcher started this process, but told it no number (RANK, WORLD_SIZE and "
+        "LOCAL_RANK, or Slurm's): see MASKDM_LAUNCHER in docs/running.md."
+    ]
+    assert not (workspace.folder / "models").exists()
 
 
 def test_a_launcher_that_does_not_exist_is_named_in_one_sentence(main, monkeypatch):

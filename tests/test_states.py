@@ -560,6 +560,8 @@ def step(x: float, twice: bool = False) -> float:
     """Make a step."""
     # as in the paper
     y = x * RATE + 1
+    if twice:
+        check(x)
     check(y)
     print("done")
     return y
@@ -595,6 +597,7 @@ def test_comments_docstrings_and_layout_mean_nothing(old, new):
         ("@cache\n", ""),
         ("@cache", "@torch.no_grad()"),
         ("    check(y)\n", ""),
+        ("        check(x)\n", "        pass\n"),
         ("    check(y)\n", "    check(y)\n    check(y)\n"),
         ('"done"', '"over"'),
         ('    print("done")\n', '    note = "done"\n'),

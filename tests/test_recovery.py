@@ -1,0 +1,112 @@
+"""The pipeline under DVC: killed, extended, queued, repeated in another clone."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from clones import clone_tree
+
+from maskdm.states import FACTS
+
+PARAMS = {
+    "data.limit": 24,
+    "pretrain.steps": 300,
+    "sample.count": 8,
+    "sample.nfe": 2,
+}
+TIMING = "reports/timing/pretrain.json"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone in which nothing has run; git knows the timing file, so experiments carry it."""
+    clone = clone_tree(tmp_path_factory.mktemp("recovery") / "clone", PARAMS)
+    (clone.path / TIMING).parent.mkdir(parents=True)
+    (clone.path / TIMING).write_text("{}")
+    clone.git("add", TIMING)
+    clone.git("commit", "--quiet", "--message", "timing")
+    return clone
+
+
+@pytest.fixture
+def pretrained(clone):
+    """The clone, pretraining finished and committed."""
+    clone.git("reset", "--quiet", "--hard")
+    clone.dvc("repro", "pretrain")
+    clone.git("add", "--all")
+    clone.git("commit", "--quiet", "--allow-empty", "--message", "pretrained")
+    return clone
+
+
+def contents(clone):
+    """Return the digests of all that stages wrote, but for what the clock said."""
+    return {
+        name: digest
+        for name, (digest, _) in clone.outputs().items()
+        if not name.startswith("reports/timing/")
+    }
+
+
+def computed(clone, experiment):
+    """Return the steps that pretraining really computed in an experiment."""
+    commit = clone.git("rev-parse", f"--glob=refs/exps/*/*/{experiment}").strip()
+    return json.loads(clone.git("show", f"{commit}:{TIMING}"))["steps_computed"]
+
+
+def test_a_killed_dvc_repro_ends_as_one_in_another_clone_that_nobody_touched(clone, tmp_path):
+    """DVC and all that it started get SIGKILL in the middle of pretraining, then of finetuning."""
+    for phase, saved in (("pretrain", 100), ("finetune", 1)):
+        process = subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=clone.path,
+            env=clone.environment | {"MASKDM_SAVE_STEPS": str(saved)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not list((clone.path / "states").glob(f"{phase}-*/*{FACTS}")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (clone.path / "models" / phase).exists()
+    said = clone.call("dvc", "repro")
+    assert "state" in said
+    assert "Running stage 'pretrain'" not in said
+
+    other = clone_tree(tmp_path / "other", PARAMS)
+    other.dvc("repro")
+    assert contents(clone) == contents(other)
+    assert (clone.path / "dvc.lock").read_bytes() == (other.path / "dvc.lock").read_bytes()
+
+
+def test_a_forced_run_says_that_it_found_a_finished_state(pretrained):
+    said = pretrained.call("dvc", "repro", "--force", "--single-item", "pretrain")
+    lines = [line for line in said.splitlines() if "Found the finished state" in line]
+    assert len(lines) == 1
+    assert "To compute it anew: python -m stages.states clear pretrain-" in lines[0]
+
+
+def test_a_longer_experiment_computes_the_difference(pretrained):
+    experiment = ["exp", "run", "--name"]
+    pretrained.dvc(*experiment, "longer", "--set-param", "pretrain.steps=340", "pretrain")
+    assert computed(pretrained, "longer") == 40
+    pretrained.dvc(*experiment, "temp", "--temp", "-S", "pretrain.steps=350", "pretrain")
+    assert computed(pretrained, "temp") == 10
+
+
+def test_two_queue_workers_compute_what_they_share_once(pretrained):
+    """Whichever is first: the other waits, and takes the state that it needs."""
+    clone = pretrained
+    for name, steps in (("long", 500), ("short", 420)):
+        change = ["--set-param", "pretrain.lr=0.002", "--set-param", f"pretrain.steps={steps}"]
+        clone.call("dvc", "exp", "run", "--queue", "--name", name, *change, "pretrain")
+    clone.call("dvc", "queue", "start", "--jobs", "2")
+    deadline = time.monotonic() + 400
+    while clone.call("dvc", "queue", "status").count("Success") < 2:
+        assert time.monotonic() < deadline, clone.call("dvc", "queue", "status")
+        time.sleep(1)
+    assert computed(clone, "long") + computed(clone, "short") == 500
