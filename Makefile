@@ -46,7 +46,7 @@ demo: setup
 	@echo 'Pictures: reports/*.png, all on one page by make report; yardsticks: reports/yardsticks.json'
 
 test: lint
-	pytest
+	pytest --numprocesses auto --dist loadfile
 
 lint: setup
 	ruff check .

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.commands import ROOT, prepare, repro, start_up
 from benchmarks.rows import Row, table
+from benchmarks.saving import saving
 from benchmarks.training import training
 from maskdm.devices import choose_device
 from stages.command import run
@@ -24,6 +25,7 @@ PRESET = ROOT / "presets/laptop.yaml"
 REPORT = ROOT / "reports/bench.json"
 MEASUREMENTS = {
     "training steps and multiplies": training,
+    "saving a state": saving,
     "imports": start_up,
     "prepare": prepare,
     "dvc repro": repro,

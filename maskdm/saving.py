@@ -141,6 +141,11 @@ class Saver:
             self._written(wait=True)
         self.saved_at = time.monotonic()
 
+    def finish_writing(self) -> float:
+        """Wait for the write that is under way; return the seconds that the last save took."""
+        self._written(wait=True)
+        return self.cost
+
     def _written(self, wait: bool) -> None:
         """Hear how the last write went, if it is done or is to be waited for."""
         if self.writing is None or not (wait or self.writing.done()):

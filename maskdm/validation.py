@@ -26,7 +26,8 @@ class Validation:
     """Fixed noisy versions of held-out images.
 
     Args:
-        images: uint8 ``(count, H, W, C)``; the first ``MOST_IMAGES`` are used.
+        images: uint8 ``(count, H, W, C)``; ``MOST_IMAGES`` are used, spread evenly over them, since
+            many sets are sorted by class.
         patch: side of a patch in pixels.
         params: the section ``diffusion``.
         device: where to compute.
@@ -43,11 +44,12 @@ class Validation:
     ) -> None:
         self.params = params
         self.path = PATHS[params.path]
-        chosen = torch.from_numpy(np.array(images[:MOST_IMAGES])).to(device)
+        used = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
+        chosen = torch.from_numpy(np.array(images[used])).to(device)
         self.x0 = to_tokens(chosen, patch)
         self.labels = None
         if labels is not None:
-            self.labels = torch.from_numpy(np.array(labels[:MOST_IMAGES])).to(device)
+            self.labels = torch.from_numpy(np.array(labels[used])).to(device)
         self.bins = torch.arange(len(self.x0), device=device) % len(LOG_SNRS)
         self.time = self.path.time(torch.tensor(LOG_SNRS, device=device)[self.bins])
         noise = np.empty(self.x0.shape, np.float32)

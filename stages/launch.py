@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+from maskdm.arithmetic import choose_kernels
 from maskdm.devices import whole_number
 from maskdm.errors import UserError
 from maskdm.processes import leave, rank, worker
@@ -33,18 +34,22 @@ GRACE = 120  # seconds that workers have for saving, between a signal and their 
 def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
     """Return the stage's command: it starts workers that run the same command, or is one."""
 
+    def compute() -> None:
+        choose_kernels()
+        stage()
+
     @wraps(stage)
     def command() -> None:
         if "MASKDM_WORKER" in os.environ or worker():
             with redirect_stdout(sys.stdout if rank() == 0 else StringIO()):
-                stage()
+                compute()
             leave()
         elif launcher := os.environ.get("MASKDM_LAUNCHER"):
             launch(shlex.split(launcher))
         elif (count := processes_here()) > 1:
             start_here(count)
         else:
-            stage()
+            compute()
 
     return command
 

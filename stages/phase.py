@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from maskdm.arithmetic import arithmetic, choose_kernels
+from maskdm.arithmetic import arithmetic
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.batches import Batches
 from maskdm.compute import flops_before, stretch_flops
@@ -80,7 +80,6 @@ def train_phase(
             f"{phase}.precision is fp16, whose scaling of the loss does not work on sharded "
             "weights: take bf16, or unset MASKDM_SHARD."
         )
-    choose_kernels()
     processes.shard(backbone.to(device))
     state = State.start(backbone, params)
     batches = Batches(

@@ -45,7 +45,8 @@ wait $first
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A workspace with prepared images and no training yet."""
-    return Workspace.make(tmp_path_factory.mktemp("prepared") / "w", pretrain=PHASE)
+    folder = tmp_path_factory.mktemp("prepared") / "w"
+    return Workspace.make(folder, data={"limit": 64}, pretrain=PHASE)
 
 
 @pytest.fixture
