@@ -49,15 +49,25 @@ class Mirror:
     def names(self, suffix: str) -> list[str]:
         """Return the names of the files there that end in ``suffix``."""
         self.system.invalidate_cache()
-        found = self._try("list", lambda: self.system.ls(self.folder, detail=False)) or []
+
+        def look() -> list[str]:
+            try:
+                return list(self.system.ls(self.folder, detail=False))
+            except FileNotFoundError:  # an object store has no folder before it has a file
+                return []
+
+        found = self._try("list", look) or []
         return sorted(Path(name).name for name in found if name.endswith(suffix))
 
     def fetch(self, name: str, folder: Path) -> None:
         """Copy a file from there into ``folder``."""
         begun = folder / f"{name}.begun"
-        self._try("read", lambda: self.system.get_file(f"{self.folder}/{name}", str(begun)))
-        if begun.exists():
+
+        def copy() -> None:
+            self.system.get_file(f"{self.folder}/{name}", str(begun))
             begun.replace(folder / name)
+
+        self._try("read", copy)
 
     def send(self, files: Mapping[str, bytes], gone: Iterable[str], wait: bool) -> None:
         """Write files there, in their order, and remove those that are gone here.

@@ -74,6 +74,22 @@ def test_weights_and_config_come_back(folder):
         assert torch.equal(averaged.get_parameter(name), fresh[name] + 1)
 
 
+@pytest.mark.parametrize("weights", ["raw", "averaged"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_never_written(weights, value, tmp_path):
+    about = config()
+    sets = {
+        kind: {
+            name: tensor.detach().clone() for name, tensor in about.backbone().named_parameters()
+        }
+        for kind in ("raw", "averaged")
+    }
+    next(iter(sets[weights].values())).flatten()[3] = value
+    with pytest.raises(UserError, match=rf"not finite \({weights}\..* is one\): it is not written"):
+        save_model(tmp_path / "model", about, sets["raw"], sets["averaged"])
+    assert not (tmp_path / "model").exists()
+
+
 def test_nothing_is_pickled(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     json.loads((folder / "config.json").read_text())

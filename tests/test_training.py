@@ -20,7 +20,7 @@ from maskdm.phases import PretrainParams
 from maskdm.schedule import Leg, Schedule
 from maskdm.tokens import to_tokens
 from maskdm.training import State, train
-from maskdm.validation import LOG_SNRS, Validation
+from maskdm.validation import LOG_SNRS, MOST_IMAGES, Validation
 
 CPU = torch.device("cpu")
 DIFFUSION = DiffusionParams(
@@ -328,6 +328,14 @@ def test_validation_error_means_the_same_for_every_path_and_prediction(emoji, pa
         assert knows["mean"] < 1e-4
         assert grey["mean"] == pytest.approx(power.mean().item(), rel=0.02)
         assert set(grey) == {"mean", *(f"{level:g}" for level in LOG_SNRS)}
+
+
+def test_validation_takes_images_from_all_over_a_set_sorted_by_class():
+    images = np.arange(2 * MOST_IMAGES).repeat(3).reshape(-1, 1, 1, 3).astype(np.uint8)
+    labels = np.arange(2 * MOST_IMAGES) // 36
+    validation = Validation(images, 1, DIFFUSION, CPU, labels)
+    assert len(validation.x0) == MOST_IMAGES
+    assert set(validation.labels.tolist()) == set(labels.tolist())
 
 
 def test_validation_is_the_same_whatever_the_seed_of_the_run(emoji):
