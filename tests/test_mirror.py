@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from urllib.request import Request, urlopen
 
 import pytest
@@ -195,7 +195,10 @@ def test_in_s3_there_is_what_is_here(tmp_path, bucket):
 
 
 def test_states_in_s3_are_listed_anew_each_time(tmp_path, bucket):
-    here, there = (states(tmp_path / name, bucket) for name in ("here", "there"))
+    here = states(tmp_path / "here", bucket)
+    s3fs.S3FileSystem.clear_instance_cache()  # or both would share one list
+    there = states(tmp_path / "there", bucket)
+    assert here.mirror.system is not there.mirror.system
     save(here, 2)
     assert step_of(there.newest(100)) == 2
     save(here, 4)
@@ -348,8 +351,8 @@ def test_a_busy_mirror_does_not_hold_up_saving_and_has_the_last_state_in_the_end
         assert begun.wait(timeout=20)
         assert written == []  # the first is still under way
     assert steps_in(where) == [4, 6]
-    goes_on.set()
-    save(where, 8)
+    Timer(0.2, goes_on.set).start()
+    save(where, 8)  # waits until the first is through
     assert [name.removesuffix(BEGUN) for name in written] == [
         f"{where.name(step)}{suffix}" for step in (2, 8) for suffix in (DATA, FACTS)
     ]
