@@ -6,7 +6,7 @@ count.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ class Mirror:
         import fsspec
 
         self.url, self.failed = url, False
-        self.gone: set[str] = set()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="mirror")
         self.sending: Future[None] = Future()
         self.sending.set_result(None)
@@ -69,37 +68,49 @@ class Mirror:
 
         self._try("read", copy)
 
-    def send(self, files: Mapping[str, bytes], gone: Iterable[str], wait: bool) -> None:
-        """Write files there, in their order, and remove those that are gone here.
+    def send(
+        self,
+        files: Mapping[str, bytes],
+        suffix: str,
+        superfluous: Callable[[list[str]], list[str]],
+        wait: bool,
+    ) -> None:
+        """Write files there, in their order, then remove what is superfluous.
 
         Args:
             files: content by name.
-            gone: names.
+            suffix: of the files that ``superfluous`` is to be told of.
+            superfluous: names that are there → names to remove.
             wait: until it is done; else it goes on in the background, and not at all if the one
                 before is not done yet.
         """
-        self.gone.update(gone)
         if not wait and not self.sending.done():
             return
         self.sending.result()
-        self.sending = self.thread.submit(self._send, dict(files), sorted(self.gone))
-        self.gone.clear()
+        self.sending = self.thread.submit(self._send, dict(files), suffix, superfluous)
         if wait:
             self.sending.result()
 
-    def _send(self, files: Mapping[str, bytes], gone: list[str]) -> None:
+    def _send(
+        self,
+        files: Mapping[str, bytes],
+        suffix: str,
+        superfluous: Callable[[list[str]], list[str]],
+    ) -> None:
         for name, content in files.items():
-            self._try("write", partial(self._write, f"{self.folder}/{name}", content))
-        for name in gone:
+            if not self._try("write", partial(self._write, f"{self.folder}/{name}", content)):
+                return  # nothing old goes before the new has come
+        for name in superfluous(self.names(suffix)):
             self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
 
-    def _write(self, target: str, content: bytes) -> None:
-        """Write a file that has its name only once it is whole."""
+    def _write(self, target: str, content: bytes) -> bool:
+        """Write a file that has its name only once it is whole; return True."""
         if self.atomic:
             self.system.pipe_file(target, content)
         else:
             self.system.pipe_file(f"{target}.begun", content)
             self.system.mv(f"{target}.begun", target)
+        return True
 
     def _remove(self, target: str) -> None:
         if self.system.exists(target):

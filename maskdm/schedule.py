@@ -100,15 +100,15 @@ class Schedule:
     def prefix(self, step: int) -> dict[str, Any]:
         """Return what the first ``step`` steps do, as JSON can hold it.
 
-        It is the same for two schedules if and only if these steps are: how long a phase is, and
-        when it cools down, shows from the first step of the cool-down on.
+        Where it is the same for two schedules, these steps are. How long a phase is, and when it
+        cools down, shows from the first step of the cool-down on.
         """
         made = [replace(stretch.leg, steps=stretch.steps) for stretch in self.stretches(step)]
         cools = step > self.trunk
         return {
             "legs": [vars(leg) | {"mask": leg.mask.identity} for leg in made],
             "full_share": self.full_share,
-            "cooldown": [self.trunk, self.cooldown] if cools else None,
+            "cooldown": [self.steps, self.cooldown] if cools else None,
         }
 
     def stretches(self, step: int) -> list["Stretch"]:

@@ -8,6 +8,7 @@ written last and holds the checksum of the first, so a state is whole or not the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -107,7 +108,10 @@ class States:
                 f"The folder for training states, {self.folder}, cannot be made "
                 f"({error.strerror}): name another one in MASKDM_STATES."
             ) from None
-        self.mirror = Mirror(self.mirror_url) if self.mirror_url else None
+        if self.mirror_url:
+            self.mirror = Mirror(self.mirror_url)
+            for mark in self.mirror.names(WANTED):
+                (self.folder / mark).touch()
 
     def name(self, step: int) -> Name:
         """Return the name that this run's state after ``step`` steps has."""
@@ -155,7 +159,7 @@ class States:
             if name.step > most:
                 continue
             found = name in here and self._whole(name, fits)
-            if not found and self.mirror and name in elsewhere:
+            if not self.has(name.step) and self.mirror and name in elsewhere:
                 print(f"Fetching the state after step {name.step} from {self.mirror.url}")
                 for suffix in (DATA, FACTS):
                     self.mirror.fetch(f"{name}{suffix}", self.folder)
@@ -171,8 +175,8 @@ class States:
             return Stored(name, self._tensors(name, facts), facts) if fits(facts) else None
         except DamagedError as error:
             print(
-                f"The state after step {name.step} is damaged ({error}) and is removed: taking "
-                f"the one before it. ({self.folder / str(name)}{DATA})",
+                f"The state after step {name.step} is damaged ({error}) and is removed; going on "
+                f"from the one before it, or the mirror's. ({self.folder / str(name)}{DATA})",
                 file=sys.stderr,
             )
             self.remove(name)
@@ -221,11 +225,14 @@ class States:
         }
         text = json.dumps(facts | {"checksum": digest(facts)}, indent=1)
         files = {f"{name}{DATA}": content, f"{name}{FACTS}": text.encode()}
-        for file, written in files.items():
-            self._write(file, written)
-        pruned = self.prune(KEPT)
-        if self.mirror:
-            self.mirror.send(files, pruned, wait)
+        try:
+            for file, written in files.items():
+                self._write(file, written)
+        except OSError:
+            self.remove(name)
+            raise
+        self.prune(KEPT, spared=name)
+        self._mirror(files, wait)
 
     def _write(self, name: str, content: bytes) -> None:
         """Write a file so that it is there as a whole or not at all, even if the power fails."""
@@ -243,37 +250,48 @@ class States:
             folder = os.open(self.folder, os.O_RDONLY)
             try:
                 os.fsync(folder)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks
+                    raise
             finally:
                 os.close(folder)
 
-    def prune(self, kept: int) -> list[str]:
+    def _mirror(self, files: Mapping[str, bytes], wait: bool) -> None:
+        """Write files to the mirror; remove this run's states there that are not here."""
+        if self.mirror is None:
+            return
+        marks = {f"{name}{WANTED}": b"" for name in self.own(WANTED)}
+
+        def superfluous(there: list[str]) -> list[str]:
+            here = {*self.own(FACTS), *self.own(WANTED)}
+            own = [name for name in map(Name.of, there) if name and name == self.name(name.step)]
+            return [f"{n}{suffix}" for n in own if n not in here for suffix in (FACTS, DATA)]
+
+        self.mirror.send({**marks, **files}, FACTS, superfluous, wait)
+
+    def prune(self, kept: int, spared: Name | None = None) -> None:
         """Remove this run's states that nobody branches off, but for the newest ``kept``.
 
-        Returns:
-            The files that were removed.
+        Args:
+            kept: how many.
+            spared: one that is not to be removed, however old it is: with MASKDM_EXACT a run may
+                be behind states that it cannot use.
         """
         wanted = set(self.own(WANTED))
         passing = [name for name in self.own(FACTS) if name not in wanted]
-        return [
-            file for name in passing[: max(0, len(passing) - kept)] for file in self.remove(name)
-        ]
+        for name in passing[: max(0, len(passing) - kept)]:
+            if name != spared:
+                self.remove(name)
 
-    def remove(self, name: Name) -> list[str]:
-        """Remove a state from this machine, its facts first: without them the rest is nothing.
-
-        Returns:
-            Its files.
-        """
-        files = [f"{name}{suffix}" for suffix in (FACTS, DATA)]
-        for file in files:
-            (self.folder / file).unlink(missing_ok=True)
-        return files
+    def remove(self, name: Name) -> None:
+        """Remove a state from this machine, its facts first: without them the rest is nothing."""
+        for suffix in (FACTS, DATA):
+            (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Remove what a finished run no longer needs, here and in the mirror."""
-        pruned = self.prune(0)
-        if self.mirror:
-            self.mirror.send({}, pruned, wait=True)
+        self.prune(0)
+        self._mirror({}, wait=True)
 
     def sweep(self) -> None:
         """Remove what writers left that were killed; only who holds the lock may."""

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from test_states import DAMAGES, bits, contents, run, save, step_of, steps_in, tensors
 
 from maskdm.errors import UserError
-from maskdm.states import BEGUN, DATA, FACTS, States
+from maskdm.states import BEGUN, DATA, FACTS, WANTED, States
 
 ROOT = Path(__file__).parent.parent
 BEFORE_FACTS_ARE_READ = {"tensors missing"}  # damage that shows while fetching
@@ -46,11 +46,13 @@ def test_what_is_saved_is_in_the_mirror_too_and_what_is_pruned_is_pruned_there_t
     where.want(2)
     for step in range(1, 6):
         save(where, step)
-        here = {n: c for n, c in contents(where.folder).items() if n.endswith((DATA, FACTS))}
+        here = {
+            n: c for n, c in contents(where.folder).items() if n.endswith((DATA, FACTS, WANTED))
+        }
         assert contents(elsewhere(mirror, where)) == here
     assert steps_in(where) == [2, 4, 5]
     where.finish()
-    left = {f"{where.name(2)}{suffix}" for suffix in (DATA, FACTS)}
+    left = {f"{where.name(2)}{suffix}" for suffix in (DATA, FACTS, WANTED)}
     assert set(contents(elsewhere(mirror, where))) == left
 
 
@@ -139,9 +141,6 @@ def test_a_run_that_went_on_elsewhere_goes_on_here_again(tmp_path, mirror):
     assert step_of(here.newest(100)) == 8
 
 
-@pytest.mark.xfail(
-    strict=True, reason="states.py, prune: what this machine never had stays in the mirror"
-)
 def test_a_run_that_went_on_elsewhere_prunes_what_the_first_machine_left(tmp_path, mirror):
     save(states(tmp_path / "here", mirror), 2, 4)
     there = states(tmp_path / "there", mirror)
@@ -186,11 +185,14 @@ def test_in_s3_there_is_what_is_here(tmp_path, bucket):
     where.want(2)
     for step in range(1, 6):
         save(where, step)
-        here = {n: c for n, c in contents(where.folder).items() if n.endswith((DATA, FACTS))}
+        here = {
+            n: c for n, c in contents(where.folder).items() if n.endswith((DATA, FACTS, WANTED))
+        }
         assert objects(where) == here
     assert steps_in(where) == [2, 4, 5]
     where.finish()
-    assert set(objects(where)) == {f"{where.name(2)}{suffix}" for suffix in (DATA, FACTS)}
+    left = {f"{where.name(2)}{suffix}" for suffix in (DATA, FACTS, WANTED)}
+    assert set(objects(where)) == left
     assert not where.mirror.failed
 
 
@@ -240,10 +242,6 @@ def test_another_machine_goes_on_from_s3(tmp_path, bucket):
     assert bits(found.tensors) == bits(tensors(8))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="mirror.py, names: S3 has no folder before it has a file, which is no failure",
-)
 def test_an_empty_mirror_in_s3_has_not_failed(tmp_path, bucket, capsys):
     where = states(tmp_path / "here", bucket)
     assert where.newest(100) is None
@@ -292,9 +290,6 @@ def test_a_mirror_that_cannot_be_read_leaves_what_is_here(
     assert capsys.readouterr().err.count("The mirror of training states") == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mirror.py, _send: clears the old states though the new one did not arrive"
-)
 def test_a_mirror_that_takes_nothing_new_keeps_what_it_has(tmp_path, mirror, monkeypatch):
     where = states(tmp_path / "here", mirror)
     save(where, 2, 4)
@@ -304,9 +299,6 @@ def test_a_mirror_that_takes_nothing_new_keeps_what_it_has(tmp_path, mirror, mon
     assert step_of(states(tmp_path / "there", mirror).newest(100)) == 4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="mirror.py, _send: writes the facts though the tensors did not arrive"
-)
 def test_no_facts_are_in_the_mirror_without_their_tensors(tmp_path, mirror, monkeypatch):
     where = states(tmp_path / "here", mirror)
     write = where.mirror.system.pipe_file

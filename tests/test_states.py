@@ -248,16 +248,13 @@ def test_no_flipped_bit_passes_as_another_state(one_state, suffix, place, bit):
 # --- writes that fail ---
 
 # A write synchronises a file, then its folder; a save writes two files.
-LEFT = pytest.mark.xfail(
-    strict=True, reason="states.py, save: what was written before the failure is left"
-)
 FAILURES = [
     ("the tensors' file", "fsync", 1),
     ("the tensors' rename", "replace", 1),
-    pytest.param("the tensors' folder", "fsync", 2, marks=LEFT),
-    pytest.param("the facts' file", "fsync", 3, marks=LEFT),
-    pytest.param("the facts' rename", "replace", 2, marks=LEFT),
-    pytest.param("the facts' folder", "fsync", 4, marks=LEFT),
+    ("the tensors' folder", "fsync", 2),
+    ("the facts' file", "fsync", 3),
+    ("the facts' rename", "replace", 2),
+    ("the facts' folder", "fsync", 4),
 ]
 
 
@@ -388,9 +385,6 @@ def test_what_two_branches_share_is_found_by_both(tmp_path):
     assert not two.has(5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="states.py, prune: newer states that did not fit push the saved one out"
-)
 def test_what_was_just_saved_stays_whatever_newer_states_are_there(tmp_path):
     """With MASKDM_EXACT=1 a run begins anew below states of another arithmetic."""
     where = states(tmp_path)
