@@ -10,6 +10,7 @@ were computed as this run computes from their first step on.
 import os
 import platform
 
+import numpy as np
 import torch
 
 from maskdm.devices import switched_on
@@ -37,14 +38,17 @@ def choose_kernels() -> None:
 
 def arithmetic(
     device: torch.device, processes: Processes, micro_batch: int | None
-) -> dict[str, str | int | None]:
+) -> dict[str, str | int | bool | None]:
     """Return what this run's rounding depends on, for people and for comparison."""
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "processes": processes.count,
+        "sharded": processes.sharded,
         "micro-batch": micro_batch,
+        "deterministic kernels": torch.are_deterministic_algorithms_enabled(),
         "torch": torch.__version__,
+        "numpy": np.__version__,
     }
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from maskdm.schedule import Schedule
 
 FOLDER = Path(__file__).parent.parent
-# What a step computes is in these and in what they import.
-ROOTS = ("maskdm.training", "maskdm.batches", "maskdm.validation", "maskdm.backbones.registry")
+# What a step computes is in this module and in what it imports.
+ROOTS = ("maskdm.trajectory",)
 
 
 def digest(content: Any) -> str:

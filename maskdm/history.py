@@ -54,11 +54,6 @@ class History:
         """
         self._pending.append(torch.stack([loss.detach(), norm.detach()]).float())
 
-    @property
-    def pending(self) -> int:
-        """How many steps ``settle`` has not yet fetched."""
-        return len(self._pending)
-
     def settle(self) -> None:
         """Fetch what the device still holds."""
         if self._pending:

@@ -45,7 +45,7 @@ class Mirror:
                 "see docs/running.md, or unset it."
             ) from None
 
-    def names(self, suffix: str) -> list[str]:
+    def names(self, suffix: str = "") -> list[str]:
         """Return the names of the files there that end in ``suffix``."""
         self.system.invalidate_cache()
 
@@ -68,10 +68,13 @@ class Mirror:
 
         self._try("read", copy)
 
+    def clear(self) -> None:
+        """Remove all that is there."""
+        self._try("clear", lambda: self.system.rm(self.folder, recursive=True))
+
     def send(
         self,
         files: Mapping[str, bytes],
-        suffix: str,
         superfluous: Callable[[list[str]], list[str]],
         wait: bool,
     ) -> None:
@@ -79,7 +82,6 @@ class Mirror:
 
         Args:
             files: content by name.
-            suffix: of the files that ``superfluous`` is to be told of.
             superfluous: names that are there → names to remove.
             wait: until it is done; else it goes on in the background, and not at all if the one
                 before is not done yet.
@@ -87,20 +89,17 @@ class Mirror:
         if not wait and not self.sending.done():
             return
         self.sending.result()
-        self.sending = self.thread.submit(self._send, dict(files), suffix, superfluous)
+        self.sending = self.thread.submit(self._send, dict(files), superfluous)
         if wait:
             self.sending.result()
 
     def _send(
-        self,
-        files: Mapping[str, bytes],
-        suffix: str,
-        superfluous: Callable[[list[str]], list[str]],
+        self, files: Mapping[str, bytes], superfluous: Callable[[list[str]], list[str]]
     ) -> None:
         for name, content in files.items():
             if not self._try("write", partial(self._write, f"{self.folder}/{name}", content)):
                 return  # nothing old goes before the new has come
-        for name in superfluous(self.names(suffix)):
+        for name in superfluous(self.names()):
             self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
 
     def _write(self, target: str, content: bytes) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,20 +58,22 @@ class Processes:
         """Return which samples of a batch of ``length`` are this process's."""
         return slice(length * self.rank // self.count, length * (self.rank + 1) // self.count)
 
-    def shard(self, backbone: nn.Module) -> None:
+    def shard(self, backbone: nn.Module, device: torch.device) -> None:
         """Spread a network's weights over the processes, block by block, if they are sharded."""
         if self.sharded:
             from torch import nn
+            from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
             # Of outputs that are views: nothing here changes an output in place.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            mesh = init_device_mesh(device.type, (self.count,))
             for module in backbone.modules():
                 if isinstance(module, nn.ModuleList):
                     for block in module:
-                        fully_shard(block)
+                        fully_shard(block, mesh=mesh)
             # Validation changes the weights between two passes: none may stay gathered.
-            fully_shard(backbone, reshard_after_forward=True)
+            fully_shard(backbone, mesh=mesh, reshard_after_forward=True)
 
     def synchronised(
         self, backbone: nn.Module, call: Callable[..., Tensor]
@@ -97,7 +99,10 @@ class Processes:
             def forward(self, *inputs: Tensor | None) -> Tensor:
                 return call(*inputs)
 
-        return DistributedDataParallel(Called())
+        # Looking for unused parameters keeps DDP from laying out its buckets anew after the first
+        # step: a resumed run would then sum in another order than the run it goes on from.
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        return DistributedDataParallel(Called(), find_unused_parameters=True)
 
     def synchronising(self, network: Any, last: bool) -> AbstractContextManager[None]:
         """Return the context of a forward and backward pass; gradients travel after the last."""
@@ -115,6 +120,19 @@ class Processes:
     def whole(self, tensor: Tensor) -> Tensor:
         """Return a tensor that may be sharded as a whole; all processes must ask."""
         return tensor.full_tensor() if self.sharded and hasattr(tensor, "full_tensor") else tensor
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies on the CPU, whole, in the first process; nothing in the others.
+
+        All processes must ask. One tensor is gathered at a time, so that a device never holds
+        more than one of them whole.
+        """
+        found = {}
+        for name, tensor in tensors.items():
+            whole = self.whole(tensor.detach())
+            if self.first:
+                found[name] = whole.to("cpu", copy=True).contiguous()
+        return found
 
     def fill(self, target: Tensor, source: Tensor | None) -> None:
         """Put a tensor that the first process has into that of every process.

@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -30,7 +30,7 @@ from maskdm.training import State
 SECONDS = 60  # between saves
 HEARD = (signal.SIGTERM, signal.SIGINT)
 COST = 0.02  # share of the time that saving may take
-PATIENCE = 0.5  # seconds between two looks at what other runs want or hold
+LOOK = 0.5  # seconds between two looks at what other runs want or hold
 
 
 class Saver:
@@ -66,18 +66,24 @@ class Saver:
         self.saved, self.cost = 0, 0.0  # the last step saved, what that took
         self.signal: int | None = None
         self.writing: Future[float] | None = None
+        self.failure: str | None = None  # why the states cannot be used, in the first process
+        self.found: Stored | None = None  # what to go on from, in the first process
         self.points: set[int] = set()  # where this run passes states that some run wants
 
     @contextmanager
     def watching(self) -> Iterator["Saver"]:
-        """Hold the states, take up the newest, hear signals; at the end all is written."""
+        """Hold the states, take up the newest, hear signals; at the end all is written.
+
+        Raises:
+            UserError: in every process, if the states or their mirror cannot be used.
+        """
         with self._holding(), ThreadPoolExecutor(1, thread_name_prefix="states") as self.thread:
             self._take_up()
             self.started = self.saved_at = time.monotonic()
             with self._hearing():
                 yield self
-            self._written(wait=True)
-            if self.state.step == self.steps and self.states.lock.is_locked:
+            self.finish_writing()
+            if self.processes.first and self.locked and self.states.has(self.steps):
                 self.states.finish()
 
     @property
@@ -85,30 +91,54 @@ class Saver:
         """Seconds of training so far, those before this command too."""
         return self.before + time.monotonic() - self.started
 
+    @property
+    def locked(self) -> bool:
+        """Whether the states are this run's to write."""
+        return bool(self.states.lock.is_locked)
+
     def after_step(self) -> None:
         """Save if it is time to; to be called between steps.
 
         Raises:
             StoppedError: after saving, if a signal came.
-            UserError: if a state could not be written.
+            UserError: in every process, if a state could not be written.
         """
         step = self.state.step
-        due, stop = self.processes.any(
-            self.processes.first and self._due(step), self.signal is not None
+        due = False
+        if self.processes.first:
+            self._hear_writing(wait=False)
+            due = self._due(step)
+        due, stop, failed = self.processes.any(
+            due, self.signal is not None, self.failure is not None
         )
-        if (due or stop) and step > self.saved:
+        if (due or stop) and step > self.saved and not failed:
             self._save(step, wait=stop or step == self.steps)
+            (failed,) = self.processes.any(self.failure is not None)
+        if failed:
+            raise UserError(self.processes.told(self.failure))
         if stop:
-            saved = f"its state is saved in {self.states.folder}" if step else "nothing was done"
+            saved = "nothing was done" if not step else f"its state is in {self.states.folder}"
+            if step and not self.processes.told(self.saved == step):
+                saved = "its weights are not finite, and not saved"
             raise StoppedError(
                 f"Stopped after step {step}; {saved}. The same command goes on from there.",
                 self.signal or signal.SIGTERM,
             )
 
+    def finish_writing(self) -> float:
+        """Wait for the write that is under way; return the seconds that the last save took.
+
+        Raises:
+            UserError: if it fails.
+        """
+        self._hear_writing(wait=True)
+        if self.failure:
+            raise UserError(self.failure)
+        return self.cost
+
     def _due(self, step: int) -> bool:
-        self._written(wait=False)
         now = time.monotonic()
-        if now - self.looked > PATIENCE:
+        if now - self.looked > LOOK:
             self.points, self.looked = self.states.wanted(), now
         if step in self.points or (self.steps_between and step % self.steps_between == 0):
             return True
@@ -118,12 +148,9 @@ class Saver:
     def _save(self, step: int, wait: bool) -> None:
         """Copy the state and have it written."""
         started = time.monotonic()
-        self._written(wait=True)
-        tensors = {}
-        for name, tensor in self.state.tensors().items():
-            whole = self.processes.whole(tensor)
-            if self.processes.first:
-                tensors[name] = whole.detach().to("cpu", copy=True).contiguous()
+        if self.processes.first:
+            self._hear_writing(wait=True)
+        tensors = self.processes.gathered(self.state.tensors())
         self.saved = step
         if not self.processes.first:
             return
@@ -132,21 +159,18 @@ class Saver:
 
         def write() -> float:
             started = time.monotonic()
-            self._check(tensors)
-            self.states.save(step, tensors, facts, wait)
+            for name, tensor in tensors.items():
+                if name.startswith(("raw.", "averaged.")) and not tensor.isfinite().all():
+                    raise _NotFiniteError
+            self.states.save(step, tensors, facts, wait or step in self.points)
             return copying + time.monotonic() - started
 
         self.writing = self.thread.submit(write)
         if wait:
-            self._written(wait=True)
+            self._hear_writing(wait=True)
         self.saved_at = time.monotonic()
 
-    def finish_writing(self) -> float:
-        """Wait for the write that is under way; return the seconds that the last save took."""
-        self._written(wait=True)
-        return self.cost
-
-    def _written(self, wait: bool) -> None:
+    def _hear_writing(self, wait: bool) -> None:
         """Hear how the last write went, if it is done or is to be waited for."""
         if self.writing is None or not (wait or self.writing.done()):
             return
@@ -154,110 +178,123 @@ class Saver:
         try:
             self.cost = writing.result()
         except OSError as error:
-            raise UserError(
+            self.failure = (
                 f"The training state could not be written to {self.states.folder} "
                 f"({error.strerror}). Make room there, or name another folder in MASKDM_STATES; "
                 "the same command then goes on from the last state that is whole."
-            ) from None
+            )
         except _NotFiniteError:
             print(f"The weights after step {self.saved} are not finite: not saved", file=sys.stderr)
-
-    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        for name, tensor in tensors.items():
-            if name.startswith(("raw.", "averaged.")) and not tensor.isfinite().all():
-                raise _NotFiniteError
+            self.saved = 0
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        """Hold the states, once no other run does, or this run's last state is there."""
-        if not self.processes.first or not self.steps:
+        """Hold the states, once no other run does, or this run's last state is there.
+
+        All processes wait together, so that none of them waits for the first in vain.
+        """
+        if not self.steps:
             yield
             return
-        self.states.open()
-        for step in self.schedule.branches():
-            self.states.want(step)
-        said = False
-        while True:
+        if self.processes.first:
             try:
-                self.states.lock.acquire(timeout=0)
-                break
-            except Timeout:
-                if self.states.has(self.steps) and self._find(self.steps):
-                    break  # what the other run computes further on does not matter to this one
-                if not said:
-                    print(f"Waiting for a run that trains the same{self.states.holder()}")
+                self.states.open()
+                for step in self.schedule.branches():
+                    self.states.want(step)
+            except UserError as error:
+                self.failure = str(error)
+        said = False
+        while not self.processes.any(self._may_go_on())[0]:
+            if self.processes.first and not said:
+                print(f"Waiting for a run that trains the same{self.states.holder()}", flush=True)
                 said = True
-                time.sleep(PATIENCE)
+            time.sleep(LOOK)
         try:
-            if self.states.lock.is_locked:
+            if self.processes.any(self.failure is not None)[0]:
+                raise UserError(self.processes.told(self.failure))
+            if self.locked:
                 self.states.sweep()
                 self.states.owner.write_text(f"process {os.getpid()} on {platform.node()}")
-            self.points = self.states.wanted()
+                self.points = self.states.wanted()
             yield
         finally:
-            if self.states.lock.is_locked:
+            if self.locked:
                 self.states.owner.unlink(missing_ok=True)
                 self.states.lock.release()
 
+    def _may_go_on(self) -> bool:
+        """Return whether the first process has the lock, needs none, or has failed."""
+        if not self.processes.first:
+            return False
+        if self.failure:
+            return True
+        try:
+            self.states.lock.acquire(timeout=0)
+        except Timeout:
+            # What the other run computes further on does not matter to this one.
+            self.found = self.states.take(self.steps, self._fits)
+            return self.found is not None
+        return True
+
     def _take_up(self) -> None:
         """Become the newest state that is there, in all processes."""
-        now = self.arithmetic[-1]
-        found = self._find() if self.processes.first and self.steps else None
+        if self.processes.first and self.locked:
+            self.found = self.states.newest(self.steps, self._fits)
+        found, self.found = self.found, None
         about = (found.name.step, dict(found.facts)) if found else (0, {})
         step, facts = self.processes.told(about)
         if not step:
             return
-        self.state.restore(step, facts, self._filling(found))
-        self.begun = self.saved = step
-        self.before = facts["seconds"]
-        before = facts["arithmetic"]
-        self.arithmetic = before if before[-1] == now else [*before, now]
-        if self.processes.first:
-            print(self._taken_up(step, before[-1], now))
 
-    def _find(self, least: int = 1) -> Stored | None:
-        """Return the newest state to go on from, if it is of ``least`` steps or more.
-
-        With MASKDM_EXACT=1 it must have been computed in this run's arithmetic from the start.
-        """
-
-        def fits(facts: Mapping[str, Any]) -> bool:
-            return not exact() or facts["arithmetic"] == self.arithmetic[-1:]
-
-        found = self.states.newest(self.steps, fits)
-        return found if found and found.name.step >= least else None
-
-    def _filling(self, found: Stored | None) -> Callable[[str, torch.Tensor], None]:
         def fill(name: str, target: torch.Tensor) -> None:
             self.processes.fill(target, found.tensors[name] if found else None)
 
-        return fill
+        self.state.restore(step, facts, fill)
+        self.begun = self.saved = step
+        self.before = facts["seconds"]
+        before, now = facts["arithmetic"], self.arithmetic[-1]
+        if before[-1] == now or step == self.steps:  # no step is made in this arithmetic
+            self.arithmetic = before
+        else:
+            self.arithmetic = [*before, now]
+        if self.processes.first:
+            print(self._taken_up(step, before[-1], now))
+
+    def _fits(self, facts: Mapping[str, Any]) -> bool:
+        """Return whether a state may be gone on from.
+
+        With MASKDM_EXACT=1 it must have been computed in this run's arithmetic from the start.
+        """
+        return not exact() or facts["arithmetic"] == self.arithmetic[-1:]
 
     def _taken_up(self, step: int, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         folder = self.states.folder
+        was = {key: before.get(key) for key in now}
+        changed = ", ".join(f"{key} {was[key]} → {now[key]}" for key in now if was[key] != now[key])
         if step == self.steps:
+            other = f" (computed otherwise than here would be: {changed})" if changed else ""
             return (
-                f"Found the finished state of these {step} steps: nothing is computed. To compute "
-                f"it anew: python -m stages.states clear {folder.name}"
+                f"Found the finished state of these {step} steps: nothing is computed{other}. To "
+                f"compute it anew: python -m stages.states clear {folder.name}"
             )
         line = f"Going on from the state after step {step} of {self.steps} ({folder})"
-        changed = [
-            f"{key} {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]
-        ]
-        if changed:
-            line += f"; from here on {', '.join(changed)}: equal up to rounding"
-        return line
+        return f"{line}; from here on {changed}: equal up to rounding" if changed else line
 
     @contextmanager
     def _hearing(self) -> Iterator[None]:
-        """Note SIGTERM and Ctrl-C instead of dying of them; the second one is as usual."""
+        """Note SIGTERM and Ctrl-C instead of dying of them; a second Ctrl-C is as usual.
+
+        A second SIGTERM is not: launchers and queues may both send one.
+        """
         usual = {int(number): signal.getsignal(number) for number in HEARD}
 
         def hear(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT:
+                signal.signal(number, usual[number])
+            if self.signal is None and self.processes.first:
+                # Not print: the signal may have come in the middle of one.
+                os.write(2, b"\nStopping after this step, saving first\n")
             self.signal = number
-            signal.signal(number, usual[number])
-            if self.processes.first:
-                print("\nStopping after this step, saving first", file=sys.stderr)
 
         for number in usual:
             signal.signal(number, hear)

@@ -103,9 +103,10 @@ class States:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "lock").touch()
         except OSError as error:
             raise UserError(
-                f"The folder for training states, {self.folder}, cannot be made "
+                f"The folder for training states, {self.folder}, cannot be made or written to "
                 f"({error.strerror}): name another one in MASKDM_STATES."
             ) from None
         if self.mirror_url:
@@ -129,6 +130,20 @@ class States:
     def has(self, step: int) -> bool:
         """Return whether this run's state after ``step`` steps seems to be there."""
         return (self.folder / f"{self.name(step)}{FACTS}").exists()
+
+    def take(self, step: int, fits: Callable[[Mapping[str, Any]], bool]) -> Stored | None:
+        """Return this run's state after ``step`` steps if it is there, whole, and fits.
+
+        Nothing is removed: another run may hold the lock.
+        """
+        try:
+            return self._read(self.name(step), fits)
+        except DamagedError:
+            return None
+
+    def _read(self, name: Name, fits: Callable[[Mapping[str, Any]], bool]) -> Stored | None:
+        facts = read_facts(self.folder / f"{name}{FACTS}")
+        return Stored(name, self._tensors(name, facts), facts) if fits(facts) else None
 
     def holder(self) -> str:
         """Return who holds the states, as far as it is known."""
@@ -171,8 +186,7 @@ class States:
     def _whole(self, name: Name, fits: Callable[[Mapping[str, Any]], bool]) -> Stored | None:
         """Return a state if it is whole and fits; remove it if it is damaged."""
         try:
-            facts = read_facts(self.folder / f"{name}{FACTS}")
-            return Stored(name, self._tensors(name, facts), facts) if fits(facts) else None
+            return self._read(name, fits)
         except DamagedError as error:
             print(
                 f"The state after step {name.step} is damaged ({error}) and is removed; going on "
@@ -232,7 +246,7 @@ class States:
             self.remove(name)
             raise
         self.prune(KEPT, spared=name)
-        self._mirror(files, wait)
+        self._mirror(files, step, wait)
 
     def _write(self, name: str, content: bytes) -> None:
         """Write a file so that it is there as a whole or not at all, even if the power fails."""
@@ -256,18 +270,24 @@ class States:
             finally:
                 os.close(folder)
 
-    def _mirror(self, files: Mapping[str, bytes], wait: bool) -> None:
-        """Write files to the mirror; remove this run's states there that are not here."""
+    def _mirror(self, files: Mapping[str, bytes], reached: int, wait: bool) -> None:
+        """Write files to the mirror and remove what is superfluous there.
+
+        That is this run's states up to step ``reached`` which are gone here and wanted by nobody:
+        those further on may be another machine's.
+        """
         if self.mirror is None:
             return
         marks = {f"{name}{WANTED}": b"" for name in self.own(WANTED)}
 
         def superfluous(there: list[str]) -> list[str]:
-            here = {*self.own(FACTS), *self.own(WANTED)}
-            own = [name for name in map(Name.of, there) if name and name == self.name(name.step)]
-            return [f"{n}{suffix}" for n in own if n not in here for suffix in (FACTS, DATA)]
+            wanted = {Name.of(name) for name in there if name.endswith(WANTED)}
+            states = {Name.of(name) for name in there if name.endswith(FACTS)}
+            left = states - wanted - {*self.own(FACTS), None}
+            gone = [n for n in left if n and n.step <= reached and n == self.name(n.step)]
+            return [f"{name}{suffix}" for name in sorted(gone) for suffix in (FACTS, DATA)]
 
-        self.mirror.send({**marks, **files}, FACTS, superfluous, wait)
+        self.mirror.send({**marks, **files}, superfluous, wait)
 
     def prune(self, kept: int, spared: Name | None = None) -> None:
         """Remove this run's states that nobody branches off, but for the newest ``kept``.
@@ -290,8 +310,10 @@ class States:
 
     def finish(self) -> None:
         """Remove what a finished run no longer needs, here and in the mirror."""
+        own = self.own(FACTS)
         self.prune(0)
-        self._mirror({}, wait=True)
+        if own:
+            self._mirror({}, own[-1].step, wait=True)
 
     def sweep(self) -> None:
         """Remove what writers left that were killed; only who holds the lock may."""

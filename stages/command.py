@@ -33,7 +33,8 @@ def run_commands(app: typer.Typer) -> None:
     try:
         app()
     except StoppedError as stopped:
-        say(str(stopped))
+        if rank() == 0:
+            say(str(stopped))
         sys.exit(128 + stopped.signal)
     except UserError as error:
         say(f"error: {error}")

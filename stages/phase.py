@@ -12,12 +12,10 @@ from tqdm import tqdm
 
 from maskdm.arithmetic import arithmetic
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.batches import Batches
 from maskdm.compute import flops_before, stretch_flops
 from maskdm.data.store import PreparedSet
 from maskdm.devices import choose_device, switched_on, whole_number
 from maskdm.errors import UserError
-from maskdm.fingerprint import code, prefix
 from maskdm.history import History
 from maskdm.model_folder import ModelConfig, Trained, save_model
 from maskdm.phases import PhaseParams
@@ -25,16 +23,10 @@ from maskdm.processes import join
 from maskdm.saving import Saver
 from maskdm.schedule import Schedule
 from maskdm.states import States
-from maskdm.training import Report, State, train
-from maskdm.validation import Validation
+from maskdm.training import Report, train
+from maskdm.trajectory import begin
 from stages.command import write_json
 from stages.places import states_root
-
-# Of a phase's parameters those that act through the schedule, on the curves' rows, or as the start
-ELSEWHERE = {
-    *("steps", "batch_size", "lr", "warmup", "cooldown", "stages", "full_share"),
-    *("log_every", "init", "init_weights"),
-}
 
 
 def class_counts(prepared: PreparedSet) -> dict[str, int] | None:
@@ -80,49 +72,31 @@ def train_phase(
             f"{phase}.precision is fp16, whose scaling of the loss does not work on sharded "
             "weights: take bf16, or unset MASKDM_SHARD."
         )
-    processes.shard(backbone.to(device))
-    state = State.start(backbone, params)
-    batches = Batches(
-        prepared.train,
-        schedule,
-        config.model.patch,
-        params.hflip,
-        config.seed,
-        phase,
-        prepared.train_labels,
-        backbone.classes,
-        params.label_dropout,
+    trajectory = begin(
+        phase, backbone, config, prepared, schedule, params, start, device, processes
     )
-    validation = Validation(
-        prepared.heldout, config.model.patch, config.diffusion, device, prepared.heldout_labels
-    )
+    state = trajectory.state
     micro_batch = whole_number("MASKDM_MICRO_BATCH", None)
-    trajectory = {
-        "phase": phase,
-        "data": prepared.hash,
-        "start": start,
-        "seed": config.seed,
-        "model": config.model.model_dump(),
-        "diffusion": config.diffusion.model_dump(),
-        "params": params.model_dump(exclude=ELSEWHERE),
-        "code": code(),
-    }
     states = States(
-        states_root(),
-        phase,
-        lambda step: prefix(trajectory, schedule, step),
-        os.environ.get("MASKDM_STATES_MIRROR"),
+        states_root(), phase, trajectory.fingerprint, os.environ.get("MASKDM_STATES_MIRROR")
     )
     saver = Saver(states, state, schedule, arithmetic(device, processes, micro_batch), processes)
     reports = train(
-        state, batches, validation, config.diffusion, params, device, micro_batch, processes
+        state,
+        trajectory.batches,
+        trajectory.validation,
+        config.diffusion,
+        params,
+        device,
+        micro_batch,
+        processes,
     )
     with saver.watching():
         for report in progress(phase, reports, schedule, silent=not processes.first):
             saver.after_step()
             last = report
-    raw = {name: processes.whole(weight) for name, weight in backbone.named_parameters()}
-    averaged = {name: processes.whole(weight) for name, weight in state.averaged.items()}
+    raw = processes.gathered(dict(backbone.named_parameters()))
+    averaged = processes.gathered(state.averaged)
     if processes.first:
         curves = Curves(backbone, schedule, config.flops)
         curves.write(Path("reports") / phase, state.history, last, params.log_every)

@@ -10,5 +10,4 @@ def states_root() -> Path:
     It is MASKDM_STATES, or ``states`` in the repository that DVC names, which it does even in the
     temporary folder of an experiment.
     """
-    named = os.environ.get("MASKDM_STATES")
-    return Path(named) if named else Path(os.environ.get("DVC_ROOT") or ".") / "states"
+    return Path(os.environ.get("DVC_ROOT") or ".") / (os.environ.get("MASKDM_STATES") or "states")

@@ -1,6 +1,9 @@
 """Training states: which there are, and how to be rid of them."""
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +11,7 @@ import typer
 from filelock import FileLock, Timeout
 
 from maskdm.errors import UserError
+from maskdm.mirror import Mirror
 from maskdm.states import FACTS, WANTED, DamagedError, Name, folders, read_facts
 from stages.command import plain_app, run_commands
 from stages.places import states_root
@@ -53,22 +57,37 @@ def clear(
             f"{what}. Give names that python -m stages.states list shows, or --all for all in "
             f"{root}."
         )
+    mirror = os.environ.get("MASKDM_STATES_MIRROR")
     for name in chosen:
-        if in_use(there[name]):
-            print(f"{name} is in use and stays")
-        else:
+        with held(there[name]) as free:
+            if not free:
+                print(f"{name} is in use and stays")
+                continue
             shutil.rmtree(there[name])
-            print(f"{name} removed")
+            if mirror:
+                Mirror(f"{mirror.rstrip('/')}/{name}").clear()
+            print(f"{name} removed{f', from {mirror} too' if mirror else ''}")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Hold a folder of states; give whether no run does."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def in_use(folder: Path) -> bool:
     """Return whether a run holds a folder of states."""
-    lock = FileLock(folder / "lock")
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    with held(folder) as free:
+        return not free
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def pretrained(prepared, tmp_path_factory):
         length(made, steps)
         said = run(made, count, **environment)
         assert_nothing_twice(said)
+        assert "warning" not in said.lower()
         assert said.count(f"{steps} steps of 10 images") == 1
         return made
 
@@ -126,9 +128,12 @@ def living(workspace):
 
 
 def clear(workspace):
-    """Kill what runs in a workspace."""
-    for process in living(workspace):
-        process.kill()
+    """Kill what runs in a workspace, and what it starts meanwhile."""
+    while processes := living(workspace):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.1)
 
 
 def lines(said):
@@ -375,13 +380,21 @@ def test_two_workers_that_srun_started_stop_and_those_of_torchrun_go_on_to_the_s
     assert_same_bytes(workspace, pretrained(2))
 
 
+def test_a_launcher_that_passes_no_numbers_on_is_refused(workspace):
+    said = run(workspace, status=1, MASKDM_LAUNCHER="env")
+    assert lines(said)[1:] == [
+        "error: The launcher started this process, but told it no number (RANK, WORLD_SIZE and "
+        "LOCAL_RANK, or Slurm's): see MASKDM_LAUNCHER in docs/running.md."
+    ]
+    assert not (workspace.folder / "models").exists()
+
+
 @pytest.fixture
 def main(workspace, monkeypatch, capfd):
     """Return a stage's status and words, where its command runs in this very process."""
     for name in {*sum(NAMES, ()), "MASKDM_WORKER", "MASKDM_PROCESSES", "MASKDM_LAUNCHER"}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(workspace.folder)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(sys, "argv", ["stage"])
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
 
@@ -398,17 +411,6 @@ def main(workspace, monkeypatch, capfd):
 def test_a_stage_hands_its_own_command_to_the_launcher(stage, main, monkeypatch):
     monkeypatch.setenv("MASKDM_LAUNCHER", "echo -n '4 workers:'")
     assert main(stage) == (0, f"4 workers: {sys.executable} -m stages.{stage}")
-
-
-def test_a_launcher_that_passes_no_numbers_on_is_refused(main, monkeypatch, workspace):
-    monkeypatch.setenv("MASKDM_LAUNCHER", "env")
-    status, said = main("pretrain")
-    assert status == 1
-    assert lines(said)[1:] == [
-        "error: The launcher started this process, but told it no number (RANK, WORLD_SIZE and "
-        "LOCAL_RANK, or Slurm's): see MASKDM_LAUNCHER in docs/running.md."
-    ]
-    assert not (workspace.folder / "models").exists()
 
 
 def test_a_launcher_that_does_not_exist_is_named_in_one_sentence(main, monkeypatch):

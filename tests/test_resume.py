@@ -20,8 +20,8 @@ from maskdm.saving import Saver
 from maskdm.schedule import Leg, Schedule
 from maskdm.states import FACTS, Name, States
 from maskdm.training import State, train
+from maskdm.trajectory import ELSEWHERE
 from maskdm.validation import Validation
-from stages.phase import ELSEWHERE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 LABELS = np.arange(40) % 3
