@@ -32,16 +32,16 @@ def choose_device(wanted: str | None = None) -> torch.device:
 
     where = "MASKDM_DEVICE" if wanted is None else "The device"
     wanted = os.environ.get("MASKDM_DEVICE", "") if wanted is None else wanted
-    if not wanted:
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     numbers = worker()
-    if wanted == "cuda" and numbers and torch.cuda.is_available():
+    if wanted in ("", "cuda") and numbers and torch.cuda.is_available():
         # A launcher may show each process one GPU alone, which is then number 0.
-        wanted = f"cuda:{numbers[2] % torch.cuda.device_count()}"
+        device = torch.device("cuda", numbers[2] % torch.cuda.device_count())
+        torch.cuda.set_device(device)  # what shards weights asks for the current one
+        return device
+    if not wanted:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # what shards weights asks for the current one
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
