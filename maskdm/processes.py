@@ -101,7 +101,6 @@ class Processes:
 
         # Looking for unused parameters keeps DDP from laying out its buckets anew after the first
         # step: a resumed run would then sum in another order than the run it goes on from.
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         return DistributedDataParallel(Called(), find_unused_parameters=True)
 
     def synchronising(self, network: Any, last: bool) -> AbstractContextManager[None]:

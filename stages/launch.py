@@ -28,6 +28,8 @@ from maskdm.devices import whole_number
 from maskdm.errors import UserError
 from maskdm.processes import leave, rank, worker
 
+# DDP warns on each rank that all parameters are used; it does so from C++.
+WORKER = {"MASKDM_WORKER": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 GRACE = 120  # seconds that workers have for saving, between a signal and their end
 
 
@@ -83,7 +85,7 @@ def launch(launcher: list[str]) -> NoReturn:
         port = free.getsockname()[1]
     # torchrun says these anew; srun hands them on, and its first task is on this host.
     meeting = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port)}
-    environment = meeting | os.environ | {"MASKDM_WORKER": "1"}
+    environment = meeting | os.environ | WORKER
     try:
         child = subprocess.Popen([*launcher, *this_command()], env=environment)
     except OSError as error:
@@ -103,7 +105,7 @@ def start_here(count: int) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["MASKDM_WORKER"] = "1"
+    os.environ |= WORKER
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
     config = LaunchConfig(
@@ -125,7 +127,13 @@ def start_here(count: int) -> NoReturn:
         except SignalException as stopped:
             sys.exit(128 + stopped.sigval)
         except ChildFailedError as failed:
-            _, failure = failed.get_first_failure()
+            number, failure = failed.get_first_failure()
             status = failure.exitcode
+            if status < 0:
+                print(
+                    f"\nProcess {number} was killed by {failure.signal_name()}, and the others "
+                    "ended: the same command goes on from the last state.\n",
+                    file=sys.stderr,
+                )
             sys.exit(status if status > 0 else 128 - status)
     sys.exit(0)
