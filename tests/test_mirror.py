@@ -3,8 +3,10 @@
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Event, Timer
 from urllib.request import Request, urlopen
@@ -14,6 +16,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 from test_states import DAMAGES, bits, contents, run, save, step_of, steps_in, tensors
 
+from benchmarks.torture import MODELS_AND_CURVES, Workspace
 from maskdm.errors import UserError
 from maskdm.states import BEGUN, DATA, FACTS, WANTED, States
 
@@ -351,3 +354,24 @@ def test_a_busy_mirror_does_not_hold_up_saving_and_has_the_last_state_in_the_end
     left = {f"{where.name(8)}{suffix}" for suffix in (DATA, FACTS)}  # 2 is superfluous by now
     assert set(contents(elsewhere(mirror, where))) == left
     assert not where.mirror.failed
+
+
+def test_a_killed_stage_goes_on_from_s3_on_a_machine_that_has_nothing(tmp_path, bucket):
+    """The same command, with the same mirror, in a folder without states."""
+    calm = Workspace.make(tmp_path / "calm", pretrain={"steps": 300})
+    here, there = (Workspace(tmp_path / name) for name in ("here", "there"))
+    for workspace in (here, there):
+        shutil.copytree(calm.folder, workspace.folder)
+        workspace.environment = {"MASKDM_STATES_MIRROR": bucket, "MASKDM_SAVE_STEPS": "25"}
+    process = here.start("pretrain")
+    listing = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    while not any(name.endswith(FACTS) for name in listing.find("bucket/states")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    said = there.stage("pretrain")
+    assert "Fetching the state after step" in said
+    assert "Going on from the state after step" in said
+    calm.stage("pretrain")
+    assert there.files(*MODELS_AND_CURVES) == calm.files(*MODELS_AND_CURVES)
