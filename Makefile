@@ -16,7 +16,7 @@ help:
 	@echo 'make setup           only the environment: .venv from requirements.lock'
 	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json'
-	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (half an hour)'
+	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
 	@echo 'make report          the plots of the workspace as one page, dvc_plots/index.html'
 	@echo 'make docs            compute the tables in docs/ anew'
 	@echo 'make clean           remove the environment'

@@ -181,7 +181,7 @@ def main(
 ) -> None:
     """Kill pretraining and finetuning at random moments and compare with a run left in peace.
 
-    Writes reports/torture.json. Takes about five seconds a kill.
+    Writes reports/torture.json. Takes about seven seconds a kill.
     """
     report: dict[str, Any] = {"kills": kills, "steps": steps, "seed": seed}
     lengths = {"pretrain": {"steps": steps}, "finetune": {"steps": steps}}
