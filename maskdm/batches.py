@@ -5,6 +5,7 @@ global batch; there is no iterator to restore. Times are spread evenly over a ba
 random shift (Kingma et al. 2021, appendix I.1), which makes the loss much less noisy.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from maskdm.randomness import stream
 from maskdm.schedule import Schedule
-from maskdm.tokens import to_tokens, visible_tokens
+from maskdm.tokens import visible_tokens
 
 WHOLE = slice(None)
 
@@ -36,6 +37,18 @@ class Batch(NamedTuple):
     noise: Tensor
     uniform: Tensor
     labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return it on a device; from pinned memory without waiting for it to arrive."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """Return it in memory that a GPU can fetch from by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        *tensors, labels = self
+        return Batch(*map(change, tensors), None if labels is None else change(labels))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=2)
@@ -79,37 +92,35 @@ class Batches:
         orders = {e: _permutation(count, self.seed, self.phase, int(e)) for e in epochs}
         return np.array([orders[g // count][g % count] for g in seen])
 
-    def at(self, step: int, device: torch.device, part: slice = WHOLE) -> Batch:
-        """Return the batch of step ``step`` (from 0) on ``device``.
+    def at(self, step: int, part: slice = WHOLE) -> Batch:
+        """Return the batch of step ``step`` (from 0), on the CPU.
 
         Args:
             step: from 0.
-            device: where its tensors are to be.
             part: which samples of it, by their places in the global batch.
         """
         everything, mask = self.indices(step), self.schedule.mask(step)
         places = range(len(everything))[part]
         indices, length = everything[part], len(places)
-        images = np.array(self.images[indices])
+        values = self.patch**2 * self.images.shape[3]
         labels = None if self.labels is None else np.array(self.labels[indices])
+        flipped = np.empty(length, bool)
         scores = np.empty((length, mask.units), np.float32)
-        noise = np.empty((length, mask.visible, self.patch**2 * images.shape[3]), np.float32)
+        noise = np.empty((length, mask.visible, values), np.float32)
         for row, place in enumerate(places):
             random = stream(self.seed, self.phase, step, place)
-            if random.random() < self.hflip:
-                images[row] = images[row, :, ::-1]
+            flipped[row] = random.random() < self.hflip
             random.random(out=scores[row], dtype=np.float32)
             random.standard_normal(out=noise[row], dtype=np.float32)
             if labels is not None and random.random() < self.label_dropout:
                 labels[row] = self.classes
         shift = stream(self.seed, f"{self.phase}/times", step).random()
         uniform = ((np.array(places) / len(everything) + shift) % 1).astype(np.float32)
-        tokens = to_tokens(torch.from_numpy(images).to(device), self.patch)
-        positions = mask.draw(torch.from_numpy(scores).to(device))
+        positions = mask.draw(torch.from_numpy(scores))
         return Batch(
-            visible_tokens(tokens, positions),
+            visible_tokens(self.images, self.patch, indices, positions.numpy(), flipped),
             positions,
-            torch.from_numpy(noise).to(device),
-            torch.from_numpy(uniform).to(device),
-            None if labels is None else torch.from_numpy(labels).to(device),
+            torch.from_numpy(noise),
+            torch.from_numpy(uniform),
+            None if labels is None else torch.from_numpy(labels),
         )

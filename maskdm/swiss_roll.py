@@ -150,7 +150,7 @@ class RollBatches:
     phase: str
     seed: int
 
-    def at(self, step: int, device: torch.device, part: slice = WHOLE) -> Batch:
+    def at(self, step: int, part: slice = WHOLE) -> Batch:
         """Return points ``part`` of the batch of a step (from 0), tokens ``(batch, shown, 1)``."""
         leg, _ = self.schedule.leg(step)
         size = leg.batch_size
@@ -160,10 +160,7 @@ class RollBatches:
         tokens = np.take_along_axis(points, positions, axis=1)[:, :, None].astype(np.float32)
         noise = random.standard_normal(tokens.shape, dtype=np.float32)
         uniform = ((np.arange(size) / size + random.random()) % 1).astype(np.float32)
-        drawn = (
-            torch.from_numpy(array[part]).to(device)
-            for array in (tokens, positions, noise, uniform)
-        )
+        drawn = (torch.from_numpy(array[part]) for array in (tokens, positions, noise, uniform))
         return Batch(*drawn)
 
 

@@ -4,6 +4,7 @@ A token is a patch of p×p pixels, flattened to p²·C numbers in [−1, 1]; its
 on the G×G grid, row by row.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def to_tokens(images: Tensor, patch: int) -> Tensor:
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     split = images.view(batch, rows, patch, columns, patch, channels).permute(0, 1, 3, 2, 4, 5)
-    return split.reshape(batch, rows * columns, patch**2 * channels).float() / 127.5 - 1
+    return in_range(split.reshape(batch, rows * columns, patch**2 * channels))
 
 
 def to_images(tokens: Tensor, patch: int, channels: int) -> Tensor:
@@ -33,12 +34,33 @@ def to_images(tokens: Tensor, patch: int, channels: int) -> Tensor:
     return split.reshape(batch, grid * patch, grid * patch, channels)
 
 
-def visible_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
-    """Return the tokens at ``positions``: ``(batch, N, c)`` and ``(batch, S)`` → ``(batch, S, c)``.
+def visible_tokens(
+    images: np.ndarray, patch: int, indices: np.ndarray, positions: np.ndarray, flipped: np.ndarray
+) -> Tensor:
+    """Return the visible patches of some images; what is hidden is not even read.
 
-    A gather by index, since boolean masks break compiled graphs.
+    Args:
+        images: uint8 ``(count, H, W, C)``, memory-mapped or not.
+        patch: the side p of a patch, a divisor of H and W.
+        indices: which images, ``(batch,)``.
+        positions: which patches of each, ``(batch, S)``.
+        flipped: bool ``(batch,)``, which images are mirrored (before patches are counted).
+
+    Returns:
+        ``(batch, S, p²·C)`` float32 in [−1, 1].
     """
-    return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[2]))
+    count, height, width, channels = images.shape
+    grid = images.reshape(count, height // patch, patch, width // patch, patch, channels)
+    rows, columns = np.divmod(positions, width // patch)
+    columns = np.where(flipped[:, None], width // patch - 1 - columns, columns)
+    patches = np.asarray(grid[indices[:, None], rows, :, columns])  # (batch, S, p, p, C)
+    patches[flipped] = patches[flipped, :, :, ::-1]
+    return in_range(torch.from_numpy(patches).flatten(2))
+
+
+def in_range(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as float32 in [−1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def all_positions(batch: int, count: int, device: torch.device) -> Tensor:

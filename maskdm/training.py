@@ -17,15 +17,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
 from maskdm import ema
+from maskdm.ahead import made_ahead
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.batches import Batch
 from maskdm.compilation import compiled
 from maskdm.diffusion import DiffusionParams, denoising_loss, training_times
 from maskdm.errors import UserError
 from maskdm.history import History
+from maskdm.optimiser import AdamW, LossScale, clipping
 from maskdm.phases import PhaseParams
 from maskdm.processes import ALONE, Processes
 from maskdm.schedule import Schedule
@@ -41,7 +42,7 @@ class State:
         backbone: the network with its raw weights.
         averaged: the averaged weights, by parameter name.
         optimiser: AdamW with its moments.
-        scaler: the scale of the loss in fp16.
+        scale: of the loss in fp16; None in other precisions.
         step: how many steps were made.
         history: what they were like.
     """
@@ -49,7 +50,7 @@ class State:
     backbone: Denoiser
     averaged: dict[str, Tensor]
     optimiser: AdamW
-    scaler: torch.amp.GradScaler
+    scale: LossScale | None
     step: int = 0
     history: History = field(default_factory=History)
 
@@ -62,39 +63,24 @@ class State:
             params: the phase.
         """
         parameters = dict(backbone.named_parameters())
-        device = next(iter(parameters.values())).device.type
-        optimiser = AdamW(
-            parameters.values(),
-            lr=params.lr,
-            betas=params.betas,
-            weight_decay=params.weight_decay,
-            fused=device in ("cpu", "cuda"),
-        )
-        for parameter in parameters.values():
-            optimiser.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device if device == "cuda" else "cpu"),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        scaler = torch.amp.GradScaler(device, enabled=params.precision == "fp16")
+        device = next(iter(parameters.values())).device
         averaged = {name: p.detach().clone() for name, p in parameters.items()}
-        return cls(backbone, averaged, optimiser, scaler)
+        scale = LossScale.for_precision(params.precision, device)
+        return cls(backbone, averaged, AdamW(parameters, params), scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is to be saved, by name; the tensors themselves, not copies."""
         self.history.settle()
         found = {f"averaged.{name}": tensor for name, tensor in self.averaged.items()}
-        for name, parameter in self.backbone.named_parameters():
-            found[f"raw.{name}"] = parameter.detach()
-            for key, tensor in self.optimiser.state[parameter].items():
-                found[f"{key}.{name}"] = tensor
+        found |= {f"raw.{name}": p.detach() for name, p in self.backbone.named_parameters()}
+        found |= self.optimiser.tensors() | (self.scale.tensors() if self.scale else {})
         for name, values in (("losses", self.history.losses), ("norms", self.history.norms)):
             found[f"history.{name}"] = torch.tensor(values, dtype=torch.float32)
         return found
 
     def facts(self) -> dict[str, Any]:
         """Return what is to be saved besides tensors, as JSON can hold it."""
-        return {"scaler": self.scaler.state_dict(), "validations": self.history.validations}
+        return {"validations": self.history.validations}
 
     def restore(self, step: int, facts: Mapping[str, Any], fill: Callable[..., object]) -> None:
         """Become the state after ``step`` steps.
@@ -112,7 +98,6 @@ class State:
         fill("history.norms", norms)
         validations = {int(made): errors for made, errors in facts["validations"].items()}
         self.history = History(array("f", losses.tolist()), array("f", norms.tolist()), validations)
-        self.scaler.load_state_dict(facts["scaler"])
         self.step = step
 
 
@@ -123,8 +108,8 @@ class StepBatches(Protocol):
     def schedule(self) -> Schedule:
         """How many steps, and the learning rate of each."""
 
-    def at(self, step: int, device: torch.device, part: slice) -> Batch:
-        """Return samples ``part`` of the batch of step ``step`` (from 0) on ``device``."""
+    def at(self, step: int, part: slice) -> Batch:
+        """Return samples ``part`` of the batch of step ``step`` (from 0), on the CPU."""
 
 
 class Judge(Protocol):
@@ -182,7 +167,7 @@ def train(
         UserError: if ``MOST_SKIPPED`` steps in a row were not finite.
     """
     backbone, parameters = state.backbone.train(), list(state.backbone.parameters())
-    schedule, history, optimiser = batches.schedule, state.history, state.optimiser
+    schedule, history = batches.schedule, state.history
     network = processes.synchronised(backbone, compiled(backbone, device))
 
     def validated() -> dict[str, float] | None:
@@ -194,41 +179,40 @@ def train(
             history.validations[state.step] = errors
         return errors
 
+    def make(step: int) -> Batch:
+        return batches.at(step, processes.part(schedule.leg(step)[0].batch_size))
+
     yield Report(state.step, validation=validated())
 
-    while state.step < schedule.steps:
-        lr = schedule.learning_rate(state.step)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        length = schedule.leg(state.step)[0].batch_size
-        batch = batches.at(state.step, device, processes.part(length))
-        largest, smallest = ceil(length / processes.count), length // processes.count
-        passes = min(smallest, ceil(largest / (micro_batch or largest)))  # the same everywhere
-        loss = _accumulate(
-            network, batch, length, passes, diffusion, params, device, state.scaler, processes
-        )
-        state.scaler.unscale_(optimiser)
-        norm = processes.whole(
-            torch.nn.utils.clip_grad_norm_(parameters, params.clip or float("inf"))
-        )
-        _step(state, ~(loss.isfinite() & norm.isfinite()))
+    with made_ahead(make, schedule.steps, device) as batch_of:
+        while state.step < schedule.steps:
+            lr = schedule.learning_rate(state.step)
+            length = schedule.leg(state.step)[0].batch_size
+            batch = batch_of(state.step)
+            largest, smallest = ceil(length / processes.count), length // processes.count
+            passes = min(smallest, ceil(largest / (micro_batch or largest)))  # everywhere the same
+            loss = _accumulate(
+                network, batch, length, passes, diffusion, params, device, state.scale, processes
+            )
+            norm = _step(state, loss, lr, params.clip, processes)
 
-        state.step += 1
-        history.add(loss, norm)
-        beta = ema.decay(schedule.images_before(state.step), length, params.ema_images)
-        ema.update(state.averaged.values(), parameters, beta)
+            state.step += 1
+            history.add(loss, norm)
+            beta = ema.decay(schedule.images_before(state.step), length, params.ema_images)
+            ema.update(state.averaged.values(), parameters, beta)
 
-        logs = state.step % params.log_every == 0 or state.step == schedule.steps
-        if logs or state.step % MOST_SKIPPED == 0:
-            _stop_if_failing(state, schedule, params)
-        row = history.row(_row_start(state.step, params.log_every), state.step) if logs else None
-        yield Report(
-            state.step,
-            row.loss if row else None,
-            row.gradient_norm if row else None,
-            lr,
-            validated(),
-        )
+            logs = state.step % params.log_every == 0 or state.step == schedule.steps
+            if logs or state.step % MOST_SKIPPED == 0:
+                _stop_if_failing(state, schedule, params)
+            first = _row_start(state.step, params.log_every)
+            row = history.row(first, state.step) if logs else None
+            yield Report(
+                state.step,
+                row.loss if row else None,
+                row.gradient_norm if row else None,
+                lr,
+                validated(),
+            )
 
 
 def _row_start(last: int, every: int) -> int:
@@ -236,18 +220,23 @@ def _row_start(last: int, every: int) -> int:
     return (last - 1) // every * every + 1
 
 
-def _step(state: State, bad: Tensor) -> None:
-    """Make the optimiser's step, unless ``bad``; a fused one reads that without a round trip."""
-    optimiser = state.optimiser
-    if state.scaler.is_enabled():
-        state.scaler.step(optimiser)  # it has looked for itself
-        state.scaler.update()
-    elif optimiser.defaults["fused"]:
-        optimiser.found_inf, optimiser.grad_scale = bad.float(), None  # type: ignore[attr-defined]
-        optimiser.step()
-    elif not bad.item():
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+def _step(
+    state: State, loss: Tensor, lr: float, clip: float | None, processes: Processes
+) -> Tensor:
+    """Make the optimiser's step, unless loss or gradients are not finite; return their norm.
+
+    Nothing here waits for the device.
+    """
+    norm = processes.whole(torch.nn.utils.get_total_norm(state.optimiser.gradients()))
+    divisor = torch.ones_like(norm)
+    if state.scale:
+        divisor = state.scale.scale.clone()
+        norm = norm / divisor
+    bad = ~(loss.isfinite() & norm.isfinite())
+    state.optimiser.step(lr, divisor * clipping(norm, clip), bad)
+    if state.scale:
+        state.scale.update(bad)
+    return norm
 
 
 def _stop_if_failing(state: State, schedule: Schedule, params: PhaseParams) -> None:
@@ -275,7 +264,7 @@ def _accumulate(
     diffusion: DiffusionParams,
     params: PhaseParams,
     device: torch.device,
-    scaler: torch.amp.GradScaler,
+    scale: LossScale | None,
     processes: Processes,
 ) -> Tensor:
     """Add the gradients of one global batch to the parameters; return its mean loss, detached.
@@ -288,7 +277,7 @@ def _accumulate(
         diffusion: path, prediction and loss.
         params: the phase.
         device: where to compute.
-        scaler: of the loss in fp16.
+        scale: of the loss in fp16, or None.
         processes: who shares the batch.
     """
     times = training_times(batch.uniform, diffusion)
@@ -309,7 +298,8 @@ def _accumulate(
                 )
             loss = per_image.sum() / length
             # The gradients of the processes are averaged, and are to be summed.
-            scaler.scale(loss * processes.count).backward()  # type: ignore[no-untyped-call]
+            scaled = loss * processes.count * (scale.scale if scale else 1)
+            scaled.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return processes.total(total)
 

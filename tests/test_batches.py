@@ -8,9 +8,8 @@ from maskdm.batches import Batches
 from maskdm.masking import MaskParams, make_mask, nothing_masked
 from maskdm.randomness import stream
 from maskdm.schedule import Leg, Schedule
-from maskdm.tokens import to_images, to_tokens, visible_tokens
+from maskdm.tokens import to_images, to_tokens
 
-CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 MASK = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid=4)
 
@@ -29,18 +28,18 @@ def batches(mask=MASK, batch_size=6, **changes):
 
 
 def test_a_step_gives_the_same_batch_whatever_was_drawn_before():
-    fresh = batches().at(5, CPU)
+    fresh = batches().at(5)
     used = batches()
     for step in (0, 9, 3):
-        used.at(step, CPU)
+        used.at(step)
     assert fresh.labels is None
-    again = used.at(5, CPU)
+    again = used.at(5)
     assert all(torch.equal(a, b) for a, b in zip(fresh[:4], again[:4], strict=True))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"phase": "finetune"}])
 def test_seed_and_phase_change_everything_that_is_random(change):
-    one, other = batches(hflip=0.0).at(0, CPU), batches(hflip=0.0, **change).at(0, CPU)
+    one, other = batches(hflip=0.0).at(0), batches(hflip=0.0, **change).at(0)
     assert not torch.equal(one.noise, other.noise)
     assert not torch.equal(one.positions, other.positions)
     assert not torch.equal(one.uniform, other.uniform)
@@ -55,7 +54,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
 
 
 def test_a_batch_may_be_larger_than_the_set():
-    assert len(batches(batch_size=60).at(1, CPU).tokens) == 60
+    assert len(batches(batch_size=60).at(1).tokens) == 60
 
 
 def test_the_order_of_images_does_not_depend_on_the_batch_size():
@@ -64,17 +63,21 @@ def test_the_order_of_images_does_not_depend_on_the_batch_size():
     assert np.array_equal(by_six, by_eight)
 
 
-def test_tokens_are_the_visible_patches_of_the_images():
-    one = batches(hflip=0.0)
-    batch = one.at(2, CPU)
+@pytest.mark.parametrize("hflip", [0.0, 1.0])
+@pytest.mark.parametrize("mask", [None, nothing_masked(4)])
+def test_tokens_are_the_visible_patches_of_the_images(hflip, mask):
+    one = batches(hflip=hflip, **({"mask": mask} if mask else {}))
+    batch = one.at(2)
     images = torch.from_numpy(IMAGES[one.indices(2)])
-    assert torch.equal(batch.tokens, visible_tokens(to_tokens(images, 2), batch.positions))
+    whole = to_tokens(images.flip(2) if hflip else images, 2)
+    places = batch.positions[:, :, None].expand(-1, -1, whole.shape[2])
+    assert torch.equal(batch.tokens, whole.gather(1, places))
 
 
 def test_flipping_mirrors_about_the_asked_for_share_of_images():
     one, whole = batches(batch_size=200, mask=nothing_masked(4)), []
     for hflip in (0.0, 1.0, 0.5):
-        batch = batches(batch_size=200, mask=nothing_masked(4), hflip=hflip).at(0, CPU)
+        batch = batches(batch_size=200, mask=nothing_masked(4), hflip=hflip).at(0)
         whole.append(to_images(batch.tokens, 2, 3).numpy())
     plain, mirrored, half = whole
     assert np.array_equal(plain, IMAGES[one.indices(0)])
@@ -84,9 +87,9 @@ def test_flipping_mirrors_about_the_asked_for_share_of_images():
 
 
 def test_times_are_uniform_and_spread_evenly_over_a_batch():
-    uniform = batches(batch_size=64).at(3, CPU).uniform.sort().values
+    uniform = batches(batch_size=64).at(3).uniform.sort().values
     assert uniform.diff().sub(1 / 64).abs().max() < 1e-6
-    shifts = torch.stack([batches(batch_size=4).at(step, CPU).uniform[0] for step in range(400)])
+    shifts = torch.stack([batches(batch_size=4).at(step).uniform[0] for step in range(400)])
     assert abs(shifts.mean() - 0.5) < 0.05
     assert shifts.min() < 0.02
     assert shifts.max() > 0.98
@@ -94,7 +97,7 @@ def test_times_are_uniform_and_spread_evenly_over_a_batch():
 
 def test_noise_is_standard_normal_and_independent_between_samples_and_steps():
     one = batches(batch_size=64, mask=nothing_masked(4))
-    noise = torch.stack([one.at(step, CPU).noise.flatten(1) for step in range(4)]).flatten(0, 1)
+    noise = torch.stack([one.at(step).noise.flatten(1) for step in range(4)]).flatten(0, 1)
     assert abs(noise.mean()) < 0.01
     assert abs(noise.std() - 1) < 0.01
     correlation = torch.corrcoef(noise) - torch.eye(len(noise))
@@ -123,7 +126,7 @@ def test_the_batch_follows_the_schedule_and_no_image_is_skipped_where_it_grows()
     few = make_mask(MaskParams(strategy="patch", rate=0.75, block_size=1), grid=4)
     legs = (Leg(few, 3, batch_size=8, lr=1.0, warmup=0), Leg(MASK, 3, 4, 1.0, 0))
     one = batches(schedule=Schedule(legs, 6))
-    shapes = [tuple(one.at(step, CPU).positions.shape) for step in range(6)]
+    shapes = [tuple(one.at(step).positions.shape) for step in range(6)]
     assert shapes == [(8, 4)] * 3 + [(4, 8)] * 3
     seen = np.concatenate([one.indices(step) for step in range(6)])
     assert sorted(seen[:23]) == list(range(23))
@@ -132,11 +135,11 @@ def test_the_batch_follows_the_schedule_and_no_image_is_skipped_where_it_grows()
 def test_labels_are_those_of_the_images_and_some_are_dropped():
     labels = np.arange(23)
     kept = batches(batch_size=400, labels=labels, classes=23)
-    assert np.array_equal(kept.at(0, CPU).labels, labels[kept.indices(0)])
-    some = batches(batch_size=400, labels=labels, classes=23, label_dropout=0.3).at(0, CPU).labels
+    assert np.array_equal(kept.at(0).labels, labels[kept.indices(0)])
+    some = batches(batch_size=400, labels=labels, classes=23, label_dropout=0.3).at(0).labels
     dropped = some == 23
     assert 0.22 < dropped.float().mean() < 0.38
     assert np.array_equal(some[~dropped], labels[kept.indices(0)][~dropped])
-    everything_else = kept.at(0, CPU)[:4]
-    plain = batches(batch_size=400).at(0, CPU)[:4]
+    everything_else = kept.at(0)[:4]
+    plain = batches(batch_size=400).at(0)[:4]
     assert all(torch.equal(a, b) for a, b in zip(everything_else, plain, strict=True))

@@ -215,8 +215,8 @@ def spoiled(at):
     """Batches that hold NaN at the steps ``at``."""
 
     class Spoiled(Batches):
-        def at(self, step, device, part=slice(None)):
-            batch = super().at(step, device, part)
+        def at(self, step, part=slice(None)):
+            batch = super().at(step, part)
             return batch._replace(tokens=batch.tokens * torch.nan) if step in at else batch
 
     return lambda batches: Spoiled(**vars(batches))

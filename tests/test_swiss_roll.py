@@ -23,7 +23,7 @@ def primer():
 
 def batch(shown, step=3):
     schedule = Schedule((Leg(nothing_masked(1), 10, 500, 1e-3, 0),), 10)
-    return RollBatches(schedule, shown, "pretrain", seed=0).at(step, torch.device("cpu"))
+    return RollBatches(schedule, shown, "pretrain", seed=0).at(step)
 
 
 def test_a_batch_shows_points_of_the_roll_and_each_coordinate_as_often():

@@ -1,0 +1,119 @@
+"""AdamW (Loshchilov & Hutter 2019) with all that a step does to gradients in one pass over memory.
+
+Clipping, the scale of the loss in fp16 and the skipping of steps that are not finite are arguments
+of torch's fused kernel, so gradients are read once and the host waits for nothing. torch's class
+for it is left alone: its constructor imports the compiler, which takes longer than a stage's start.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from maskdm.phases import PhaseParams
+
+# Of the loss in fp16, as torch.amp.GradScaler has them: first scale, change, steps between raises.
+SCALE, GROWTH, BACKOFF, EVERY = 2.0**16, 2.0, 0.5, 2000
+EPSILON = 1e-8
+TINY = 1e-6  # added to a norm that is divided by, as torch does when it clips
+
+
+class AdamW:
+    """The moments of all parameters, and the step that they make.
+
+    Args:
+        parameters: by name, on the device to train on, sharded or not.
+        params: the phase: betas and weight decay.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], params: PhaseParams) -> None:
+        self.parameters = dict(parameters)
+        self.betas, self.weight_decay = params.betas, params.weight_decay
+        self.moments = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        self.second_moments = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        self.steps = {n: torch.zeros((), device=p.device) for n, p in parameters.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that a step depends on besides the gradients; the tensors themselves."""
+        kinds = {
+            "exp_avg": self.moments,
+            "exp_avg_sq": self.second_moments,
+            "step": self.steps,
+        }
+        return {f"{kind}.{n}": t for kind, tensors in kinds.items() for n, t in tensors.items()}
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients that there are."""
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    @torch.no_grad()
+    def step(self, lr: float, divisor: Tensor, skip: Tensor) -> None:
+        """Change the parameters by their gradients, and let go of these.
+
+        Args:
+            lr: the learning rate.
+            divisor: what the gradients are to be divided by first, 0-d float32.
+            skip: 0-d bool; if true nothing changes.
+        """
+        used = [name for name, p in self.parameters.items() if p.grad is not None]
+        adamw(
+            [self.parameters[name] for name in used],
+            self.gradients(),
+            [self.moments[name] for name in used],
+            [self.second_moments[name] for name in used],
+            [],
+            [self.steps[name] for name in used],
+            fused=True,
+            grad_scale=divisor,
+            found_inf=skip.float(),
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=self.weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+def clipping(norm: Tensor, clip: float | None) -> Tensor:
+    """Return what gradients of a norm are divided by so that it becomes at most ``clip``."""
+    return torch.ones_like(norm) if clip is None else ((norm + TINY) / clip).clamp(min=1)
+
+
+@dataclass
+class LossScale:
+    """What the loss is multiplied by in fp16, lest small gradients become zero.
+
+    It is halved at a step whose gradients overflow and doubled after many that do not
+    (Micikevicius et al. 2018, section 3.2).
+
+    Attributes:
+        scale: 0-d float32, on the device.
+        growth: steps since it last changed, 0-d int32, on the device.
+    """
+
+    scale: Tensor
+    growth: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.growth = torch.zeros_like(self.scale, dtype=torch.int32)
+
+    @classmethod
+    def for_precision(cls, precision: str, device: torch.device) -> "LossScale | None":
+        """Return the first scale in fp16, and None where no loss is scaled."""
+        return cls(torch.tensor(SCALE, device=device)) if precision == "fp16" else None
+
+    def update(self, overflowed: Tensor) -> None:
+        """Hear of a step whether its gradients overflowed, 0-d bool."""
+        torch._amp_update_scale_(
+            self.scale, self.growth, overflowed.float(), GROWTH, BACKOFF, EVERY
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is to be saved; the tensors themselves."""
+        return {"loss_scale": self.scale, "loss_scale_growth": self.growth}
