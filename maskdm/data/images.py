@@ -30,7 +30,8 @@ def read_image(content: bytes, size: int | None, background: str) -> Image.Image
     with Image.open(io.BytesIO(content)) as image:
         if size is not None:
             image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
-        return to_rgb(ImageOps.exif_transpose(image), background)
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image, background)
 
 
 def to_rgb(image: Image.Image, background: str) -> Image.Image:
@@ -62,9 +63,12 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
+    square = square.convert("L" if channels == 1 else "RGB")
+    if side == size:  # to resize would change nothing
+        return np.array(square).reshape(size, size, channels)
     # In floating point: on bytes, PIL clips what bicubic overshoots between its two passes.
     bands = [
         np.asarray(band.convert("F").resize((size, size), Image.Resampling.BICUBIC))
-        for band in square.convert("L" if channels == 1 else "RGB").split()
+        for band in square.split()
     ]
     return np.stack(bands, axis=-1).round().clip(0, 255).astype(np.uint8)

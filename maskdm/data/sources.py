@@ -5,8 +5,9 @@ To add a source, write a module with a ``Kind`` and give it a name here.
 
 import heapq
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,8 @@ SOURCES: dict[str, Kind] = {
     "vggface2": VGGFACE2,
     "imagenet": IMAGENET,
 }
+
+AHEAD = 16  # pictures a core that may be read before they are taken
 
 
 class DataParams(SourceParams):
@@ -117,23 +120,39 @@ def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unread
     """
     unreadable: list[Unreadable] = []
     allowed = params.max_unreadable * len(source.pictures)
+    for sample in _in_order(partial(_read, source, params), source.pictures):
+        if isinstance(sample, Unreadable):
+            unreadable.append(sample)
+            if len(unreadable) > allowed:
+                raise _too_many(unreadable, len(source.pictures), params)
+        yield sample
+
+
+def _in_order(
+    read: Callable[[Picture], Sample | Unreadable], pictures: Iterable[Picture]
+) -> Iterator[Sample | Unreadable]:
+    """Read pictures in order, on all cores, a bounded number of them ahead of what is taken."""
     workers = os.cpu_count() or 1
-    ahead = 16 * workers
+    started: deque[Future[Sample | Unreadable]] = deque()
     with ThreadPoolExecutor(workers) as pool:  # PIL decodes and resizes outside Python's lock
-        for start in range(0, len(source.pictures), ahead):
-            batch = source.pictures[start : start + ahead]
-            for sample in pool.map(partial(_read, source, params), batch):
-                if isinstance(sample, Unreadable):
-                    unreadable.append(sample)
-                    if len(unreadable) > allowed:
-                        raise _too_many(unreadable, len(source.pictures), params)
-                yield sample
+        try:
+            for picture in pictures:
+                started.append(pool.submit(read, picture))
+                if len(started) == AHEAD * workers:
+                    yield started.popleft().result()
+            while started:
+                yield started.popleft().result()
+        finally:
+            for future in started:
+                future.cancel()
 
 
 def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unreadable:
     """Read one picture, or say why it cannot be read."""
     try:
         pixels = fit(source.read(picture.name), params.size, params.channels)
+    except UserError:
+        raise  # what ails more than this picture
     except UnidentifiedImageError:
         return Unreadable(picture.name, "in no image format that is known here")
     except Exception as error:  # what a damaged file makes a decoder raise is not documented
