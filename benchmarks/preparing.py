@@ -1,0 +1,115 @@
+"""How fast images are prepared, against what all cores could do if none ever waited.
+
+The value is what the prepare stage does once its files are listed: read, decode, resize, hash and
+write, in order, on all cores, with whatever processes it starts. The limit is the rate of decoding
+and resizing alone, in a plain loop in one thread, times the number of cores.
+"""
+
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.measuring import interleaved
+from benchmarks.rows import Row
+from maskdm.data.images import fit, to_rgb
+from maskdm.data.openmoji import OPENMOJI, draw
+from maskdm.data.source import Source
+from maskdm.data.sources import DataParams, open_source, read_samples
+from maskdm.data.store import PreparedSet, write_prepared
+from maskdm.params import read_section
+
+GOAL = 0.8  # of the limit
+JPEGS, WIDTH, HEIGHT = 300, 512, 384  # a folder of photographs as they are found
+LOOPED = 1000  # pictures that the plain loop reads at most
+
+
+def prepare(preset: Path) -> list[Row]:
+    """Time the preparing of the preset's OpenMoji, then of a folder of JPEGs at the same size."""
+    params = read_section(preset, "data", DataParams)
+    assert params.source == "openmoji"
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_jpegs(folder)
+        photos = params.model_copy(update={"source": "folder", "path": name, "limit": None})
+        return [
+            row("prepare OpenMoji", params, draws_here(params)),
+            row(f"prepare JPEGs of {WIDTH}×{HEIGHT}", photos, listed(photos).read),
+        ]
+
+
+def row(name: str, params: DataParams, read: Callable[[str], Image.Image]) -> Row:
+    """Measure one source.
+
+    Args:
+        name: the row's.
+        params: what is prepared.
+        read: reads a picture by its name, in this thread.
+    """
+    pictures = listed(params).pictures
+    looped = pictures[:: -(-len(pictures) // LOOPED)]
+
+    def everything() -> float:
+        """Prepare all pictures, of a source that nothing was read of, and return seconds each."""
+        source = listed(params)
+        with TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            write(Path(folder), source, params)
+            return (time.perf_counter() - started) / len(pictures)
+
+    def loop() -> float:
+        """Decode and resize some pictures one after the other and return seconds each."""
+        started = time.perf_counter()
+        for picture in looped:
+            fit(read(picture.name), params.size, params.channels)
+        return (time.perf_counter() - started) / len(looped)
+
+    for warm_up in (everything, loop):
+        warm_up()
+    seconds = interleaved({"everything": everything, "loop": loop}, least=3, most=5)
+    cores = os.cpu_count() or 1
+    return Row(name, 1 / seconds["everything"], "images/s", cores / seconds["loop"], GOAL, True)
+
+
+def listed(params: DataParams) -> Source:
+    """Return a source that nothing was read of."""
+    return open_source(params, Path("data/raw"))
+
+
+def write(folder: Path, source: Source, params: DataParams) -> PreparedSet:
+    """Prepare a source as the prepare stage does."""
+    return write_prepared(
+        folder,
+        read_samples(source, params),
+        size=params.size,
+        channels=params.channels,
+        classes=source.classes,
+        source=source.name,
+        licence=source.licence,
+    )
+
+
+def draws_here(params: DataParams) -> Callable[[str], Image.Image]:
+    """Return what reads a picture of OpenMoji in this process, not in one that draws."""
+    assert OPENMOJI.fetch is not None
+    folder = OPENMOJI.fetch(Path("data/raw"))
+
+    def read(name: str) -> Image.Image:
+        drawn = draw(str(folder / f"{name}.svg"), params.size)
+        return to_rgb(Image.open(io.BytesIO(drawn)), params.background)
+
+    return read
+
+
+def save_jpegs(folder: Path) -> None:
+    """Write ``JPEGS`` pictures of soft noise, about 40 kB each."""
+    random = np.random.default_rng(0)
+    for number in range(JPEGS):
+        coarse = random.integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:04}.jpg", quality=90)

@@ -1,0 +1,68 @@
+"""The benchmark of preparing: what its value and its limit count."""
+
+import os
+from pathlib import Path
+
+from benchmarks import preparing
+from benchmarks.commands import workspace
+from benchmarks.measuring import execute
+from benchmarks.preparing import draws_here, listed, prepare, save_jpegs, write
+from maskdm.data.images import fit
+from maskdm.data.sources import DataParams
+from maskdm.data.store import open_prepared
+from maskdm.params import read_section
+
+TINY = Path("presets/tiny.yaml")
+
+
+def test_the_limit_is_the_loops_rate_on_every_core(monkeypatch):
+    monkeypatch.setattr(preparing, "interleaved", lambda *_, **__: {"everything": 0.25, "loop": 1})
+    monkeypatch.setattr(preparing, "JPEGS", 40)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    rows = prepare(TINY)
+    assert [row.name for row in rows] == ["prepare OpenMoji", "prepare JPEGs of 512×384"]
+    assert [(row.value, row.limit, row.unit) for row in rows] == [(4, 5, "images/s")] * 2
+    assert all(row.higher_is_better and row.goal == 0.8 for row in rows)
+
+
+def test_what_is_timed_prepares_every_picture_and_the_loop_reads_a_sample_of_them(monkeypatch):
+    monkeypatch.setattr(preparing, "JPEGS", 40)
+    monkeypatch.setattr(preparing, "LOOPED", 30)
+    written, fitted = [], []
+    monkeypatch.setattr(
+        preparing, "write", lambda *given: written.append(write(*given)) or written[-1]
+    )
+    monkeypatch.setattr(preparing, "fit", lambda *given: fitted.append(fit(*given)))
+    monkeypatch.setattr(preparing, "interleaved", lambda *_, **__: {"everything": 1, "loop": 1})
+    prepare(TINY)
+    assert [len(kept.train) + len(kept.heldout) for kept in written] == [96, 40]
+    assert len(fitted) == 24 + 20  # every fourth of 96, every second of 40
+
+
+def test_it_writes_the_set_that_the_stage_writes(tmp_path):
+    params = read_section(TINY, "data", DataParams)
+    kept = write(tmp_path, listed(params), params)
+    with workspace(TINY, {}) as folder:
+        execute(["python", "-m", "stages.prepare"], folder)
+        assert open_prepared(folder / "data/prepared").hash == kept.hash
+
+
+def test_the_loop_decodes_and_resizes_to_the_same_pixels_as_the_stage():
+    params = read_section(TINY, "data", DataParams)
+    source, here = listed(params), draws_here(params)
+    for picture in source.pictures[::12]:
+        both = [fit(read(picture.name), params.size, 3) for read in (source.read, here)]
+        assert (both[0] == both[1]).all()
+
+
+def test_the_photographs_are_as_large_as_their_row_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "JPEGS", 3)
+    save_jpegs(tmp_path)
+    params = read_section(TINY, "data", DataParams)
+    photos = params.model_copy(
+        update={"source": "folder", "path": str(tmp_path), "limit": None, "size": 512}
+    )
+    source = listed(photos)
+    assert [source.read(picture.name).size for picture in source.pictures] == [(512, 384)] * 3
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert all(20_000 < size < 100_000 for size in sizes), sizes
