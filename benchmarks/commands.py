@@ -15,7 +15,6 @@ from maskdm.errors import UserError
 from maskdm.params import read_params
 
 ROOT = Path(__file__).parent.parent
-TINY = ROOT / "presets/tiny.yaml"
 PIPELINE = ("maskdm", "stages", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore")
 # The demo with less of all that its memory does not grow with: steps, images, samples. As many
 # images are held out, and samples drawn, as pass through the network at once.
@@ -28,37 +27,33 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 def start_up(_: Path) -> list[Row]:
-    """Time a training stage that makes no step against the import of torch, both as processes.
+    """Time the imports of a training stage against those of torch, each in a new process."""
+    imports = {
+        module: execution(["python", "-c", f"import {module}"], ROOT)
+        for module in ("stages.pretrain", "torch")
+    }
+    seconds = interleaved(imports, least=7, most=15)
+    ours, limit = seconds["stages.pretrain"], seconds["torch"]
+    return [Row("start-up of a training stage ÷ import torch", ours, "s", limit, 2, False)]
 
-    It is all that surrounds training: imports, reading parameters and images, a network, looking
-    for states, validation, writing the model; on the tiny preset, where none of it computes much.
+
+def repro(preset: Path) -> list[Row]:
+    """Take the memory of the largest stage, and the time of a ``dvc repro`` with nothing to do.
+
+    The stages are the demo's own, with its model and batches but fewer steps, images and samples.
+    Their memory hardly grows with those: images are mapped from files, features and samples are
+    computed in batches, steps keep nothing but rows of the curves.
     """
-    with workspace(TINY, {"pretrain": {"steps": 0, "warmup": 0}}) as folder:
-        execute(["dvc", "repro", "prepare"], folder)
-        commands = {
-            "stage": execution(["python", "-m", "stages.pretrain"], folder),
-            "torch": execution(["python", "-c", "import torch"], folder),
-        }
-        seconds = interleaved(commands, least=7, most=15)
-    name = "start-up of a training stage ÷ import torch"
-    return [Row(name, seconds["stage"], "s", seconds["torch"], 1.5, False)]
-
-
-def memory(preset: Path) -> list[Row]:
-    """Take the memory of the training stages above that of import torch, against what they need.
-
-    Needed are weights, gradients, both moments and the average, and what a forward pass keeps for
-    the backward pass (``needs.py``). The stages are the demo's own with fewer steps.
-    """
-    rows = []
+    command = ["dvc", "repro"]
     with workspace(preset, SHORT) as folder:
-        execute(["dvc", "repro", "prepare"], folder)
-        torch = peak_memory(["python", "-c", "import torch"], folder)
-        for stage, needed in needs.of_stages(preset).items():
-            used = peak_memory(["python", "-m", f"stages.{stage}"], folder) - torch
-            name = f"memory of {stage} above import torch"
-            rows.append(Row(name, 1024 * used, "MiB", needed / 2**20, 1.2, False))
-    return rows
+        memory = peak_memory(command, folder)
+        if "up to date" not in execute(command, folder):
+            raise UserError("A second dvc repro at once still finds something to do.")
+        seconds = interleaved({"repro": execution(command, folder)}, least=5, most=9)
+    return [
+        Row("dvc repro with nothing to do", seconds["repro"], "s", 2.0, 1.0, False),
+        Row("peak memory of the demo's stages", memory, "GiB", 4.0, 1.0, False),
+    ]
 
 
 @contextmanager
