@@ -30,21 +30,23 @@ def update(averaged: Iterable[Tensor], current: Iterable[Tensor], beta: float) -
 
 @contextmanager
 def applied(parameters: Mapping[str, Tensor], averaged: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a network have the averaged weights for a while.
+    """Let a network have the averaged weights for a while; these have the network's meanwhile.
 
     Args:
         parameters: the network's, by name; they are as before afterwards.
-        averaged: what they are to be.
+        averaged: what they are to be; as before afterwards, too.
     """
-    raw = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    _copy(averaged, parameters)
+    _exchange(parameters, averaged)
     try:
         yield
     finally:
-        _copy(raw, parameters)
+        _exchange(parameters, averaged)
 
 
 @torch.no_grad()
-def _copy(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    for name, parameter in into.items():
-        parameter.copy_(weights[name])
+def _exchange(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Exchange the contents of two sets of tensors, one at a time, which needs no memory."""
+    for name, weight in weights.items():
+        held = weight.clone()
+        weight.copy_(others[name])
+        others[name].copy_(held)

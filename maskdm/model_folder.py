@@ -17,6 +17,7 @@ from torch import Tensor
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.diffusion import DiffusionParams
+from maskdm.disk import write_tensors
 from maskdm.errors import UserError
 from maskdm.params import Section, validate
 
@@ -85,8 +86,6 @@ def save_model(
     Raises:
         UserError: if a weight is not finite; nothing is written then.
     """
-    from safetensors.torch import save
-
     tensors = {f"raw.{name}": t.detach().cpu().contiguous() for name, t in raw.items()}
     tensors |= {f"averaged.{name}": t.detach().cpu().contiguous() for name, t in averaged.items()}
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -96,7 +95,7 @@ def save_model(
             f"({broken[0]} is one): it is not written. Lower the learning rate, or train in fp32."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(save(tensors))
+    write_tensors(tensors, folder / "model.safetensors")
     text = json.dumps(config.model_dump(), indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 

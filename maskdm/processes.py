@@ -120,17 +120,21 @@ class Processes:
         """Return a tensor that may be sharded as a whole; all processes must ask."""
         return tensor.full_tensor() if self.sharded and hasattr(tensor, "full_tensor") else tensor
 
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies on the CPU, whole, in the first process; nothing in the others.
+    def gathered(self, tensors: Mapping[str, Tensor], copied: bool) -> dict[str, Tensor]:
+        """Return tensors on the CPU, whole, in the first process; nothing in the others.
 
         All processes must ask. One tensor is gathered at a time, so that a device never holds
         more than one of them whole.
+
+        Args:
+            tensors: by name.
+            copied: whether what is on the CPU already is copied, since it will be changed.
         """
         found = {}
         for name, tensor in tensors.items():
             whole = self.whole(tensor.detach())
             if self.first:
-                found[name] = whole.to("cpu", copy=True).contiguous()
+                found[name] = whole.to("cpu", copy=copied).contiguous()
         return found
 
     def fill(self, target: Tensor, source: Tensor | None) -> None:

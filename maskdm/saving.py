@@ -150,7 +150,7 @@ class Saver:
         started = time.monotonic()
         if self.processes.first:
             self._hear_writing(wait=True)
-        tensors = self.processes.gathered(self.state.tensors())
+        tensors = self.processes.gathered(self.state.tensors(), copied=not wait)
         self.saved = step
         if not self.processes.first:
             return

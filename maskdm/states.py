@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from maskdm.disk import UNFINISHED, sync, write_tensors
 from maskdm.errors import UserError
 from maskdm.fingerprint import digest
 from maskdm.mirror import Mirror
@@ -227,51 +229,48 @@ class States:
         Raises:
             OSError: if it cannot be written; nothing is left of it then.
         """
-        from safetensors.torch import save
-
         name = self.name(step)
-        content = save(dict(tensors))
-        facts = {
-            **json.loads(json.dumps(facts)),
-            "step": step,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        text = json.dumps(facts | {"checksum": digest(facts)}, indent=1)
-        files = {f"{name}{DATA}": content, f"{name}{FACTS}": text.encode()}
         try:
-            for file, written in files.items():
-                self._write(file, written)
+            with self._writing(f"{name}{DATA}") as begun:
+                write_tensors(tensors, begun)
+                facts = {
+                    **json.loads(json.dumps(facts)),
+                    "step": step,
+                    "bytes": begun.stat().st_size,
+                    "sha256": _file_hash(begun),
+                }
+            with self._writing(f"{name}{FACTS}") as begun:
+                facts |= {"checksum": digest(facts)}
+                begun.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         except OSError:
             self.remove(name)
             raise
         self.prune(KEPT, spared=name)
-        self._mirror(files, step, wait)
+        self._mirror([f"{name}{DATA}", f"{name}{FACTS}"], step, wait)
 
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there as a whole or not at all, even if the power fails."""
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Provide where to write a file that is to be there as a whole or not at all.
+
+        Even if the power fails.
+        """
         begun = self.folder / f"{name}{BEGUN}"
         try:
-            with begun.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield begun
+            sync(begun)
             begun.replace(self.folder / name)
         except OSError:
             begun.unlink(missing_ok=True)
             raise
         if os.name == "posix":  # the name itself is on the disk once its folder is
-            folder = os.open(self.folder, os.O_RDONLY)
             try:
-                os.fsync(folder)
+                sync(self.folder)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks
                     raise
-            finally:
-                os.close(folder)
 
-    def _mirror(self, files: Mapping[str, bytes], reached: int, wait: bool) -> None:
-        """Write files to the mirror and remove what is superfluous there.
+    def _mirror(self, names: Sequence[str], reached: int, wait: bool) -> None:
+        """Write files of this folder to the mirror and remove what is superfluous there.
 
         That is this run's states up to step ``reached`` which are gone here and wanted by nobody:
         those further on may be another machine's.
@@ -287,6 +286,7 @@ class States:
             gone = [n for n in left if n and n.step <= reached and n == self.name(n.step)]
             return [f"{name}{suffix}" for name in sorted(gone) for suffix in (FACTS, DATA)]
 
+        files = {name: (self.folder / name).read_bytes() for name in names}
         self.mirror.send({**marks, **files}, superfluous, wait)
 
     def prune(self, kept: int, spared: Name | None = None) -> None:
@@ -313,13 +313,14 @@ class States:
         own = self.own(FACTS)
         self.prune(0)
         if own:
-            self._mirror({}, own[-1].step, wait=True)
+            self._mirror([], own[-1].step, wait=True)
 
     def sweep(self) -> None:
         """Remove what writers left that were killed; only who holds the lock may."""
         whole = {path.stem for path in self.folder.glob(f"*{FACTS}")}
-        for path in self.folder.glob(f"*{BEGUN}"):
-            path.unlink(missing_ok=True)
+        for left in (f"*{BEGUN}", UNFINISHED):
+            for path in self.folder.glob(left):
+                path.unlink(missing_ok=True)
         for path in self.folder.glob(f"*{DATA}"):
             if path.stem not in whole:
                 path.unlink(missing_ok=True)
@@ -345,3 +346,8 @@ def folders(root: Path) -> Iterator[Path]:
     """Yield the folders of trajectories under ``root``."""
     if root.exists():
         yield from sorted(path for path in root.iterdir() if (path / "lock").exists())
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from maskdm.tokens import all_positions, to_tokens
 LOG_SNRS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 # At most this many images: each is used at one level, every level gets the same number.
 MOST_IMAGES = 36 * len(LOG_SNRS)
-BATCH = 63
+BATCH = 9  # no more than a small training batch needs memory for
 
 
 class Validation:

@@ -95,8 +95,8 @@ def train_phase(
         for report in progress(phase, reports, schedule, silent=not processes.first):
             saver.after_step()
             last = report
-    raw = processes.gathered(dict(backbone.named_parameters()))
-    averaged = processes.gathered(state.averaged)
+    raw = processes.gathered(dict(backbone.named_parameters()), copied=False)
+    averaged = processes.gathered(state.averaged, copied=False)
     if processes.first:
         curves = Curves(backbone, schedule, config.flops)
         curves.write(Path("reports") / phase, state.history, last, params.log_every)

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from filelock import Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskdm import fingerprint
+from maskdm.disk import write_tensors
 from maskdm.errors import UserError
 from maskdm.fingerprint import digest, meaning, modules, prefix
 from maskdm.masking import MaskParams, make_mask, nothing_masked
@@ -316,6 +318,7 @@ def test_sweeping_removes_what_killed_writers_left_and_nothing_else(tmp_path):
         (where.folder / left).write_bytes(b"tensors without facts")
     for left in (f"{where.name(6)}{FACTS}", f"{where.name(8)}{DATA}", f"{other.name(3)}{DATA}"):
         (where.folder / f"{left}{BEGUN}").write_bytes(b"half")
+    (where.folder / ".tmpXIXBz").write_bytes(b"half of the library's own")
     where.sweep()
     assert contents(where.folder) == before
 
@@ -733,3 +736,17 @@ def test_a_killed_process_holds_nothing(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
+
+
+def test_what_is_written_is_the_librarys_format_with_the_modes_of_any_file(tmp_path):
+    content = {"b": torch.arange(3), "a": torch.rand(2, 5), "c": torch.zeros(())}
+    write_tensors(content, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == safetensors.torch.save(content)
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+def test_what_the_system_says_of_a_file_is_raised_as_its_error(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_tensors({"a": torch.zeros(3)}, tmp_path / "x")

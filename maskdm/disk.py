@@ -1,0 +1,49 @@
+"""Tensors to disk without another copy of them in memory, and onto the disk for good."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUMBER = re.compile(r"os error (\d+)")
+UNFINISHED = ".tmp*"  # what the library's file is called until it is whole
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors in the safetensors format.
+
+    Args:
+        tensors: by name, on the CPU and contiguous.
+        path: the file, which is replaced.
+
+    Raises:
+        OSError: if it cannot be written, with the system's own number.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode  # the library's own would be for this user alone
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # which has what the system said in its text alone
+        found = NUMBER.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+    path.chmod(mode)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
