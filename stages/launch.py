@@ -23,7 +23,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from maskdm.allocator import keep_freed_memory
 from maskdm.arithmetic import choose_kernels
 from maskdm.devices import whole_number
 from maskdm.errors import UserError
@@ -38,7 +37,6 @@ def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
     """Return the stage's command: it starts workers that run the same command, or is one."""
 
     def compute() -> None:
-        keep_freed_memory()
         choose_kernels()
         stage()
 
