@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from math import pi, sqrt
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TYPE_CHECKING
 
 from maskdm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 TOLERANCE = 0.01  # relative standard error of a median that counts as standing still
 SHORTEST = 0.1  # seconds a measurement should last, for the clock and the scheduler
@@ -60,25 +64,33 @@ def doubt(taken: Mapping[str, Sequence[float]]) -> float:
     return max(errors)
 
 
-def timer(call: Callable[[], object], finish: Callable[[], object]) -> Callable[[], float]:
+def timer(call: Callable[[], object], device: "torch.device") -> Callable[[], float]:
     """Return a function that measures the seconds of one ``call``, warmed up.
 
     Args:
         call: what to time; short calls are timed several at once.
-        finish: waits for what the device still computes.
+        device: whose computing is waited for.
     """
 
     def measure(calls: int) -> float:
-        finish()
+        finish(device)
         started = time.perf_counter()
         for _ in range(calls):
             call()
-        finish()
+        finish(device)
         return (time.perf_counter() - started) / calls
 
-    measure(calls=3)
-    calls = max(1, round(SHORTEST / measure(calls=2)))
+    measure(calls=2)
+    calls = max(1, round(SHORTEST / measure(calls=1)))
     return lambda: measure(calls)
+
+
+def finish(device: "torch.device") -> None:
+    """Wait for what a device still computes."""
+    if device.type != "cpu":
+        import torch
+
+        torch.accelerator.synchronize(device)
 
 
 def execute(command: Sequence[str], folder: Path) -> str:

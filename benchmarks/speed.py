@@ -14,7 +14,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.commands import ROOT, prepare, repro, start_up
+from benchmarks.besides import besides
+from benchmarks.commands import ROOT, repro, start_up
+from benchmarks.evaluation import distance, features
+from benchmarks.memory import memory
+from benchmarks.preparing import prepare
 from benchmarks.rows import Row, table
 from benchmarks.saving import saving
 from benchmarks.training import training
@@ -24,10 +28,14 @@ from stages.command import run
 PRESET = ROOT / "presets/laptop.yaml"
 REPORT = ROOT / "reports/bench.json"
 MEASUREMENTS = {
-    "training steps and multiplies": training,
+    "steps, samples and multiplies": training,
+    "optimiser and the rest of a step": besides,
     "saving a state": saving,
-    "imports": start_up,
+    "features": features,
+    "distance": distance,
     "prepare": prepare,
+    "start-up": start_up,
+    "memory": memory,
     "dvc repro": repro,
 }
 

@@ -1,8 +1,10 @@
-"""Training steps, as the pipeline makes them, against the best matrix multiply of the machine.
+"""Training steps and sampling, as the pipeline makes them, against the best matrix multiplies.
 
 The loop is ``maskdm.training.train`` itself, on the batches it would get; only the pictures are
 noise, since no time depends on them. FLOPs are those of the cost model: what the method needs, not
-what the code happens to do.
+what the code happens to do. Masked batches hold as many more images as patches are hidden, so that
+all steps of a size have about as many tokens (as the paper's batches do); and the masked phase of
+the preset is timed with its own batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import interleaved, timer
+from benchmarks.multiplies import Products, products, ways
 from benchmarks.rows import Row
+from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.batches import Batches
 from maskdm.compute import training_flops
@@ -24,14 +28,18 @@ from maskdm.diffusion import DiffusionParams
 from maskdm.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.params import read_section
 from maskdm.phases import FinetuneParams, PhaseParams, PretrainParams
+from maskdm.sampling import SampleParams, estimates
 from maskdm.schedule import Leg, Schedule
 from maskdm.training import State, train
 from maskdm.validation import LOG_SNRS, Validation
 
 IMAGES = 2048  # enough that batches are gathered from all over the array
 FOREVER = 10**9  # steps
-SPEED_UP = 3.3  # images/s at 75 % masked over whole images, the least to reach
-SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of square multiplies
+RATES = (0.5, 0.75, 0.9)
+SMALL = Path("presets/celeba64.yaml")  # MaskDM-small at 64 pixels
+MOST_TOKENS = {"cpu": 2048}  # in a batch of whole images; elsewhere the preset's batch counts
+DRAWN, EVALUATIONS = 32, 4  # images that are sampled at once, network evaluations of each
+RATE, SHARE = 0.85, 0.95  # goals: of the best multiplies; of what the cost model promises
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,90 +49,131 @@ class Work:
 
     Attributes:
         call: does it once.
-        flops: what that costs.
-        images: how many images that trains on.
+        products: what it multiplies, and its FLOPs.
+        images: how many images that trains on or draws.
+        tokens: how many visible patches these have.
     """
 
     call: Callable[[], object]
-    flops: int
-    images: int = 0
+    products: Products
+    images: int
+    tokens: int
 
 
 def training(preset: Path) -> list[Row]:
-    """Time training steps on whole and on masked images, and multiplies, in turns."""
+    """Time steps of the demo's network and of MaskDM-small, sampling, and multiplies, in turns."""
+    return [*_of_size("demo", preset), *_of_size("MaskDM-small, 64 px", SMALL)]
+
+
+def _of_size(size: str, preset: Path) -> list[Row]:
     device = choose_device()
     model = read_section(preset, "model", ModelParams)
-    grid = read_section(preset, "data", DataParams).size // model.patch
-    mask = make_mask(read_section(preset, "mask", MaskParams), grid)
+    data = read_section(preset, "data", DataParams)
     finetune = read_section(preset, "finetune", FinetuneParams)
-    pretrain = read_section(preset, "pretrain", PretrainParams)
-    steps = {
-        "whole images": training_step(preset, nothing_masked(grid), finetune, device),
-        f"{mask.rate:.0%} masked": training_step(preset, mask, pretrain, device),
-    }
-    multiplies = {
-        "x".join(map(str, shape)): multiply(*shape, DTYPES[finetune.precision], device)
-        for shape in (
-            *((side, side, side) for side in SIDES.get(device.type, SIDES["cuda"])),
-            (finetune.batch_size * grid**2, model.dim, 4 * model.dim),  # the MLP of whole images
-        )
-    }
+    if device.type == "cpu":  # a preset for GPUs in the precision that CPUs train in
+        finetune = finetune.model_copy(update={"precision": "fp32"})
+    grid = data.size // model.patch
+    most = MOST_TOKENS.get(device.type, FOREVER) // grid**2
+    images = min(finetune.batch_size, most)
+    steps = {"whole images": training_step(preset, nothing_masked(grid), _of(finetune, images))}
+    for rate in RATES:
+        mask = make_mask(MaskParams(strategy="patch", rate=rate, block_size=1), grid)
+        batch = round(images * grid**2 / mask.visible)
+        steps[f"{rate:.0%} masked"] = training_step(preset, mask, _of(finetune, batch))
+    if images == finetune.batch_size:
+        pretrain = read_section(preset, "pretrain", PretrainParams)
+        mask = make_mask(read_section(preset, "mask", MaskParams), grid)
+        own = f"{mask.rate:.0%} masked as the preset has it"
+        steps[own] = training_step(preset, mask, pretrain)
+    works = {f"training step, {size}, {name}": work for name, work in steps.items()}
+    works[f"sampling, {size}"] = sampling(preset, device)
+    dtype = DTYPES[finetune.precision]
+    shapes = {shape: 1 for work in works.values() for shape in work.products.counts}
+    multiplies = ways(shapes, dtype, device)
+    timers = {name: timer(work.call, device) for name, work in works.items()}
+    timers |= {name: timer(call, device) for name, call in multiplies.items()}
+    return rows_of(works, interleaved(timers, least=5, most=15), size)
 
-    def finish() -> None:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
 
-    timers = {name: timer(work.call, finish) for name, work in (steps | multiplies).items()}
-    seconds = interleaved(timers, least=7, most=40)
-    return training_rows(steps, multiplies, seconds)
+def _of(params: FinetuneParams, batch_size: int) -> FinetuneParams:
+    return params.model_copy(update={"batch_size": batch_size})
 
 
-def training_rows(
-    steps: Mapping[str, Work], multiplies: Mapping[str, Work], seconds: Mapping[str, float]
-) -> list[Row]:
+def rows_of(works: Mapping[str, Work], seconds: Mapping[str, float], size: str) -> list[Row]:
     """Return the rows that follow from times.
 
     Args:
-        steps: a training step on whole images, then one on masked images.
-        multiplies: of which the fastest, in FLOP/s, is the limit.
-        seconds: that each of them takes.
+        works: a training step on whole images, then others, by name.
+        seconds: that each of them takes, and each way of each product.
+        size: what the network is called.
     """
-    best = max(work.flops / seconds[name] for name, work in multiplies.items())
-    rows = [
-        Row(
-            f"training step, {name}", work.flops / seconds[name] / 1e9, "GFLOP/s",
-            best / 1e9, 0.65, True,
-        )
-        for name, work in steps.items()
-    ]  # fmt: skip
-    (whole, full), (masked, part) = steps.items()
-    speed_up = (part.images / seconds[masked]) / (full.images / seconds[whole])
-    computed = (full.flops / full.images) / (part.flops / part.images)
-    name = f"images/s, {masked} ÷ {whole}"
-    return [*rows, Row(name, speed_up, "×", computed, SPEED_UP / computed, True)]
+    rows = []
+    for name, work in works.items():
+        limit = work.products.best_rate(seconds)
+        rate = work.products.flops / seconds[name]
+        rows.append(Row(name, rate / 1e9, "GFLOP/s", limit / 1e9, RATE, True))
+    whole, full = next(iter(works.items()))
+    for name, part in list(works.items())[1:]:
+        if name.startswith("training"):
+            speed_up = (part.images / seconds[name]) / (full.images / seconds[whole])
+            computed = (full.products.flops / full.images) / (part.products.flops / part.images)
+            masked = name.removeprefix(f"training step, {size}, ")
+            label = f"images/s, {size}, {masked} ÷ whole images"
+            rows.append(Row(label, speed_up, "×", computed, SHARE, True))
+    return rows
 
 
-def training_step(preset: Path, mask: Mask, params: PhaseParams, device: torch.device) -> Work:
-    """Return the steps of one phase, warmed up to the first."""
+def training_step(preset: Path, mask: Mask, params: PhaseParams) -> Work:
+    """Return the steps of one phase, warmed up to the first, on the device that is there."""
+    device = choose_device()
     data = read_section(preset, "data", DataParams)
     model = read_section(preset, "model", ModelParams)
     diffusion = read_section(preset, "diffusion", DiffusionParams)
-    shape = (IMAGES, data.size, data.size, data.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     backbone = build_backbone(model, data.size, data.channels, seed=0).to(device)
-    leg = Leg(mask, FOREVER, params.batch_size, params.lr, params.warmup)
-    batches = Batches(images, Schedule((leg,), FOREVER), model.patch, params.hflip, 0, "bench")
+    batches = noise_batches(preset, mask, params)
     endless = params.model_copy(update={"validate_every": FOREVER})
-    validation = Validation(images[: len(LOG_SNRS)], model.patch, diffusion, device)
+    validation = Validation(batches.images[: len(LOG_SNRS)], model.patch, diffusion, device)
     reports = train(State.start(backbone, params), batches, validation, diffusion, endless, device)
     next(reports)  # the validation before the first step
     flops = training_flops(backbone, mask.visible, params.batch_size)
-    return Work(partial(next, reports), flops, params.batch_size)
+    multiplied = products(_on_meta(preset), mask.visible, params.batch_size, flops, step=True)
+    tokens = params.batch_size * mask.visible
+    return Work(partial(next, reports), multiplied, params.batch_size, tokens)
 
 
-def multiply(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> Work:
-    """Return the product of a (rows, inner) and an (inner, columns) matrix."""
-    a = torch.randn(rows, inner, device=device).to(dtype)
-    b = torch.randn(inner, columns, device=device).to(dtype)
-    out = torch.empty(rows, columns, dtype=dtype, device=device)
-    return Work(partial(torch.mm, a, b, out=out), 2 * rows * inner * columns)
+def noise_batches(preset: Path, mask: Mask, params: PhaseParams) -> Batches:
+    """Return endless batches of noise in the shape of a preset's images."""
+    data = read_section(preset, "data", DataParams)
+    model = read_section(preset, "model", ModelParams)
+    shape = (IMAGES, data.size, data.size, data.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    leg = Leg(mask, FOREVER, params.batch_size, params.lr, params.warmup)
+    return Batches(images, Schedule((leg,), FOREVER), model.patch, params.hflip, 0, "bench")
+
+
+def sampling(preset: Path, device: torch.device) -> Work:
+    """Return the drawing of some images by the preset's solver."""
+    data = read_section(preset, "data", DataParams)
+    model = read_section(preset, "model", ModelParams)
+    diffusion = read_section(preset, "diffusion", DiffusionParams)
+    params = read_section(preset, "sample", SampleParams)
+    params = params.model_copy(update={"nfe": EVALUATIONS})
+    backbone = build_backbone(model, data.size, data.channels, seed=0).to(device)
+    shape = ((data.size // model.patch) ** 2, model.patch**2 * data.channels)
+
+    def draw() -> None:
+        for _ in estimates(backbone, diffusion, params, shape, range(DRAWN), device):
+            pass
+
+    flops = EVALUATIONS * DRAWN * backbone.forward_flops(shape[0])
+    multiplied = products(_on_meta(preset), shape[0], DRAWN, flops // EVALUATIONS, step=False)
+    counts = {shape: EVALUATIONS * count for shape, count in multiplied.counts.items()}
+    return Work(draw, Products(counts, flops), DRAWN, DRAWN * shape[0])
+
+
+def _on_meta(preset: Path) -> Denoiser:
+    data = read_section(preset, "data", DataParams)
+    with torch.device("meta"):
+        return build_backbone(
+            read_section(preset, "model", ModelParams), data.size, data.channels, seed=0
+        )

@@ -12,11 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import measuring
+from benchmarks.besides import BYTES, started, surrounding, updating
 from benchmarks.commands import SHORT, workspace
 from benchmarks.measuring import doubt, execute, interleaved, peak_memory, timer
+from benchmarks.memory import bytes_needed
+from benchmarks.multiplies import WAYS, Products, flops_of, multiply, name, products
 from benchmarks.rows import Row, table
 from benchmarks.speed import PRESET, machine, versions
-from benchmarks.training import Work, training_rows, training_step
+from benchmarks.training import DRAWN, EVALUATIONS, Work, rows_of, sampling, training_step
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.backbones.uvit import UViT
+from maskdm.batches import Batches
+from maskdm.compute import training_flops
 from maskdm.errors import UserError
 from maskdm.masking import nothing_masked
 from maskdm.params import read_params, read_section
@@ -55,30 +62,145 @@ def test_a_record_has_the_columns_of_the_report_and_a_number_for_a_goal():
     }  # fmt: skip
 
 
-@given(share=positive, best=positive, whole=st.integers(1, 64), masked=st.integers(1, 64))
-def test_steps_at_one_rate_are_as_fast_as_their_flops_whatever_their_batches(
-    share, best, whole, masked
-):
-    steps = {
-        "whole": Work(nothing, 4000 * whole, whole),
-        "masked": Work(nothing, 1000 * masked, masked),
+def timed(shapes, rate):
+    """Return seconds of every way of every product; the best way has the rate."""
+    return {
+        name(shape, way): flops_of(shape) / rate(shape) * (1 if way == best else 2)
+        for shape in shapes
+        for best in [WAYS[sum(shape) % 3]]
+        for way in WAYS
     }
-    multiplies = {"slow": Work(nothing, 100), "best": Work(nothing, 500), "last": Work(nothing, 9)}
-    seconds = {name: work.flops / (share * best) for name, work in steps.items()}
-    seconds |= {"slow": 200 / best, "best": 500 / best, "last": 10 / best}
-    *rates, speed_up = training_rows(steps, multiplies, seconds)
+
+
+@given(share=positive, whole=st.integers(1, 64), masked=st.integers(1, 64))
+def test_steps_at_one_rate_are_as_fast_as_their_flops_whatever_their_batches(share, whole, masked):
+    shape = (10, 20, 30)
+    full, part = ({shape: n} for n in (4 * whole, masked))
+    works = {
+        "training step, s, whole images": Work(
+            nothing, Products(full, 4 * whole * flops_of(shape)), whole, whole
+        ),
+        "training step, s, masked": Work(
+            nothing, Products(part, masked * flops_of(shape)), masked, masked
+        ),
+    }
+    seconds = timed([shape], lambda _: 1e9)
+    seconds |= {name: work.products.flops / (share * 1e9) for name, work in works.items()}
+    *rates, speed_up = rows_of(works, seconds, "s")
     assert [rate.ratio for rate in rates] == pytest.approx([share, share])
-    assert [speed_up.value, speed_up.limit] == pytest.approx([4, 4])
-    assert speed_up.goal * speed_up.limit == pytest.approx(3.3)
+    assert (speed_up.value, speed_up.limit) == pytest.approx((4, 4))
+    assert speed_up.name == "images/s, s, masked ÷ whole images"
+
+
+def test_the_limit_is_every_product_at_its_best_and_attention_at_the_best_of_all():
+    small, large = (4, 5, 6), (40, 50, 60)
+    attention = 10**6
+    counts = {small: 3, large: 2}
+    multiplied = Products(counts, 3 * flops_of(small) + 2 * flops_of(large) + attention)
+    seconds = timed(counts, lambda shape: 1e6 if shape == small else 2e6)
+    longest = 3 * flops_of(small) / 1e6 + 2 * flops_of(large) / 2e6 + attention / 2e6
+    assert multiplied.best_rate(seconds) == pytest.approx(multiplied.flops / longest)
+
+
+def test_the_products_of_a_step_are_those_of_its_linear_layers_forward_and_backward():
+    model = read_section(TINY, "model", ModelParams)
+    with torch.device("meta"):
+        backbone = build_backbone(model, 32, 3, seed=0)
+    images, dim, tokens = 5, 32, 65
+    found = products(backbone, 64, images, flops=1, step=False).counts
+    assert found == {
+        (images * 64, 48, dim): 1,
+        (images * tokens, dim, 3 * dim): 3,
+        (images * tokens, dim, dim): 3,
+        (images * tokens, dim, 4 * dim): 3,
+        (images * tokens, 4 * dim, dim): 3,
+        (images * tokens, 2 * dim, dim): 1,
+        (images * 64, dim, 48): 1,
+    }
+    flops = training_flops(backbone, 64, images)
+    both = products(backbone, 64, images, flops, step=True)
+    assert sum(both.counts.values()) == 3 * sum(found.values())
+    linear = sum(n * flops_of(shape) for shape, n in both.counts.items())
+    assert flops - linear == 3 * images * 2 * 2 * 3 * dim * tokens**2  # attention
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_product_is_the_product_however_its_matrices_lie(way):
+    call = multiply((3, 4, 5), way, torch.float32, torch.device("cpu"))
+    a, b = call.args
+    assert (tuple(a.shape), tuple(b.shape)) == ((3, 4), (4, 5))
+    assert [a.is_contiguous(), b.is_contiguous()] == ["A" not in way, "B" not in way]
+    torch.testing.assert_close(call(), a @ b)
 
 
 def test_the_step_that_is_timed_is_a_step_of_the_training_loop():
     params = read_section(TINY, "finetune", FinetuneParams)
-    work = training_step(TINY, nothing_masked(8), params, torch.device("cpu"))
+    work = training_step(TINY, nothing_masked(8), params)
     assert [work.call().step for _ in range(2)] == [1, 2]
     dim, tokens = 32, 65  # 3 blocks, 1 skip, patches of 48 numbers
     forward = 2 * ((12 * 3 + 2) * dim**2 * tokens + 2 * 3 * dim * tokens**2 + 2 * 64 * 48 * dim)
-    assert (work.flops, work.images) == (3 * forward * params.batch_size, params.batch_size)
+    assert work.products.flops == 3 * forward * params.batch_size
+    assert (work.images, work.tokens) == (params.batch_size, 64 * params.batch_size)
+
+
+def test_the_sampling_that_is_timed_evaluates_the_network_as_often_as_it_is_credited(monkeypatch):
+    called = []
+    forward = UViT.forward
+    monkeypatch.setattr(
+        UViT, "forward", lambda self, x, *rest: called.append(len(x)) or forward(self, x, *rest)
+    )
+    work = sampling(TINY, torch.device("cpu"))
+    called.clear()  # those that counted products
+    work.call()
+    assert called == [DRAWN] * EVALUATIONS
+    backbone = build_backbone(read_section(TINY, "model", ModelParams), 32, 3, seed=0)
+    assert work.products.flops == sum(called) * backbone.forward_flops(64)
+
+
+def test_the_update_that_is_timed_changes_weights_and_average_and_touches_what_is_counted():
+    state = started(TINY, torch.device("cpu"))
+    held = [
+        *(p.detach() for p in state.backbone.parameters()),
+        *state.averaged.values(),
+        *state.optimiser.moments.values(),
+        *state.optimiser.second_moments.values(),
+    ]
+    before = [tensor.clone() for tensor in held]
+    updating(state)()
+    assert not any(torch.equal(a, b) for a, b in zip(before, held, strict=True))
+    read_and_written = 2 * sum(tensor.nbytes for tensor in held)
+    gradients = sum(p.numel() * 4 for p in state.backbone.parameters())
+    assert read_and_written + gradients == BYTES * sum(
+        p.numel() for p in state.backbone.parameters()
+    )
+
+
+def test_what_is_timed_beside_a_step_goes_on_from_step_to_step(tmp_path, monkeypatch):
+    steps = []
+    at = Batches.at
+    monkeypatch.setattr(Batches, "at", lambda self, step, *a: steps.append(step) or at(self, step))
+    params = read_section(TINY, "finetune", FinetuneParams)
+    state = started(TINY, torch.device("cpu"))
+    surround = surrounding(TINY, nothing_masked(8), params, state, tmp_path)
+    for _ in range(2 * params.log_every):
+        surround()
+    assert steps == list(range(2 * params.log_every))
+
+
+def test_needed_memory_is_the_weights_five_times_and_what_a_forward_pass_keeps():
+    params = read_section(TINY, "finetune", FinetuneParams)
+    one, two = (
+        bytes_needed(TINY, nothing_masked(8), params.model_copy(update={"batch_size": n}))
+        for n in (8, 16)
+    )
+    backbone = build_backbone(read_section(TINY, "model", ModelParams), 32, 3, seed=0)
+    weights = 20 * sum(p.numel() for p in backbone.parameters())
+    kept = one - weights
+    assert two - weights == pytest.approx(2 * kept, rel=0.05)
+    # Of a token a block keeps: both norms' outputs and inputs, q, k, v, attention's output, and
+    # the MLP's four times wider values before and after the activation.
+    block = 4 * 32 * (2 + 2 + 3 + 1 + 8)
+    assert 8 * 65 * 3 * block == pytest.approx(kept, rel=0.25)
 
 
 def test_measurements_take_turns_and_outliers_leave_the_medians_alone():
@@ -114,13 +236,14 @@ def test_doubt_is_the_standard_error_of_the_least_certain_median():
 def test_a_timer_tells_the_seconds_of_one_call_and_waits_for_the_device(seconds):
     clock, queued = [0.0], []
 
-    def finish():
+    def finish(device):
         clock[0] += seconds * len(queued)
         queued.clear()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring.time, "perf_counter", lambda: clock[0])
-        measure = timer(lambda: queued.append(1), finish)
+        patch.setattr(measuring, "finish", finish)
+        measure = timer(lambda: queued.append(1), torch.device("cpu"))
         queued.append("of before")
         before = clock[0]
         assert measure() == pytest.approx(seconds, rel=1e-3)

@@ -1,0 +1,74 @@
+"""The memory of the training stages, as processes, against what training must hold.
+
+Needed are weights, gradients, AdamW's two moments and the average, and what the forward pass of a
+batch keeps for its backward pass. All else above ``import torch`` is overhead: other imports, the
+images, a copy of the state while it is saved, memory that is free but in pieces.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.commands import SHORT, workspace
+from benchmarks.measuring import execute, peak_memory
+from benchmarks.rows import Row
+from benchmarks.training import noise_batches
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.data.sources import DataParams
+from maskdm.diffusion import DiffusionParams, denoising_loss, training_times
+from maskdm.masking import Mask, MaskParams, make_mask, nothing_masked
+from maskdm.params import read_section
+from maskdm.phases import FinetuneParams, PhaseParams, PretrainParams
+
+PER_PARAMETER = 5 * 4  # bytes: weight, gradient, two moments, average
+
+
+def memory(preset: Path) -> list[Row]:
+    """Take the peak memory of both training stages of the demo, with fewer steps."""
+    model = read_section(preset, "model", ModelParams)
+    grid = read_section(preset, "data", DataParams).size // model.patch
+    mask = make_mask(read_section(preset, "mask", MaskParams), grid)
+    phases: dict[str, tuple[Mask, PhaseParams]] = {
+        "pretrain": (mask, read_section(preset, "pretrain", PretrainParams)),
+        "finetune": (nothing_masked(grid), read_section(preset, "finetune", FinetuneParams)),
+    }
+    rows = []
+    with workspace(preset, SHORT) as folder:
+        execute(["dvc", "repro", "prepare"], folder)
+        before = peak_memory(["python", "-c", "import torch"], folder)
+        for stage, (shown, params) in phases.items():
+            used = peak_memory(["python", "-m", f"stages.{stage}"], folder) - before
+            needed = bytes_needed(preset, shown, params) / 2**20
+            rows.append(
+                Row(f"memory of {stage} above import torch", 1024 * used, "MiB", needed, 1.2, False)
+            )
+    return rows
+
+
+def bytes_needed(preset: Path, mask: Mask, params: PhaseParams) -> int:
+    """Return the bytes that a step of a phase must hold, on the CPU in 32 bits."""
+    data = read_section(preset, "data", DataParams)
+    model = read_section(preset, "model", ModelParams)
+    diffusion = read_section(preset, "diffusion", DiffusionParams)
+    backbone = build_backbone(model, data.size, data.channels, seed=0)
+    weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+    batch = noise_batches(preset, mask, params).at(0)
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = denoising_loss(
+            lambda x_t, t: backbone(x_t, batch.positions, t, batch.labels),
+            batch.tokens,
+            batch.noise,
+            training_times(batch.uniform, diffusion),
+            diffusion,
+        )
+    del loss  # until here nothing that was kept is freed, and no address is used twice
+    return PER_PARAMETER * sum(p.numel() for p in backbone.parameters()) + sum(kept.values())
