@@ -52,27 +52,52 @@ class Needs:
 
 def needs(preset: Path) -> Needs:
     """Return what a params file's training is computed to need."""
-    data = read_section(preset, "data", DataParams)
-    model = read_section(preset, "model", ModelParams)
-    pretrain = read_section(preset, "pretrain", PretrainParams)
-    finetune = read_section(preset, "finetune", FinetuneParams)
-    grid = data.size // model.patch
-    classes = CLASSES.get(data.source, 0) if data.classes else 0
-    with torch.device("meta"):
-        network = build_backbone(model, data.size, data.channels, 0, classes)
-    parameters = sum(p.numel() for p in network.parameters())
+    network = network_of(preset)
+    parameters = parameters_of(network)
 
     def flops(schedule: Schedule) -> int:
         return flops_before(network, schedule, schedule.steps)
 
-    mask = read_section(preset, "mask", MaskParams)
-    kept = bytes_kept(model, data, classes)
+    pretraining, finetuning = schedules(preset)
     return Needs(
         parameters=parameters,
-        masked=flops(pretraining_schedule(pretrain, mask, grid)),
-        full=flops(finetuning_schedule(finetune, grid)),
-        memory=BYTES_PER_PARAMETER * parameters + MICRO_BATCH * kept,
+        masked=flops(pretraining),
+        full=flops(finetuning),
+        memory=BYTES_PER_PARAMETER * parameters + MICRO_BATCH * bytes_kept_by(preset),
     )
+
+
+def network_of(preset: Path) -> Denoiser:
+    """Return a params file's network, its weights without values."""
+    data = read_section(preset, "data", DataParams)
+    with torch.device("meta"):
+        model = read_section(preset, "model", ModelParams)
+        return build_backbone(model, data.size, data.channels, 0, _classes(data))
+
+
+def parameters_of(network: Denoiser) -> int:
+    """Return how many parameters a network has."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def schedules(preset: Path) -> tuple[Schedule, Schedule]:
+    """Return the schedules of a params file's pretraining and finetuning."""
+    model = read_section(preset, "model", ModelParams)
+    grid = read_section(preset, "data", DataParams).size // model.patch
+    pretrain = read_section(preset, "pretrain", PretrainParams)
+    finetune = read_section(preset, "finetune", FinetuneParams)
+    mask = read_section(preset, "mask", MaskParams)
+    return pretraining_schedule(pretrain, mask, grid), finetuning_schedule(finetune, grid)
+
+
+def _classes(data: DataParams) -> int:
+    return CLASSES.get(data.source, 0) if data.classes else 0
+
+
+def bytes_kept_by(preset: Path) -> int:
+    """Return what autograd keeps of one whole image of a params file."""
+    data = read_section(preset, "data", DataParams)
+    return bytes_kept(read_section(preset, "model", ModelParams), data, _classes(data))
 
 
 def bytes_kept(model: ModelParams, data: DataParams, classes: int) -> int:

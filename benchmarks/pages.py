@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import needs, parameters, solvers, sources
+from benchmarks import gpus, needs, parameters, solvers, sources
 
 DOCS = Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
+    "gpus": gpus.table,
     "needs": needs.table,
     "parameters": parameters.table,
     "solvers": solvers.table,
