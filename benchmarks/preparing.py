@@ -21,12 +21,13 @@ from maskdm.data.images import fit, to_rgb
 from maskdm.data.openmoji import OPENMOJI, draw
 from maskdm.data.source import Source
 from maskdm.data.sources import DataParams, open_source, read_samples
-from maskdm.data.store import PreparedSet, write_prepared
+from maskdm.data.store import PreparedSet, Sample, write_prepared
 from maskdm.params import read_section
 
 GOAL = 0.8  # of the limit
 JPEGS, WIDTH, HEIGHT = 300, 512, 384  # a folder of photographs as they are found
 LOOPED = 1000  # pictures that the plain loop reads at most
+NOISE_SIDE = 8  # pixels, of the images that are written by the million
 
 
 def prepare(preset: Path) -> list[Row]:
@@ -91,6 +92,22 @@ def write(folder: Path, source: Source, params: DataParams) -> PreparedSet:
         classes=source.classes,
         source=source.name,
         licence=source.licence,
+    )
+
+
+def write_noise(folder: Path, count: int) -> PreparedSet:
+    """Write a set of ``count`` grey images of ``NOISE_SIDE`` pixels, nine in ten for training."""
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (1000, NOISE_SIDE, NOISE_SIDE, 1), dtype=np.uint8
+    )
+    return write_prepared(
+        folder,
+        (Sample(pixels[n % 1000], n % 7, heldout=n % 10 == 0) for n in range(count)),
+        size=NOISE_SIDE,
+        channels=1,
+        classes=[str(label) for label in range(7)],
+        source="noise",
+        licence="none",
     )
 
 

@@ -149,9 +149,9 @@ def write_prepared(
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)
         if classes is not None:
-            np.save(path, np.array(values, dtype=np.int64))
+            np.save(path, np.frombuffer(values, dtype=np.int64))  # not a copy
     digest = hashlib.sha256(f"{shape}".encode())
-    for content in (train.digest, heldout.digest, labels[False].tobytes(), labels[True].tobytes()):
+    for content in (train.digest, heldout.digest, labels[False], labels[True]):
         digest.update(hashlib.sha256(content).digest())
     about: dict[str, Any] = {
         "source": source,
