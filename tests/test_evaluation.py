@@ -383,14 +383,44 @@ def test_weights_that_do_not_fit_are_refused(change, message):
         rename_weights(change(weights), weights)
 
 
-def test_folding_batch_norms_changes_nothing(monkeypatch):
-    images = torch.rand(2, 3, 64, 64) * 255
+@pytest.mark.parametrize(
+    ("fold", "tolerance"), [("fold_batch_norms", 1e-4), ("fold_padding", 1e-5)]
+)
+def test_folding_changes_nothing(monkeypatch, fold, tolerance):
+    side = EXTRACTORS["efficientnet-lite0"].side
+    images = torch.rand(2, 3, side, side) * 255
     with torch.inference_mode():
         folded = build_efficientnet(efficientnet_weights(), CPU)(images)
-        monkeypatch.setattr(features_module, "fold_batch_norms", lambda network: None)
+        monkeypatch.setattr(features_module, fold, lambda network: None)
         plain = build_efficientnet(efficientnet_weights(), CPU)(images)
     assert folded.shape == (2, 1280)
-    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(folded, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_images_are_scaled_as_the_network_was_trained_and_left_as_they_are(lite0):
+    import timm
+
+    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    weights = torch.load(efficientnet_weights(), weights_only=True)
+    plain.load_state_dict(rename_weights(weights, plain.state_dict()))
+    mean, std = (
+        torch.tensor(plain.default_cfg[key]).view(3, 1, 1) * 255 for key in ("mean", "std")
+    )
+    images = torch.rand(2, 3, 64, 64) * 255
+    kept = images.clone()
+    with torch.inference_mode():
+        found = lite0.network(images)
+        expected = plain.forward_head(plain.forward_features((images - mean) / std), True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(images, kept)
+
+
+def test_no_convolution_copies_its_input_to_pad_it_and_no_batch_norm_is_left(lite0):
+    with torch.profiler.profile() as profile, torch.inference_mode():
+        lite0.network(torch.rand(2, 3, 64, 64) * 255)
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::conv2d" in operations
+    assert not {"aten::constant_pad_nd", "aten::pad", "aten::batch_norm"} & operations
 
 
 def test_the_batch_size_does_not_change_the_features(rng, lite0, tmp_path):
