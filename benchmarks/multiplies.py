@@ -1,46 +1,70 @@
 """The limit of what is computed: a machine's best matrix multiplies at the shapes of a network.
 
 A linear layer is three products: its output, the gradient of its input and that of its weight. Each
-is timed alone, its matrices lying in memory as the layer has them and also row by row, and the
-faster counts. Attention's products count at the rate of the best of all.
+is timed alone for a batch of whole images, its matrices lying in memory as the layer has them and
+also row by row, and the faster counts. Attention's products count at the rate of the best of all.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from maskdm.backbones.denoiser import Denoiser
 
-Shape = tuple[int, int, int]  # rows, inner, columns
+
+class Product(NamedTuple):
+    """One of the three products of a linear layer.
+
+    Attributes:
+        of: ``"output"``, ``"input"`` (its gradient) or ``"weight"`` (its gradient).
+        inputs: numbers that the layer takes.
+        outputs: numbers that it gives.
+    """
+
+    of: str
+    inputs: int
+    outputs: int
+
+    def shape(self, rows: int) -> tuple[int, int, int]:
+        """Return rows, inner side and columns of the product for ``rows`` tokens."""
+        return {
+            "output": (rows, self.inputs, self.outputs),
+            "input": (rows, self.outputs, self.inputs),
+            "weight": (self.outputs, rows, self.inputs),
+        }[self.of]
+
+    def ways(self) -> dict[str, str]:
+        """Return which of its two matrices, A and B, lie column by column, by names."""
+        own = {"output": "B", "input": "", "weight": "A"}[self.of]
+        return {f"{self}, matrices {way or 'by rows'}": way for way in {own, "", "A"}}
+
+    def __str__(self) -> str:
+        """Return what it is called."""
+        return f"{self.of} of {self.inputs} → {self.outputs}"
 
 
 @dataclass(frozen=True)
 class Products:
-    """The linear layers' products of a step or a forward pass.
+    """What a step or a forward pass multiplies.
 
     Attributes:
-        counts: how often each shape occurs.
-        flops: of all that is computed, attention included.
+        linear: FLOPs of the linear layers, by product.
+        flops: of all, attention included.
     """
 
-    counts: Mapping[Shape, int]
+    linear: Mapping[Product, int]
     flops: int
 
-    def best_rate(self, seconds: Mapping[str, float]) -> float:
-        """Return the FLOP/s of the whole at the best multiplies.
-
-        Args:
-            seconds: of every way of every product, by the names of ``ways``.
-        """
-        fastest = {shape: min(seconds[name(shape, way)] for way in WAYS) for shape in self.counts}
-        best = max(flops_of(shape) / fastest[shape] for shape in self.counts)
-        linear = sum(count * fastest[shape] for shape, count in self.counts.items())
-        attention = self.flops - sum(n * flops_of(shape) for shape, n in self.counts.items())
-        return self.flops / (linear + attention / best)
+    def best_rate(self, rates: Mapping[Product, float]) -> float:
+        """Return the FLOP/s of the whole if each product runs at its best rate."""
+        linear = sum(flops / rates[product] for product, flops in self.linear.items())
+        attention = self.flops - sum(self.linear.values())
+        return self.flops / (linear + attention / max(rates.values()))
 
 
 def products(backbone: Denoiser, visible: int, images: int, flops: int, step: bool) -> Products:
@@ -53,62 +77,63 @@ def products(backbone: Denoiser, visible: int, images: int, flops: int, step: bo
         flops: of all of it, by the cost model.
         step: whether the backward pass counts.
     """
-    counts: Counter[Shape] = Counter()
+    linear: Counter[Product] = Counter()
 
     def note(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        rows, inner, columns = inputs[0].numel() // layer.in_features, *layer.weight.shape[::-1]
-        counts[rows, inner, columns] += 1
-        if step:
-            counts[rows, columns, inner] += 1
-            counts[columns, rows, inner] += 1
+        for of in ("output", "input", "weight") if step else ("output",):
+            product = Product(of, layer.in_features, layer.out_features)
+            linear[product] += 2 * inputs[0].numel() * layer.out_features
 
     layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_hook(note) for layer in layers]
-    values = layers[0].in_features
     backbone(
-        torch.empty(images, visible, values, device="meta"),
+        torch.empty(images, visible, layers[0].in_features, device="meta"),
         torch.empty(images, visible, dtype=torch.long, device="meta"),
         torch.empty(images, device="meta"),
     )
     for handle in handles:
         handle.remove()
-    return Products(counts, flops)
+    return Products(linear, flops)
 
 
-def ways(
-    shapes: Mapping[Shape, int], dtype: torch.dtype, device: torch.device
+def multiplies(
+    products: Mapping[Product, int], rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Callable[[], Tensor]]:
-    """Return functions that multiply matrices of the shapes, by names with the ways they lie."""
+    """Return functions that multiply as the products do, one for each way, by its name."""
     return {
-        name(shape, way): multiply(shape, way, dtype, device) for shape in shapes for way in WAYS
+        name: multiply(product.shape(rows), way, dtype, device)
+        for product in products
+        for name, way in product.ways().items()
     }
 
 
 def multiply(
-    shape: Shape, way: str, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, int, int], way: str, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], Tensor]:
-    """Return a product of a (rows, inner) and an (inner, columns) matrix."""
+    """Return a product of a (rows, inner) and an (inner, columns) matrix.
+
+    Args:
+        shape: rows, inner side, columns.
+        way: which of the two, ``"A"`` or ``"B"``, lies column by column; ``""`` for none.
+        dtype: of all three.
+        device: where they are.
+    """
     rows, inner, columns = shape
     a = torch.randn(rows, inner, device=device).to(dtype)
     b = torch.randn(inner, columns, device=device).to(dtype)
-    if "A" in way:
+    if way == "A":
         a = a.t().contiguous().t()
-    if "B" in way:
+    if way == "B":
         b = b.t().contiguous().t()
     return partial(torch.mm, a, b, out=torch.empty(rows, columns, dtype=dtype, device=device))
 
 
-# Which of the two matrices lie column by column: the weight in a forward pass (B), the output's
-# gradient in that of the weight (A).
-WAYS = ("", "A", "B")
-
-
-def name(shape: Shape, way: str) -> str:
-    """Return what a way of multiplying is called."""
-    return "x".join(map(str, shape)) + way
-
-
-def flops_of(shape: Shape) -> int:
-    """Return the FLOPs of a product."""
-    rows, inner, columns = shape
-    return 2 * rows * inner * columns
+def best_rates(
+    products: Mapping[Product, int], rows: int, seconds: Mapping[str, float]
+) -> dict[Product, float]:
+    """Return the FLOP/s of every product in the best of its ways, which took ``seconds``."""
+    rates = {}
+    for product in products:
+        first, inner, last = product.shape(rows)
+        rates[product] = 2 * first * inner * last / min(seconds[name] for name in product.ways())
+    return rates

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import interleaved, timer
-from benchmarks.multiplies import Products, products, ways
+from benchmarks.multiplies import Product, Products, best_rates, multiplies, products
 from benchmarks.rows import Row
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, build_backbone
@@ -87,29 +87,36 @@ def _of_size(size: str, preset: Path) -> list[Row]:
         steps[own] = training_step(preset, mask, pretrain)
     works = {f"training step, {size}, {name}": work for name, work in steps.items()}
     works[f"sampling, {size}"] = sampling(preset, device)
-    dtype = DTYPES[finetune.precision]
-    shapes = {shape: 1 for work in works.values() for shape in work.products.counts}
-    multiplies = ways(shapes, dtype, device)
+    whole = next(iter(works.values())).products.linear
+    rows = images * grid**2
+    calls = multiplies(whole, rows, DTYPES[finetune.precision], device)
     timers = {name: timer(work.call, device) for name, work in works.items()}
-    timers |= {name: timer(call, device) for name, call in multiplies.items()}
-    return rows_of(works, interleaved(timers, least=5, most=15), size)
+    timers |= {name: timer(call, device) for name, call in calls.items()}
+    seconds = interleaved(timers, least=5, most=9)
+    return rows_of(works, seconds, best_rates(whole, rows, seconds), size)
 
 
 def _of(params: FinetuneParams, batch_size: int) -> FinetuneParams:
     return params.model_copy(update={"batch_size": batch_size})
 
 
-def rows_of(works: Mapping[str, Work], seconds: Mapping[str, float], size: str) -> list[Row]:
+def rows_of(
+    works: Mapping[str, Work],
+    seconds: Mapping[str, float],
+    rates: Mapping[Product, float],
+    size: str,
+) -> list[Row]:
     """Return the rows that follow from times.
 
     Args:
         works: a training step on whole images, then others, by name.
-        seconds: that each of them takes, and each way of each product.
+        seconds: that each of them takes.
+        rates: the best FLOP/s of every product.
         size: what the network is called.
     """
     rows = []
     for name, work in works.items():
-        limit = work.products.best_rate(seconds)
+        limit = work.products.best_rate(rates)
         rate = work.products.flops / seconds[name]
         rows.append(Row(name, rate / 1e9, "GFLOP/s", limit / 1e9, RATE, True))
     whole, full = next(iter(works.items()))
@@ -167,8 +174,8 @@ def sampling(preset: Path, device: torch.device) -> Work:
 
     flops = EVALUATIONS * DRAWN * backbone.forward_flops(shape[0])
     multiplied = products(_on_meta(preset), shape[0], DRAWN, flops // EVALUATIONS, step=False)
-    counts = {shape: EVALUATIONS * count for shape, count in multiplied.counts.items()}
-    return Work(draw, Products(counts, flops), DRAWN, DRAWN * shape[0])
+    linear = {product: EVALUATIONS * count for product, count in multiplied.linear.items()}
+    return Work(draw, Products(linear, flops), DRAWN, DRAWN * shape[0])
 
 
 def _on_meta(preset: Path) -> Denoiser:

@@ -47,8 +47,7 @@ class Batch(NamedTuple):
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        *tensors, labels = self
-        return Batch(*map(change, tensors), None if labels is None else change(labels))  # type: ignore[arg-type]
+        return Batch._make(t if t is None else change(t) for t in self)
 
 
 @lru_cache(maxsize=2)

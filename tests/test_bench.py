@@ -16,7 +16,7 @@ from benchmarks.besides import BYTES, started, surrounding, updating
 from benchmarks.commands import SHORT, workspace
 from benchmarks.measuring import doubt, execute, interleaved, peak_memory, timer
 from benchmarks.memory import bytes_needed
-from benchmarks.multiplies import WAYS, Products, flops_of, multiply, name, products
+from benchmarks.multiplies import Product, Products, best_rates, multiplies, multiply, products
 from benchmarks.rows import Row, table
 from benchmarks.speed import PRESET, machine, versions
 from benchmarks.training import DRAWN, EVALUATIONS, Work, rows_of, sampling, training_step
@@ -62,44 +62,39 @@ def test_a_record_has_the_columns_of_the_report_and_a_number_for_a_goal():
     }  # fmt: skip
 
 
-def timed(shapes, rate):
-    """Return seconds of every way of every product; the best way has the rate."""
-    return {
-        name(shape, way): flops_of(shape) / rate(shape) * (1 if way == best else 2)
-        for shape in shapes
-        for best in [WAYS[sum(shape) % 3]]
-        for way in WAYS
-    }
+LAYER = Product("output", 20, 30)
 
 
 @given(share=positive, whole=st.integers(1, 64), masked=st.integers(1, 64))
 def test_steps_at_one_rate_are_as_fast_as_their_flops_whatever_their_batches(share, whole, masked):
-    shape = (10, 20, 30)
-    full, part = ({shape: n} for n in (4 * whole, masked))
+    full, part = "training step, s, whole images", "training step, s, masked"
     works = {
-        "training step, s, whole images": Work(
-            nothing, Products(full, 4 * whole * flops_of(shape)), whole, whole
-        ),
-        "training step, s, masked": Work(
-            nothing, Products(part, masked * flops_of(shape)), masked, masked
-        ),
+        full: Work(nothing, Products({LAYER: 4000 * whole}, 4000 * whole), whole, whole),
+        part: Work(nothing, Products({LAYER: 1000 * masked}, 1000 * masked), masked, masked),
     }
-    seconds = timed([shape], lambda _: 1e9)
-    seconds |= {name: work.products.flops / (share * 1e9) for name, work in works.items()}
-    *rates, speed_up = rows_of(works, seconds, "s")
+    seconds = {name: work.products.flops / (share * 1e9) for name, work in works.items()}
+    *rates, speed_up = rows_of(works, seconds, {LAYER: 1e9}, "s")
     assert [rate.ratio for rate in rates] == pytest.approx([share, share])
     assert (speed_up.value, speed_up.limit) == pytest.approx((4, 4))
     assert speed_up.name == "images/s, s, masked ÷ whole images"
 
 
 def test_the_limit_is_every_product_at_its_best_and_attention_at_the_best_of_all():
-    small, large = (4, 5, 6), (40, 50, 60)
-    attention = 10**6
-    counts = {small: 3, large: 2}
-    multiplied = Products(counts, 3 * flops_of(small) + 2 * flops_of(large) + attention)
-    seconds = timed(counts, lambda shape: 1e6 if shape == small else 2e6)
-    longest = 3 * flops_of(small) / 1e6 + 2 * flops_of(large) / 2e6 + attention / 2e6
-    assert multiplied.best_rate(seconds) == pytest.approx(multiplied.flops / longest)
+    other = Product("weight", 20, 30)
+    multiplied = Products({LAYER: 3000, other: 2000}, 3000 + 2000 + 1000)
+    longest = 3000 / 1e6 + 2000 / 2e6 + 1000 / 2e6
+    assert multiplied.best_rate({LAYER: 1e6, other: 2e6}) == pytest.approx(6000 / longest)
+
+
+@pytest.mark.parametrize("of", ["output", "input", "weight"])
+def test_the_best_rate_of_a_product_is_that_of_the_way_that_took_least(of):
+    product = Product(of, 20, 30)
+    seconds = {name: 2.0 + number for number, name in enumerate(product.ways())}
+    rates = best_rates({product: 1}, 10, seconds)
+    assert rates == {product: 2 * 10 * 20 * 30 / 2.0}
+    calls = multiplies({product: 1}, 10, torch.float32, torch.device("cpu"))
+    assert set(calls) == set(product.ways())
+    assert {tuple(call().shape) for call in calls.values()} == {product.shape(10)[::2]}
 
 
 def test_the_products_of_a_step_are_those_of_its_linear_layers_forward_and_backward():
@@ -107,29 +102,27 @@ def test_the_products_of_a_step_are_those_of_its_linear_layers_forward_and_backw
     with torch.device("meta"):
         backbone = build_backbone(model, 32, 3, seed=0)
     images, dim, tokens = 5, 32, 65
-    found = products(backbone, 64, images, flops=1, step=False).counts
-    assert found == {
-        (images * 64, 48, dim): 1,
-        (images * tokens, dim, 3 * dim): 3,
-        (images * tokens, dim, dim): 3,
-        (images * tokens, dim, 4 * dim): 3,
-        (images * tokens, 4 * dim, dim): 3,
-        (images * tokens, 2 * dim, dim): 1,
-        (images * 64, dim, 48): 1,
+    rows = {(48, dim): 64, (dim, 48): 64, (2 * dim, dim): tokens}
+    layers = [(dim, 3 * dim), (dim, dim), (dim, 4 * dim), (4 * dim, dim)]
+    rows |= dict.fromkeys(layers, 3 * tokens)
+    forward = products(backbone, 64, images, flops=1, step=False).linear
+    assert forward == {
+        Product("output", *layer): 2 * images * count * layer[0] * layer[1]
+        for layer, count in rows.items()
     }
     flops = training_flops(backbone, 64, images)
-    both = products(backbone, 64, images, flops, step=True)
-    assert sum(both.counts.values()) == 3 * sum(found.values())
-    linear = sum(n * flops_of(shape) for shape, n in both.counts.items())
-    assert flops - linear == 3 * images * 2 * 2 * 3 * dim * tokens**2  # attention
+    both = products(backbone, 64, images, flops, step=True).linear
+    assert sum(both.values()) == 3 * sum(forward.values())
+    attention = 3 * images * 2 * 2 * 3 * dim * tokens**2
+    assert flops - sum(both.values()) == attention
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["", "A", "B"])
 def test_a_product_is_the_product_however_its_matrices_lie(way):
     call = multiply((3, 4, 5), way, torch.float32, torch.device("cpu"))
     a, b = call.args
     assert (tuple(a.shape), tuple(b.shape)) == ((3, 4), (4, 5))
-    assert [a.is_contiguous(), b.is_contiguous()] == ["A" not in way, "B" not in way]
+    assert [a.is_contiguous(), b.is_contiguous()] == [way != "A", way != "B"]
     torch.testing.assert_close(call(), a @ b)
 
 
