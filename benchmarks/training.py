@@ -39,6 +39,9 @@ RATES = (0.5, 0.75, 0.9)
 SMALL = Path("presets/celeba64.yaml")  # MaskDM-small at 64 pixels
 MOST_TOKENS = {"cpu": 2048}  # in a batch of whole images; elsewhere the preset's batch counts
 DRAWN, EVALUATIONS = 32, 4  # images that are sampled at once, network evaluations of each
+# FLOP/s of dense 16-bit multiplies, from the makers' data sheets
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+UTILISATION = 0.4  # a goal that large transformers reach
 RATE, SHARE = 0.85, 0.95  # goals: of the best multiplies; of what the cost model promises
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -93,7 +96,11 @@ def _of_size(size: str, preset: Path) -> list[Row]:
     timers = {name: timer(work.call, device) for name, work in works.items()}
     timers |= {name: timer(call, device) for name, call in calls.items()}
     seconds = interleaved(timers, least=5, most=9)
-    return rows_of(works, seconds, best_rates(whole, rows, seconds), size)
+    rates = best_rates(whole, rows, seconds)
+    found = rows_of(works, seconds, rates, size)
+    if device.type == "cuda":
+        found += gpu_rows(works, seconds, rates, torch.cuda.get_device_name(device))
+    return found
 
 
 def _of(params: FinetuneParams, batch_size: int) -> FinetuneParams:
@@ -127,6 +134,33 @@ def rows_of(
             masked = name.removeprefix(f"training step, {size}, ")
             label = f"images/s, {size}, {masked} ÷ whole images"
             rows.append(Row(label, speed_up, "×", computed, SHARE, True))
+    return rows
+
+
+def gpu_rows(
+    works: Mapping[str, Work],
+    seconds: Mapping[str, float],
+    rates: Mapping[Product, float],
+    gpu: str,
+) -> list[Row]:
+    """Return what people ask of a GPU: tokens a second, and the use made of its nominal peak.
+
+    Args:
+        works: training steps and others, by name.
+        seconds: that each of them takes.
+        rates: the best FLOP/s of every product.
+        gpu: the device's name; the second kind of row is left out for one that is not in ``PEAKS``.
+    """
+    rows = []
+    peak = next((peak for name, peak in PEAKS.items() if name in gpu), None)
+    for name, work in works.items():
+        a_token = work.products.flops / work.tokens
+        best = work.products.best_rate(rates) / a_token
+        rows.append(Row(f"{name}: tokens/s", work.tokens / seconds[name], "1/s", best, RATE, True))
+        if peak:
+            reached = work.products.flops / seconds[name]
+            label = f"{name}: model-FLOPs utilisation"
+            rows.append(Row(label, reached / 1e12, "TFLOP/s", peak / 1e12, UTILISATION, True))
     return rows
 
 

@@ -19,7 +19,15 @@ from benchmarks.memory import bytes_needed
 from benchmarks.multiplies import Product, Products, best_rates, multiplies, multiply, products
 from benchmarks.rows import Row, table
 from benchmarks.speed import PRESET, machine, versions
-from benchmarks.training import DRAWN, EVALUATIONS, Work, rows_of, sampling, training_step
+from benchmarks.training import (
+    DRAWN,
+    EVALUATIONS,
+    Work,
+    gpu_rows,
+    rows_of,
+    sampling,
+    training_step,
+)
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.backbones.uvit import UViT
 from maskdm.batches import Batches
@@ -77,6 +85,16 @@ def test_steps_at_one_rate_are_as_fast_as_their_flops_whatever_their_batches(sha
     assert [rate.ratio for rate in rates] == pytest.approx([share, share])
     assert (speed_up.value, speed_up.limit) == pytest.approx((4, 4))
     assert speed_up.name == "images/s, s, masked ÷ whole images"
+
+
+def test_a_gpu_is_told_by_its_tokens_and_by_its_nominal_peak():
+    works = {"a step": Work(nothing, Products({LAYER: 10**13}, 10**13), 5, 200)}
+    found = gpu_rows(works, {"a step": 0.02}, {LAYER: 6e14}, "NVIDIA H100 80GB HBM3")
+    assert [(row.value, row.limit) for row in found] == [
+        (200 / 0.02, pytest.approx(6e14 / (10**13 / 200))),
+        (pytest.approx(500), 989),
+    ]
+    assert len(gpu_rows(works, {"a step": 0.02}, {LAYER: 6e14}, "another")) == 1
 
 
 def test_the_limit_is_every_product_at_its_best_and_attention_at_the_best_of_all():
