@@ -23,7 +23,7 @@ from maskdm.data.folder import file_group
 from maskdm.data.images import fit, read_image, to_rgb
 from maskdm.data.openmoji import OPENMOJI
 from maskdm.data.source import Picture, Source
-from maskdm.data.sources import open_source, read_samples
+from maskdm.data.sources import TOGETHER, open_source, read_samples
 from maskdm.data.store import PreparedSet, Sample, Unreadable, open_prepared, write_prepared
 from maskdm.errors import UserError
 
@@ -382,8 +382,7 @@ def test_nothing_is_read_any_more_once_nobody_takes_it() -> None:
     samples = read_samples(Source("test", "none", None, pictures, paint), params(path="."))
     next(samples)
     samples.close()  # as an error or Ctrl-C in the consumer does
-    workers = os.cpu_count() or 1
-    assert len(read) <= 3 * workers
+    assert len(read) <= 3 * TOGETHER * (os.cpu_count() or 1)
 
 
 def test_what_the_user_must_mend_is_no_unreadable_file() -> None:

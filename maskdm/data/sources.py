@@ -6,7 +6,7 @@ To add a source, write a module with a ``Kind`` and give it a name here.
 import heapq
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,7 @@ SOURCES: dict[str, Kind] = {
 }
 
 AHEAD = 16  # pictures a core that may be read before they are taken
+TOGETHER = 4  # of them, in one call of a thread, which costs as much as 0.05 ms
 
 
 class DataParams(SourceParams):
@@ -129,19 +130,23 @@ def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unread
 
 
 def _in_order(
-    read: Callable[[Picture], Sample | Unreadable], pictures: Iterable[Picture]
+    read: Callable[[Picture], Sample | Unreadable], pictures: Sequence[Picture]
 ) -> Iterator[Sample | Unreadable]:
     """Read pictures in order, on all cores, a bounded number of them ahead of what is taken."""
     workers = os.cpu_count() or 1
-    started: deque[Future[Sample | Unreadable]] = deque()
+    started: deque[Future[list[Sample | Unreadable]]] = deque()
+
+    def read_few(few: Sequence[Picture]) -> list[Sample | Unreadable]:
+        return [read(picture) for picture in few]
+
     with ThreadPoolExecutor(workers) as pool:  # PIL decodes and resizes outside Python's lock
         try:
-            for picture in pictures:
-                started.append(pool.submit(read, picture))
-                if len(started) == AHEAD * workers:
-                    yield started.popleft().result()
+            for first in range(0, len(pictures), TOGETHER):
+                started.append(pool.submit(read_few, pictures[first : first + TOGETHER]))
+                if len(started) * TOGETHER == AHEAD * workers:
+                    yield from started.popleft().result()
             while started:
-                yield started.popleft().result()
+                yield from started.popleft().result()
         finally:
             for future in started:
                 future.cancel()
