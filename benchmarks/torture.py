@@ -2,8 +2,8 @@
 
 ``make torture`` runs the long one. The stage trains a tiny network on a few emoji, saves its state
 every few steps, and gets SIGKILL, SIGTERM or SIGINT at a random moment: while it starts, trains,
-saves, or finishes. What it leaves in the end must be the bytes of a run
-that nobody touched.
+saves, or finishes. What it leaves in the end must be the bytes of a run that nobody touched. Once it
+has found its work finished, it begins anew.
 """
 
 import json
@@ -63,6 +63,11 @@ class Workspace:
         workspace.stage("prepare")
         return workspace
 
+    @property
+    def states(self) -> Path:
+        """The folder of states."""
+        return self.folder / "states"
+
     def start(self, stage: str) -> subprocess.Popen[str]:
         """Start a stage in a process group of its own."""
         usual = {name: value for name, value in os.environ.items() if "MASKDM" not in name}
@@ -91,7 +96,7 @@ class Workspace:
 
     def saved(self) -> int:
         """Return the step of the newest state that is there; 0 if there is none."""
-        names = map(Name.of, (self.folder / "states").rglob(f"*{FACTS}"))
+        names = map(Name.of, self.states.rglob(f"*{FACTS}"))
         return max((name.step for name in names if name), default=0)
 
     def has_saved(self, step: int) -> bool:
@@ -155,12 +160,19 @@ def storm(calm: Workspace, struck: Workspace, stage: str, kills: int, seed: int)
         for step, finished in RESUMED.findall(said):
             result.resumed += [int(step)] if step else []
             result.finished += bool(finished)
+            if finished and process.returncode == 0:
+                result.differing += differing(calm, struck)
+                for folder in ("states", f"models/{stage}", f"reports/{stage}"):
+                    shutil.rmtree(struck.folder / folder)
     struck.stage(stage)
-    expected, found = calm.files(*MODELS_AND_CURVES), struck.files(*MODELS_AND_CURVES)
-    result.differing = sorted(
-        name for name in expected | found if expected.get(name) != found.get(name)
-    )
+    result.differing += differing(calm, struck)
     return result
+
+
+def differing(calm: Workspace, struck: Workspace) -> list[str]:
+    """Return the names of the models and curves that are not the same in two workspaces."""
+    expected, found = calm.files(*MODELS_AND_CURVES), struck.files(*MODELS_AND_CURVES)
+    return sorted(name for name in expected | found if expected.get(name) != found.get(name))
 
 
 def passed(moment: float) -> bool:
@@ -201,7 +213,7 @@ def main(
                 "differing": result.differing,
             }
             print(stage, json.dumps(report[stage]))
-            shutil.rmtree(struck.folder / "states")
+            shutil.rmtree(struck.states)
     REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if report["pretrain"]["differing"] or report["finetune"]["differing"]:
         raise UserError("Some files differ from those of the run that nobody touched.")
