@@ -5,10 +5,8 @@ write, in order, on all cores, with whatever processes it starts. The limit is t
 and resizing alone, in a plain loop in one thread, times the number of cores.
 """
 
-import io
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,8 +15,7 @@ from PIL import Image
 
 from benchmarks.measuring import interleaved
 from benchmarks.rows import Row
-from maskdm.data.images import fit, to_rgb
-from maskdm.data.openmoji import OPENMOJI, draw
+from maskdm.data.images import fit
 from maskdm.data.source import Source
 from maskdm.data.sources import DataParams, open_source, read_samples
 from maskdm.data.store import PreparedSet, Sample, write_prepared
@@ -39,25 +36,19 @@ def prepare(preset: Path) -> list[Row]:
         save_jpegs(folder)
         photos = params.model_copy(update={"source": "folder", "path": name, "limit": None})
         return [
-            row("prepare OpenMoji", params, draws_here(params)),
-            row(f"prepare JPEGs of {WIDTH}×{HEIGHT}", photos, listed(photos).read),
+            row("prepare OpenMoji", params),
+            row(f"prepare JPEGs of {WIDTH}×{HEIGHT}", photos),
         ]
 
 
-def row(name: str, params: DataParams, read: Callable[[str], Image.Image]) -> Row:
-    """Measure one source.
-
-    Args:
-        name: the row's.
-        params: what is prepared.
-        read: reads a picture by its name, in this thread.
-    """
-    pictures = listed(params).pictures
+def row(name: str, params: DataParams) -> Row:
+    """Measure one source, under the name that the row is to have."""
+    source = listed(params)
+    pictures = source.pictures
     looped = pictures[:: -(-len(pictures) // LOOPED)]
 
     def everything() -> float:
-        """Prepare all pictures, of a source that nothing was read of, and return seconds each."""
-        source = listed(params)
+        """Prepare all pictures and return seconds each."""
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             write(Path(folder), source, params)
@@ -67,7 +58,7 @@ def row(name: str, params: DataParams, read: Callable[[str], Image.Image]) -> Ro
         """Decode and resize some pictures one after the other and return seconds each."""
         started = time.perf_counter()
         for picture in looped:
-            fit(read(picture.name), params.size, params.channels)
+            fit(source.read(picture.name), params.size, params.channels)
         return (time.perf_counter() - started) / len(looped)
 
     for warm_up in (everything, loop):
@@ -78,7 +69,7 @@ def row(name: str, params: DataParams, read: Callable[[str], Image.Image]) -> Ro
 
 
 def listed(params: DataParams) -> Source:
-    """Return a source that nothing was read of."""
+    """Return a source, its pictures listed and not read."""
     return open_source(params, Path("data/raw"))
 
 
@@ -109,18 +100,6 @@ def write_noise(folder: Path, count: int) -> PreparedSet:
         source="noise",
         licence="none",
     )
-
-
-def draws_here(params: DataParams) -> Callable[[str], Image.Image]:
-    """Return what reads a picture of OpenMoji in this process, not in one that draws."""
-    assert OPENMOJI.fetch is not None
-    folder = OPENMOJI.fetch(Path("data/raw"))
-
-    def read(name: str) -> Image.Image:
-        drawn = draw(str(folder / f"{name}.svg"), params.size)
-        return to_rgb(Image.open(io.BytesIO(drawn)), params.background)
-
-    return read
 
 
 def save_jpegs(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 ``make torture`` runs the long one. The stage trains a tiny network on a few emoji, saves its state
 every few steps, and gets SIGKILL, SIGTERM or SIGINT at a random moment: while it starts, trains,
-saves, or finishes. What it leaves in the end must be the bytes of a run that nobody touched. Once it
-has found its work finished, it begins anew.
+saves, or finishes; once it finds its work finished, it begins anew. What it leaves must be the
+bytes of a run that nobody touched.
 """
 
 import json

@@ -6,8 +6,7 @@ from pathlib import Path
 from benchmarks import preparing
 from benchmarks.commands import workspace
 from benchmarks.measuring import execute
-from benchmarks.preparing import draws_here, listed, prepare, save_jpegs, write
-from maskdm.data.images import fit
+from benchmarks.preparing import listed, prepare, save_jpegs, write
 from maskdm.data.sources import DataParams
 from maskdm.data.store import open_prepared
 from maskdm.params import read_section
@@ -32,7 +31,7 @@ def test_what_is_timed_prepares_every_picture_and_the_loop_reads_a_sample_of_the
     monkeypatch.setattr(
         preparing, "write", lambda *given: written.append(write(*given)) or written[-1]
     )
-    monkeypatch.setattr(preparing, "fit", lambda *given: fitted.append(fit(*given)))
+    monkeypatch.setattr(preparing, "fit", lambda *given: fitted.append(given))
     monkeypatch.setattr(preparing, "interleaved", lambda *_, **__: {"everything": 1, "loop": 1})
     prepare(TINY)
     assert [len(kept.train) + len(kept.heldout) for kept in written] == [96, 40]
@@ -45,14 +44,6 @@ def test_it_writes_the_set_that_the_stage_writes(tmp_path):
     with workspace(TINY, {}) as folder:
         execute(["python", "-m", "stages.prepare"], folder)
         assert open_prepared(folder / "data/prepared").hash == kept.hash
-
-
-def test_the_loop_decodes_and_resizes_to_the_same_pixels_as_the_stage():
-    params = read_section(TINY, "data", DataParams)
-    source, here = listed(params), draws_here(params)
-    for picture in source.pictures[::12]:
-        both = [fit(read(picture.name), params.size, 3) for read in (source.read, here)]
-        assert (both[0] == both[1]).all()
 
 
 def test_the_photographs_are_as_large_as_their_row_says(tmp_path, monkeypatch):

@@ -1,11 +1,7 @@
 """The prepared set: what is read, how it is split, and what is written."""
 
-import gc
 import json
 import os
-import subprocess
-import threading
-import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from preparing import params, prepare, save_images, sides
 
-from maskdm.data import openmoji
 from maskdm.data.folder import file_group
 from maskdm.data.images import fit, read_image, to_rgb
-from maskdm.data.openmoji import OPENMOJI
-from maskdm.data.source import Picture, Source
-from maskdm.data.sources import TOGETHER, open_source, read_samples
-from maskdm.data.store import PreparedSet, Sample, Unreadable, open_prepared, write_prepared
+from maskdm.data.sources import open_source
+from maskdm.data.store import PreparedSet, Sample, open_prepared, write_prepared
 from maskdm.errors import UserError
 
 
@@ -336,132 +329,6 @@ def test_writing_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 100 * 32 * 32 * 3  # of 1 800 more images, less than 100
-
-
-def test_reading_stays_a_bounded_number_of_images_ahead() -> None:
-    read: list[str] = []
-
-    def paint(name: str) -> Image.Image:
-        read.append(name)
-        return Image.new("RGB", (16, 16))
-
-    pictures = [Picture(f"{n:05}", n % 2 == 0, None) for n in range(50 * (os.cpu_count() or 1))]
-    samples = read_samples(Source("test", "none", None, pictures, paint), params(path="."))
-    next(samples)
-    time.sleep(0.2)  # long enough to read all of them
-    assert len(read) <= 16 * (os.cpu_count() or 1)
-
-
-def test_a_slow_picture_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures come in order, and no batch has to end before the next begins."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    overtaken = threading.Event()
-
-    def paint(name: str) -> Image.Image:
-        if name == "00031":  # the last that is started before one is taken
-            assert overtaken.wait(timeout=10)
-        if name == "00040":
-            overtaken.set()
-        return Image.new("RGB", (16, 16), (int(name), 0, 0))
-
-    pictures = [Picture(f"{n:05}", n % 2 == 0, None) for n in range(100)]
-    samples = list(read_samples(Source("test", "none", None, pictures, paint), params(path=".")))
-    assert all(isinstance(sample, Sample) for sample in samples)
-    assert [s.pixels[0, 0, 0] for s in samples if isinstance(s, Sample)] == list(range(100))
-
-
-def test_nothing_is_read_any_more_once_nobody_takes_it() -> None:
-    read: list[str] = []
-
-    def paint(name: str) -> Image.Image:
-        read.append(name)
-        time.sleep(0.02)
-        return Image.new("RGB", (16, 16))
-
-    pictures = [Picture(f"{n:05}", n % 2 == 0, None) for n in range(1000)]
-    samples = read_samples(Source("test", "none", None, pictures, paint), params(path="."))
-    next(samples)
-    samples.close()  # as an error or Ctrl-C in the consumer does
-    assert len(read) <= 3 * TOGETHER * (os.cpu_count() or 1)
-
-
-def test_what_the_user_must_mend_is_no_unreadable_file() -> None:
-    def paint(name: str) -> Image.Image:
-        raise UserError("The disk is gone.")
-
-    pictures = [Picture(f"{n:05}", n % 2 == 0, None) for n in range(9)]
-    source = Source("test", "none", None, pictures, paint)
-    with pytest.raises(UserError, match="The disk is gone"):
-        list(read_samples(source, params(path=".", max_unreadable=0.9)))
-
-
-# Processes that draw
-
-
-@pytest.fixture
-def drawings(tmp_path: Path) -> Path:
-    """A folder of SVG files, each in its own grey."""
-    for n in range(40):
-        level = f"{6 * n:02x}" * 3
-        (tmp_path / f"1F6{n:02}.svg").write_text(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">'
-            f'<rect width="9" height="9" fill="#{level}"/></svg>'
-        )
-    return tmp_path
-
-
-@pytest.fixture
-def hired(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The processes that draw, as they are started."""
-    processes: list[subprocess.Popen[bytes]] = []
-    start = openmoji._hire
-
-    def hire(size: int) -> subprocess.Popen[bytes]:
-        processes.append(start(size))
-        return processes[-1]
-
-    monkeypatch.setattr(openmoji, "_hire", hire)
-    return processes
-
-
-def test_at_most_one_process_a_core_draws_and_all_end_with_the_source(
-    drawings: Path, hired: list[subprocess.Popen[bytes]]
-) -> None:
-    asked = params(source="openmoji")
-    source = OPENMOJI.listing(asked, drawings)
-    samples = [s for s in read_samples(source, asked) if isinstance(s, Sample)]
-    assert [sample.pixels.max() for sample in samples] == [6 * n for n in range(40)]
-    assert [sample.pixels.min() for sample in samples] == [6 * n for n in range(40)]
-    assert 1 <= len(hired) <= (os.cpu_count() or 1)
-    assert all(os.getpgid(process.pid) != os.getpgrp() for process in hired)  # Ctrl-C misses them
-    del source
-    gc.collect()
-    assert [process.returncode for process in hired] == [0] * len(hired)
-
-
-def test_a_damaged_drawing_is_unreadable_and_its_process_goes_on(
-    drawings: Path, hired: list[subprocess.Popen[bytes]]
-) -> None:
-    asked = params(source="openmoji", max_unreadable=0.2)
-    (drawings / "1F605.svg").write_text("<svg")
-    (drawings / "1F606.svg").write_bytes(b"\xff\xfe")
-    samples = list(read_samples(OPENMOJI.listing(asked, drawings), asked))
-    skipped = [sample for sample in samples if isinstance(sample, Unreadable)]
-    assert [file.name for file in skipped] == ["1F605", "1F606"]
-    assert all(file.reason for file in skipped)
-    assert len(samples) == 40
-    assert len(hired) <= (os.cpu_count() or 1)
-
-
-def test_a_drawing_process_that_dies_is_told_of_and_the_next_picture_gets_another(
-    drawings: Path, hired: list[subprocess.Popen[bytes]]
-) -> None:
-    source = OPENMOJI.listing(params(source="openmoji"), drawings)
-    source.read("1F600")
-    hired[0].kill()
-    with pytest.raises(UserError, match=r"draws .*1F601\.svg ended with status -9"):
-        source.read("1F601")
-    assert source.read("1F601").getpixel((0, 0)) == (6, 6, 6)
 
 
 def test_a_missing_set_says_what_to_run(tmp_path: Path) -> None:

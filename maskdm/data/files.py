@@ -12,12 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from maskdm.data.reading import once_per_process
 from maskdm.errors import UserError
 
 
 @dataclass(frozen=True)
 class Files:
-    """Named files. ``read`` may be called from several threads at once."""
+    """Named files. ``read`` may be called in several threads and forked processes at once."""
 
     path: Path  # the folder or the archive
     names: list[str]  # sorted
@@ -68,18 +69,19 @@ def open_zip(path: Path) -> Files:
     Raises:
         UserError: if there is none, or it is damaged.
     """
+    archive = once_per_process(lambda: zipfile.ZipFile(path))
     try:
-        archive = zipfile.ZipFile(path)
+        listed = archive().infolist()
     except OSError as error:
         raise UserError(f"data.path is '{path}', which cannot be read: {error.strerror}.") from None
     except zipfile.BadZipFile as error:
         raise UserError(f"data.path is '{path}', which is no whole zip file ({error}).") from None
     members = {
         name: member
-        for member in archive.infolist()
+        for member in listed
         if _visible(name := member.filename.replace("\\", "/")) and not name.endswith("/")
     }
-    return Files(path, sorted(members), lambda name: archive.read(members[name]))
+    return Files(path, sorted(members), lambda name: archive().read(members[name]))
 
 
 def _walk(root: Path) -> Iterator[str]:

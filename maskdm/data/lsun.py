@@ -1,11 +1,13 @@
 """LSUN (Yu et al., 2015), outdoor churches: 126 227 images in an LMDB database."""
 
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from maskdm.data.downloads import optional
 from maskdm.data.images import read_image
+from maskdm.data.reading import once_per_process
 from maskdm.data.source import Kind, Picture, Source, SourceParams, held_out
 from maskdm.errors import UserError
 
@@ -18,16 +20,18 @@ def _listing(params: SourceParams, path: Path) -> Source:
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not (folder / "data.mdb").is_file():
         raise UserError(f"There is no data.mdb in {folder}: data.path must name {CHURCH.path}.")
+    opening = partial(lmdb.open, str(folder), readonly=True, lock=False, readahead=False)
     try:
-        database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
-        with database.begin() as transaction:
+        # Closed before anything is forked: LMDB wants it opened anew in every process.
+        with opening() as database, database.begin() as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
     except lmdb.Error as error:
         raise UserError(f"{folder} is damaged ({error}): unpack it again.") from None
+    opened = once_per_process(opening)
     names = [key.decode("latin-1") for key in keys]
 
     def read(name: str) -> Image.Image:
-        with database.begin() as transaction:
+        with opened().begin() as transaction:
             content = transaction.get(name.encode("latin-1"))
         return read_image(content, params.size, params.background)
 

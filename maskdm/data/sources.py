@@ -4,10 +4,7 @@ To add a source, write a module with a ``Kind`` and give it a name here.
 """
 
 import heapq
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from maskdm.data.imagenet import IMAGENET
 from maskdm.data.images import fit
 from maskdm.data.lsun import CHURCH
 from maskdm.data.openmoji import OPENMOJI
+from maskdm.data.reading import read_in_order
 from maskdm.data.source import Kind, Picture, Source, SourceParams, hashed
 from maskdm.data.store import Sample, Unreadable, require_both
 from maskdm.data.vggface2 import VGGFACE2
@@ -41,9 +39,6 @@ SOURCES: dict[str, Kind] = {
     "vggface2": VGGFACE2,
     "imagenet": IMAGENET,
 }
-
-AHEAD = 16  # pictures a core that may be read before they are taken
-TOGETHER = 4  # of them, in one call of a thread, which costs as much as 0.05 ms
 
 
 class DataParams(SourceParams):
@@ -121,35 +116,12 @@ def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unread
     """
     unreadable: list[Unreadable] = []
     allowed = params.max_unreadable * len(source.pictures)
-    for sample in _in_order(partial(_read, source, params), source.pictures):
+    for sample in read_in_order(partial(_read, source, params), source.pictures):
         if isinstance(sample, Unreadable):
             unreadable.append(sample)
             if len(unreadable) > allowed:
                 raise _too_many(unreadable, len(source.pictures), params)
         yield sample
-
-
-def _in_order(
-    read: Callable[[Picture], Sample | Unreadable], pictures: Sequence[Picture]
-) -> Iterator[Sample | Unreadable]:
-    """Read pictures in order, on all cores, a bounded number of them ahead of what is taken."""
-    workers = os.cpu_count() or 1
-    started: deque[Future[list[Sample | Unreadable]]] = deque()
-
-    def read_few(few: Sequence[Picture]) -> list[Sample | Unreadable]:
-        return [read(picture) for picture in few]
-
-    with ThreadPoolExecutor(workers) as pool:  # PIL decodes and resizes outside Python's lock
-        try:
-            for first in range(0, len(pictures), TOGETHER):
-                started.append(pool.submit(read_few, pictures[first : first + TOGETHER]))
-                if len(started) * TOGETHER == AHEAD * workers:
-                    yield from started.popleft().result()
-            while started:
-                yield from started.popleft().result()
-        finally:
-            for future in started:
-                future.cancel()
 
 
 def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unreadable:
