@@ -80,10 +80,12 @@ def test_reading_stays_a_bounded_number_of_pictures_ahead(tmp_path: Path) -> Non
         (tmp_path / name).touch()
         return grey(name)
 
-    samples = read_all(paint, 50 * CORES)
-    next(samples)
-    time.sleep(0.3)  # long enough to read all of them
-    assert len(list(tmp_path.iterdir())) <= AHEAD * CORES
+    samples = read_all(paint, 150 * CORES)
+    for taken in range(1, 60 * CORES):
+        next(samples)
+        if taken in (1, 50 * CORES):
+            time.sleep(0.3)  # long enough to read all of them
+            assert len(list(tmp_path.iterdir())) <= taken + TOGETHER + AHEAD * CORES
 
 
 def test_a_slow_picture_holds_up_no_other(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_nothing_is_read_any_more_once_nobody_takes_it(tmp_path: Path) -> None:
     samples = read_all(paint, 1000)
     next(samples)
     samples.close()  # type: ignore[attr-defined]  # as an error or Ctrl-C in the consumer does
-    # What is under way ends, and so does what each process has been handed already.
+    # What was asked for already is still read.
     assert len(list(tmp_path.iterdir())) <= (AHEAD + TOGETHER) * CORES
 
 
@@ -160,14 +162,17 @@ def test_the_processes_end_with_one_that_is_killed(readers: str) -> None:
         os.kill(child, 0)
         parent.kill()
     until = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and status(child) != "Z":
+    while lives(child):
         assert time.monotonic() < until, "it reads for nobody"
         time.sleep(0.05)
 
 
-def status(process: int) -> str:
-    """Return the letter for a process's state."""
-    return Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0]
+def lives(process: int) -> bool:
+    """Return whether a process has not ended, be it that nobody has asked how."""
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
 
 
 def test_all_read_one_archive_and_none_disturbs_another(tmp_path: Path) -> None:

@@ -61,9 +61,6 @@ def read_in_order(read: Read, pictures: Sequence[Picture]) -> Iterator[Sample | 
                 f"memory, within {AHEAD * cores} pictures after the last that was prepared. If "
                 "it happens again, remove the picture among them that does it."
             ) from None
-        finally:
-            for future in started:
-                future.cancel()
 
 
 def once_per_process(opening: Callable[[], Opened]) -> Callable[[], Opened]:
