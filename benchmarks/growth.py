@@ -147,7 +147,7 @@ def rounded(number: float | None, digits: int) -> float | None:
 def main() -> None:
     """Measure how cost grows; print a table and write reports/growth.json.
 
-    Takes about five minutes on two idle cores. An exponent that is too large is marked in the table
+    Takes about two minutes on two idle cores. An exponent that is too large is marked in the table
     and is no failure.
     """
     grown = []

@@ -29,6 +29,13 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
+# Told before the process ends: torch's libraries for CUDA then read in 130 MiB of themselves.
+PEAK_OF_CODE = """
+import atexit, resource, sys
+atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+code = sys.argv.pop()
+exec(code)
+"""
 
 
 def interleaved(
@@ -121,6 +128,18 @@ def execution(command: Sequence[str], folder: Path) -> Callable[[], float]:
 
 def peak_memory(command: Sequence[str], folder: Path) -> float:
     """Run a command and return the GiB of the largest process among it and its children."""
-    printed = execute(["python", "-c", PEAK, *command], folder)
+    *_, peak = execute(["python", "-c", PEAK, *command], folder).splitlines()
+    return _gib(peak)
+
+
+def peak_memory_of_code(code: str, folder: Path) -> float:
+    """Run Python code in a process of its own and return the GiB that it takes, its end left out."""
+    command = ["python", "-c", PEAK, "python", "-c", PEAK_OF_CODE, code]
+    *_, peak, _with_end = execute(command, folder).splitlines()
+    return _gib(peak)
+
+
+def _gib(peak: str) -> float:
+    """Return the GiB of what the system calls ``ru_maxrss``."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return int(printed.splitlines()[-1]) * unit / 2**30
+    return int(peak) * unit / 2**30

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.commands import SHORT, workspace
-from benchmarks.measuring import execute, peak_memory
+from benchmarks.measuring import execute, peak_memory_of_code
 from benchmarks.rows import Row
 from benchmarks.training import noise_batches, training_step
 from maskdm.backbones.registry import ModelParams, build_backbone
@@ -45,9 +45,10 @@ def memory(preset: Path) -> list[Row]:
     rows = []
     with workspace(preset, SHORT) as folder:
         execute(["dvc", "repro", "prepare"], folder)
-        before = peak_memory(["python", "-c", "import torch"], folder)
+        before = peak_memory_of_code("import torch", folder)
         for stage, (shown, params) in phases.items():
-            used = peak_memory(["python", "-m", f"stages.{stage}"], folder) - before
+            code = f"import runpy; runpy.run_module('stages.{stage}', run_name='__main__')"
+            used = peak_memory_of_code(code, folder) - before
             needed = bytes_needed(preset, shown, params)
             rows.append(_row(stage, "above import torch", 2**30 * used, needed))
     return rows

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import gpus, needs, parameters, solvers, sources
+from benchmarks import gpus, needs, parameters, recorded, solvers, sources
 
 DOCS = Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
@@ -17,6 +17,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "solvers": solvers.table,
     "grid": solvers.table_of_the_papers_grid,
     "sources": sources.table,
+    "speed": recorded.speed,
+    "growth": recorded.growth,
+    "evaluations": recorded.evaluations,
 }
 MARKED = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks import preparing
 from benchmarks.commands import workspace
 from benchmarks.measuring import execute
-from benchmarks.preparing import listed, prepare, save_jpegs, write
+from benchmarks.preparing import both, listed, save_jpegs, write
 from maskdm.data.sources import DataParams
 from maskdm.data.store import open_prepared
 from maskdm.params import read_section
@@ -18,7 +18,7 @@ def test_the_limit_is_the_loops_rate_on_every_core(monkeypatch):
     monkeypatch.setattr(preparing, "interleaved", lambda *_, **__: {"everything": 0.25, "loop": 1})
     monkeypatch.setattr(preparing, "JPEGS", 40)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    rows = prepare(TINY)
+    rows = both(TINY)
     assert [row.name for row in rows] == ["prepare OpenMoji", "prepare JPEGs of 512×384"]
     assert [(row.value, row.limit, row.unit) for row in rows] == [(4, 5, "images/s")] * 2
     assert all(row.higher_is_better and row.goal == 0.8 for row in rows)
@@ -33,7 +33,7 @@ def test_what_is_timed_prepares_every_picture_and_the_loop_reads_a_sample_of_the
     )
     monkeypatch.setattr(preparing, "fit", lambda *given: fitted.append(given))
     monkeypatch.setattr(preparing, "interleaved", lambda *_, **__: {"everything": 1, "loop": 1})
-    prepare(TINY)
+    both(TINY)
     assert [len(kept.train) + len(kept.heldout) for kept in written] == [96, 40]
     assert len(fitted) == 24 + 20  # every fourth of 96, every second of 40
 
