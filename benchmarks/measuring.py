@@ -133,7 +133,7 @@ def peak_memory(command: Sequence[str], folder: Path) -> float:
 
 
 def peak_memory_of_code(code: str, folder: Path) -> float:
-    """Run Python code in a process of its own and return the GiB that it takes, its end left out."""
+    """Run Python code in a process and return the GiB that this takes, until its end begins."""
     command = ["python", "-c", PEAK, "python", "-c", PEAK_OF_CODE, code]
     *_, peak, _with_end = execute(command, folder).splitlines()
     return _gib(peak)

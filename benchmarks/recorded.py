@@ -1,6 +1,7 @@
 """What was measured, as tables in docs/speed.md: reports/bench.json, growth.json, solvers.json."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ def speed() -> str:
     rows = [
         (
             row["name"],
-            f"{row['value']:.3g} {row['unit']}",
-            f"{row['limit']:.3g} {row['unit']}",
+            f"{_number(row['value'])} {row['unit']}",
+            f"{_number(row['limit'])} {row['unit']}",
             f"{row['ratio']:.2f}",
             f"{'≥' if row['higher_is_better'] else '≤'} {row['goal']:g}"
             + ("" if _meets(row) else ", missed"),
@@ -37,7 +38,7 @@ def growth() -> str:
             (
                 whole["quantity"],
                 f"{whole['factor']} " + " → ".join(f"{row['value']:,}" for row in along),
-                " → ".join(f"{row['measured']:.3g}" for row in along) + f" {along[0]['unit']}",
+                " → ".join(_number(row["measured"]) for row in along) + f" {along[0]['unit']}",
                 f"{whole['exponent_measured']:.2f}",
                 f"{whole['exponent_computed']:.2f}"
                 if goal is None
@@ -56,7 +57,7 @@ def evaluations() -> str:
     found = {(cell["solver"], cell["nfe"]): cell[name] for cell in cells}
     counts = sorted({nfe for _, nfe in found})
     solvers = list(dict.fromkeys(solver for solver, _ in found))
-    rows = [(f"`{solver}`", *(f"{found[solver, nfe]:.3g}" for nfe in counts)) for solver in solvers]
+    rows = [(f"`{solver}`", *(_number(found[solver, nfe]) for nfe in counts)) for solver in solvers]
     table = _table((f"`{name}` after …", *(f"{nfe} evaluations" for nfe in counts)), rows)
     deviation = max(cell[f"{name}_std"] for cell in cells)
     said = f"{report['images']} images a cell, deviation over subsets at most {deviation:.2g}:"
@@ -74,6 +75,11 @@ def _meets(row: dict[str, Any]) -> bool:
     return bool(row["ratio"] <= row["goal"])
 
 
+def _number(value: float) -> str:
+    """Return three significant digits."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
 def _machine(report: dict[str, Any]) -> str:
     """Return a sentence that says what was measured on, and with what."""
     machine, versions = report["machine"], report["versions"]
@@ -83,6 +89,6 @@ def _machine(report: dict[str, Any]) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))

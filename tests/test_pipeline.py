@@ -13,13 +13,15 @@ import pytest
 from clones import clone_tree
 from graph import modules_of
 
+from maskdm.solvers import SOLVERS
+
 SMALLER = {  # than presets/tiny.yaml
     "data.limit": 24,
     "pretrain.steps": 4,
     "pretrain.log_every": 1,
     "pretrain.validate_every": 4,
     "sample.count": 8,
-    "sample.nfe": 2,
+    "sample.nfe": 3,
 }
 DRAWN = {"sample", "pictures", "fid", "neighbours"}  # with the finetuned model
 STAGES = {"check", "prepare", "masks", "reference", "pretrain", "finetune", "curves", *DRAWN}
@@ -158,6 +160,24 @@ def test_a_number_in_scientific_notation_reaches_training(clone):
     clone.dvc("exp", "run", "--set-param", "pretrain.lr=1e-5", "pretrain")
     with (clone.path / "reports/pretrain/training.tsv").open(newline="") as file:
         assert float(list(csv.DictReader(file, delimiter="\t"))[-1]["lr"]) == 1e-5
+
+
+def test_solvers_are_measured_as_the_pipeline_measures_and_once(clone):
+    command = ("python", "-m", "benchmarks.evaluations", "--count", "8", "--evaluations", "3")
+    said = clone.call(*command)
+    report = json.loads((clone.path / "reports/solvers.json").read_text())
+    cells = {cell["solver"]: cell for cell in report["cells"]}
+    assert set(cells) == set(SOLVERS)
+    metrics = json.loads((clone.path / "reports/metrics.json").read_text())
+    found = cells["dpmpp-2m"]["kid_efficientnet_lite0"]
+    assert found == pytest.approx(metrics["kid_efficientnet_lite0"], rel=1e-3)
+    assert len({cell["kid_efficientnet_lite0"] for cell in report["cells"]}) > 1
+    assert "solver" in said
+    assert "solver'" not in clone.call(*command)
+    report["cells"].pop()
+    (clone.path / "reports/solvers.json").write_text(json.dumps(report))
+    assert clone.call(*command).count("solver'") == 1
+    assert (clone.path / "reports/solvers.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture
