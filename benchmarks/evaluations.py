@@ -89,7 +89,7 @@ def draw(report: dict[str, Any]) -> None:
     import vl_convert
 
     name = next(key for key in report["cells"][0] if key not in ("solver", "nfe"))
-    axis = {"scale": {"type": "log"}}
+    counts = sorted({cell["nfe"] for cell in report["cells"]})
     chart = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "width": 480,
@@ -102,8 +102,8 @@ def draw(report: dict[str, Any]) -> None:
                 "field": "nfe",
                 "type": "quantitative",
                 "title": "network evaluations an image",
-                **axis,
-                "axis": {"values": sorted({cell["nfe"] for cell in report["cells"]})},
+                "scale": {"type": "log", "domain": [0.9 * counts[0], 1.1 * counts[-1]]},
+                "axis": {"values": counts},
             },
             "y": {
                 "field": name,
