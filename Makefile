@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help setup demo test lint bench torture report docs preset clean
 
 help:
-	@echo 'make demo            set up and run the pipeline of params.yaml (16 to 27 minutes on 2 cores)'
+	@echo 'make demo            set up and run the pipeline of params.yaml (17 to 28 minutes on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
 	@echo 'make setup           only the environment: .venv from requirements.lock'
 	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
