@@ -110,7 +110,7 @@ def test_another_mask_rate_reruns_what_depends_on_it_and_nothing_else(other_run)
         (r"path: flow", "path: vp-cosine", {"pretrain", "finetune"}),
         (r"strategy: patch", "strategy: crop", {"masks", "pretrain"}),
         (r"init_weights: averaged", "init_weights: raw", {"finetune"}),
-        (r"nfe: 2", "nfe: 3", {"sample", "pictures"}),
+        (r"nfe: 3", "nfe: 5", {"sample", "pictures"}),
         (
             r"extractor: efficientnet-lite0",
             "extractor: inception",
