@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from benchmarks.torture import MODELS_AND_CURVES, ROOT, Workspace, storm
+from benchmarks.torture import MODELS_AND_CURVES, ROOT, Workspace, differing, storm
 from maskdm.states import BEGUN, DATA, FACTS, WANTED
 
 KILLS = 20
@@ -56,6 +56,17 @@ def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_untouched_run(calm
     assert len(set(result.resumed)) >= 8
     left = {path.suffix for path in (workspace.folder / "states").rglob("*-*.*")}
     assert left == {FACTS, DATA, WANTED}
+
+
+def test_the_storm_names_what_differs(tmp_path):
+    calm, struck = Workspace(tmp_path / "calm"), Workspace(tmp_path / "struck")
+    for workspace, content in ((calm, b"a"), (struck, b"b")):
+        for name in ("models/pretrain/same", "models/pretrain/other", "reports/pretrain/curve"):
+            path = workspace.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if name.endswith("other") else b"")
+    (calm.folder / "reports/pretrain/curve").unlink()
+    assert differing(calm, struck) == ["models/pretrain/other", "reports/pretrain/curve"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,5 +1,6 @@
 """The loop, the average, the schedule, validation."""
 
+from contextlib import suppress
 from dataclasses import replace
 from math import exp
 
@@ -133,6 +134,13 @@ def test_reports_log_and_validate_when_they_should(emoji):
     assert [r.step for r in reports if r.validation is not None] == [0, 3, 5]
 
 
+def test_validating_changes_nothing(emoji):
+    often, rarely = (
+        run(emoji, phase(steps=4, validate_every=every))[0].tensors() for every in (1, 100)
+    )
+    assert [name for name, tensor in often.items() if not torch.equal(tensor, rarely[name])] == []
+
+
 def test_no_steps_leave_the_start_as_it_is(emoji):
     state, reports = run(emoji, phase(steps=0))
     fresh = build_backbone(MODEL, 32, 3, 0)
@@ -244,6 +252,22 @@ def test_the_average_of_constant_weights_is_exact_and_of_changing_ones_a_weighte
     assert torch.equal(average[0], torch.full((3,), 2.0))
     ema.update(average, [torch.full((3,), 4.0)], 0.75)
     torch.testing.assert_close(average[0], torch.full((3,), 2.5))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_averaged_weights_are_applied_for_a_while_only(fails):
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    averaged = {"b": torch.tensor([30.0]), "a": torch.tensor([10.0, 20.0])}
+
+    def values(tensors):
+        return {name: tensor.tolist() for name, tensor in sorted(tensors.items())}
+
+    before = values(weights), values(averaged)
+    with suppress(KeyboardInterrupt), ema.applied(weights, averaged):
+        assert (values(averaged), values(weights)) == before
+        if fails:
+            raise KeyboardInterrupt
+    assert (values(weights), values(averaged)) == before
 
 
 def pixel_space_simple_loss(network, images, noise, alpha_bar, t):
