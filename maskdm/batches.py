@@ -40,7 +40,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Return it on a device; from pinned memory without waiting for it to arrive."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        keeps = device.type == "cuda"  # elsewhere memory may be used again before it is read
+        return self._each(lambda tensor: tensor.to(device, non_blocking=keeps))
 
     def pinned(self) -> "Batch":
         """Return it in memory that a GPU can fetch from by itself."""

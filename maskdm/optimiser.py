@@ -17,6 +17,9 @@ from maskdm.phases import PhaseParams
 # Of the loss in fp16, as torch.amp.GradScaler has them: first scale, change, steps between raises.
 SCALE, GROWTH, BACKOFF, EVERY = 2.0**16, 2.0, 0.5, 2000
 EPSILON = 1e-8
+# Where the kernel is known to divide and skip; on MPS it took both arguments and ignored them
+# (PyTorch pull request 186360).
+HEEDED = ("cpu", "cuda")
 TINY = 1e-6  # added to a norm that is divided by, as torch does when it clips
 
 
@@ -58,16 +61,24 @@ class AdamW:
             skip: 0-d bool; if true nothing changes.
         """
         used = [name for name, p in self.parameters.items() if p.grad is not None]
+        gradients = self.gradients()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        heeded = divisor.device.type in HEEDED
+        if not heeded:
+            if skip:
+                return
+            torch._foreach_div_(gradients, divisor)
         adamw(
             [self.parameters[name] for name in used],
-            self.gradients(),
+            gradients,
             [self.moments[name] for name in used],
             [self.second_moments[name] for name in used],
             [],
             [self.steps[name] for name in used],
             fused=True,
-            grad_scale=divisor,
-            found_inf=skip.float(),
+            grad_scale=divisor if heeded else None,
+            found_inf=skip.float() if heeded else None,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -76,8 +87,6 @@ class AdamW:
             eps=EPSILON,
             maximize=False,
         )
-        for parameter in self.parameters.values():
-            parameter.grad = None
 
 
 def clipping(norm: Tensor, clip: float | None) -> Tensor:
