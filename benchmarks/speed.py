@@ -21,6 +21,7 @@ from benchmarks.memory import memory
 from benchmarks.preparing import prepare
 from benchmarks.rows import Row, table
 from benchmarks.saving import saving
+from benchmarks.stage import stage
 from benchmarks.training import training
 from maskdm.devices import choose_device
 from stages.command import run
@@ -31,6 +32,7 @@ MEASUREMENTS = {
     "steps, samples and multiplies": training,
     "optimiser and the rest of a step": besides,
     "saving a state": saving,
+    "a stage beside its loop": stage,
     "features": features,
     "distance": distance,
     "prepare": prepare,
@@ -43,8 +45,8 @@ MEASUREMENTS = {
 def main() -> None:
     """Measure speed and memory; print a table and write reports/bench.json.
 
-    Takes about eight minutes on two idle cores. A goal that is missed is marked in the table and is
-    no failure.
+    Takes about eleven minutes on two idle cores. A goal that is missed is marked in the table and
+    is no failure.
     """
     rows: list[Row] = []
     for name, measurement in MEASUREMENTS.items():

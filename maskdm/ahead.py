@@ -42,7 +42,8 @@ def made_ahead(
                 under_way[later] = pool.submit(carry, later)
         return under_way.pop(step).result().to(device)
 
-    pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="batches")
+    # Each would start as many threads as there are cores.
+    pool = ThreadPoolExecutor(AHEAD, "batches", torch.set_num_threads, (1,))
     try:
         yield take
     finally:
