@@ -11,11 +11,11 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help setup demo test lint bench torture report docs preset clean
 
 help:
-	@echo 'make demo            set up and run the pipeline of params.yaml (17 to 28 minutes on 2 cores)'
+	@echo 'make demo            set up and run the pipeline of params.yaml (10 to 27 minutes on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
 	@echo 'make setup           only the environment: .venv from requirements.lock'
 	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
-	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (8 minutes)'
+	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
 	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
 	@echo 'make report          the plots of the workspace as one page, dvc_plots/index.html'
 	@echo 'make docs            compute the tables in docs/ anew'
