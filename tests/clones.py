@@ -15,6 +15,7 @@ SMALLER_ROLL = {
     r"^SEED, SAMPLES = .*$": "SEED, SAMPLES = 0, 500",
     r"^MASKED, FULL = .*$": "MASKED, FULL = 4, 2",
 }
+SILENT = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 
 
 class Clone:
@@ -50,6 +51,11 @@ class Clone:
         )
         assert result.returncode == code, result.stdout[-6000:]
         return result.stdout
+
+    def start(self, *command):
+        """Run a command and do not wait for processes that it leaves behind."""
+        environment = self.environment
+        subprocess.run(command, cwd=self.path, env=environment, check=True, **SILENT)
 
     def git(self, *arguments):
         return self.call("git", *arguments)
