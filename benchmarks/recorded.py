@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import Row
+
 REPORTS = Path("reports")
 
 
@@ -13,14 +15,14 @@ def speed() -> str:
     report = _read("bench.json")
     rows = [
         (
-            row["name"],
-            f"{_number(row['value'])} {row['unit']}",
-            f"{_number(row['limit'])} {row['unit']}",
-            f"{row['ratio']:.2f}",
-            f"{'≥' if row['higher_is_better'] else '≤'} {row['goal']:g}"
-            + ("" if _meets(row) else ", missed"),
+            row.name,
+            f"{_number(row.value)} {row.unit}",
+            f"{_number(row.limit)} {row.unit}",
+            f"{row.ratio:.2f}",
+            f"{'≥' if row.higher_is_better else '≤'} {row.goal:g}"
+            + ("" if row.meets_goal else ", missed"),
         )
-        for row in report["rows"]
+        for row in map(Row.of, report["rows"])
     ]
     return f"{_machine(report)}\n\n{_table(('', 'value', 'limit', 'ratio', 'goal'), rows)}"
 
@@ -66,13 +68,6 @@ def evaluations() -> str:
 
 def _read(name: str) -> Any:
     return json.loads((REPORTS / name).read_text(encoding="utf-8"))
-
-
-def _meets(row: dict[str, Any]) -> bool:
-    """Return whether a row's ratio is as good as its goal."""
-    if row["higher_is_better"]:
-        return bool(row["ratio"] >= row["goal"])
-    return bool(row["ratio"] <= row["goal"])
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,7 @@ in the same run where it belongs to the machine (its best matrix multiply), comp
 follows from the method (a ratio of FLOPs), and otherwise a budget, whose goal is then 1.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -30,6 +30,11 @@ class Row:
     def meets_goal(self) -> bool:
         """Whether the ratio is as good as it should be."""
         return self.ratio >= self.goal if self.higher_is_better else self.ratio <= self.goal
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Row":
+        """Return the row of which ``record`` stands in a report."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     def record(self) -> dict[str, Any]:
         """Return the row as it stands in the report, four significant digits a number."""

@@ -5,12 +5,13 @@ do it beside the computing, and each batch is made when it is needed.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
 
 from maskdm.batches import Batch
+from maskdm.beside import threads_beside
 
 AHEAD = 4  # batches under way, each in a thread of its own
 
@@ -42,8 +43,7 @@ def made_ahead(
                 under_way[later] = pool.submit(carry, later)
         return under_way.pop(step).result().to(device)
 
-    # Each would start as many threads as there are cores.
-    pool = ThreadPoolExecutor(AHEAD, "batches", torch.set_num_threads, (1,))
+    pool = threads_beside(AHEAD, "batches")
     try:
         yield take
     finally:

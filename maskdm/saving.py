@@ -11,16 +11,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from filelock import Timeout
 from torch import Tensor
 
 from maskdm.arithmetic import exact
+from maskdm.beside import threads_beside
 from maskdm.devices import whole_number
 from maskdm.errors import StoppedError, UserError
 from maskdm.processes import Processes
@@ -32,16 +32,6 @@ SECONDS = 60  # between saves
 HEARD = (signal.SIGTERM, signal.SIGINT)
 COST = 0.02  # share of the time that saving may take
 LOOK = 0.5  # seconds between two looks at what other runs want or hold
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers of a tensor on the CPU are finite, without torch's threads.
-
-    In a thread of its own torch would start as many once more. OpenMP then sees more threads than
-    cores, and from there on lets those that train sleep between operations instead of waiting
-    awake: steps of the demo took a half longer.
-    """
-    return bool(np.isfinite(tensor.numpy()).all())
 
 
 class Saver:
@@ -88,7 +78,7 @@ class Saver:
         Raises:
             UserError: in every process, if the states or their mirror cannot be used.
         """
-        with self._holding(), ThreadPoolExecutor(1, thread_name_prefix="states") as self.thread:
+        with self._holding(), threads_beside(1, "states") as self.thread:
             self._take_up()
             self.started = self.saved_at = time.monotonic()
             with self._hearing():
@@ -171,7 +161,7 @@ class Saver:
         def write() -> float:
             started = time.monotonic()
             for name, tensor in tensors.items():
-                if name.startswith(("raw.", "averaged.")) and not is_finite(tensor):
+                if name.startswith(("raw.", "averaged.")) and not tensor.isfinite().all():
                     raise _NotFiniteError
             self.states.save(step, tensors, facts, wait or step in self.points)
             return copying + time.monotonic() - started

@@ -54,8 +54,7 @@ class Clone:
 
     def start(self, *command):
         """Run a command and do not wait for processes that it leaves behind."""
-        environment = self.environment
-        subprocess.run(command, cwd=self.path, env=environment, check=True, **SILENT)
+        subprocess.run(command, cwd=self.path, env=self.environment, check=True, **SILENT)
 
     def git(self, *arguments):
         return self.call("git", *arguments)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import measuring
+from benchmarks import measuring, stage
 from benchmarks.besides import BYTES, started, surrounding, updating
 from benchmarks.commands import SHORT, workspace
 from benchmarks.measuring import (
@@ -42,7 +42,7 @@ from maskdm.compute import training_flops
 from maskdm.errors import UserError
 from maskdm.masking import nothing_masked
 from maskdm.params import read_params, read_section
-from maskdm.phases import FinetuneParams
+from maskdm.phases import FinetuneParams, PretrainParams
 from stages.check import check
 
 TINY = Path("presets/tiny.yaml")
@@ -281,6 +281,35 @@ def test_peak_memory_of_code_counts_what_it_held_for_a_while():
         peak_memory_of_code(code, Path()) for code in ("pass", "held = b'x' * 2**28; del held")
     )
     assert 0.24 < something - nothing < 0.26
+
+
+def test_a_stage_is_timed_with_the_states_that_it_saves(monkeypatch):
+    monkeypatch.setattr(stage, "STEPS", 6)
+    monkeypatch.setattr(stage, "SAVE", 3)
+    ran = []
+
+    def measure(timers, **_):
+        ran.append(timers["staged"]())
+        return {"alone": 0.25, "staged": 0.5}
+
+    execute, saved = stage.execute, []
+
+    def keep(command, folder):
+        said = execute(command, folder)
+        if "stages.pretrain" in command:
+            saved.append((folder / "reports/timing/pretrain.json").read_text())
+            saved.append(command)
+        return said
+
+    monkeypatch.setattr(stage, "interleaved", measure)
+    monkeypatch.setattr(stage, "execute", keep)
+    (row,) = stage.stage(TINY)
+    batch = read_section(TINY, "pretrain", PretrainParams).batch_size
+    assert (row.value, row.limit) == (2 * batch, 4 * batch)
+    timing, command = json.loads(saved[0]), saved[1]
+    assert timing["steps_computed"] == 6
+    assert ran == [timing["seconds"] / 6]
+    assert "MASKDM_SAVE_STEPS=3" in command
 
 
 def test_a_command_that_fails_says_what_it_said():

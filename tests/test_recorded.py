@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import recorded
+from benchmarks.rows import Row
 
 ABOUT = {
     "machine": {"cpu": "Abacus", "cores": 3, "memory": "1 GiB", "device": "cpu"},
@@ -25,11 +26,11 @@ def reports(tmp_path, monkeypatch):
      (0.9, False, "≤ 0.85, missed")],
 )  # fmt: skip
 def test_a_goal_that_is_missed_says_so(ratio, higher, said, reports):
-    row = {"name": "step", "value": 2034, "unit": "GFLOP/s", "limit": 304.0, "ratio": ratio}
-    row |= {"goal": 0.85, "higher_is_better": higher}
+    row = Row("step", ratio * 2260, "GFLOP/s", 2260, 0.85, higher).record()
     (reports / "bench.json").write_text(json.dumps(ABOUT | {"rows": [row]}))
     *about, last = recorded.speed().splitlines()
-    assert last == f"| step | 2,030 GFLOP/s | 304 GFLOP/s | {ratio:.2f} | {said} |"
+    value = {0.9: "2,030", 0.8: "1,810"}[ratio]
+    assert last == f"| step | {value} GFLOP/s | 2,260 GFLOP/s | {ratio:.2f} | {said} |"
     assert about[0].startswith("On Abacus, 3 cores, 1 GiB, device cpu; Python 3.11, torch 2")
 
 

@@ -23,7 +23,6 @@ from maskdm.disk import write_tensors
 from maskdm.errors import UserError
 from maskdm.fingerprint import digest, meaning, modules, prefix
 from maskdm.masking import MaskParams, make_mask, nothing_masked
-from maskdm.saving import is_finite
 from maskdm.schedule import Leg, Schedule
 from maskdm.states import BEGUN, DATA, FACTS, WANTED, Name, States, folders
 
@@ -751,38 +750,3 @@ def test_what_the_system_says_of_a_file_is_raised_as_its_error(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(IsADirectoryError):
         write_tensors({"a": torch.zeros(3)}, tmp_path / "x")
-
-
-BESIDE = """
-import os, threading, torch
-from maskdm.saving import is_finite
-
-torch.set_num_threads(2)
-large = torch.ones(10**6)
-large.isfinite().all()  # starts torch's own threads
-before, seen = len(os.listdir("/proc/self/task")), []
-
-def work():
-    seen.append(is_finite(large))
-    seen.append(len(os.listdir("/proc/self/task")))
-
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
-print(seen[0], seen[1] - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
-def test_a_state_is_checked_by_no_more_threads_than_the_one_that_writes_it():
-    """With more of OpenMP's threads than cores those that train go to sleep at every operation."""
-    done = subprocess.run([sys.executable, "-c", BESIDE], capture_output=True, text=True)
-    assert done.stdout == "True 1\n", done.stderr
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_one_number_that_is_not_finite_is_found(value):
-    tensor = torch.zeros(3, 5)
-    assert is_finite(tensor)
-    tensor[1, 2] = value
-    assert not is_finite(tensor)
