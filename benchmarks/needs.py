@@ -69,9 +69,13 @@ def needs(preset: Path) -> Needs:
 
 def network_of(preset: Path) -> Denoiser:
     """Return a params file's network, its weights without values."""
-    data = read_section(preset, "data", DataParams)
+    model = read_section(preset, "model", ModelParams)
+    return network_for(model, read_section(preset, "data", DataParams))
+
+
+def network_for(model: ModelParams, data: DataParams) -> Denoiser:
+    """Return a network for images, its weights without values."""
     with torch.device("meta"):
-        model = read_section(preset, "model", ModelParams)
         return build_backbone(model, data.size, data.channels, 0, _classes(data))
 
 

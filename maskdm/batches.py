@@ -45,7 +45,8 @@ class Batch(NamedTuple):
 
     def pinned(self) -> "Batch":
         """Return it in memory that a GPU can fetch from by itself."""
-        return self._each(Tensor.pin_memory)
+        # Whole images share one row of positions, and torch pins no memory that rows share.
+        return self._each(lambda tensor: tensor.contiguous().pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch._make(t if t is None else change(t) for t in self)

@@ -1,0 +1,151 @@
+"""One cell of the matrix, from its parameters to its curve: ``python -m benchmarks.evidence.cell``.
+
+It runs the pipeline's own stages in a folder of its own, on images that ``benchmarks.evidence.
+images`` has prepared: pretrain, then finetune, sample and fid at every point of the budget that is
+to be measured, each time going on from the state of the time before. A cell that was interrupted
+goes on where it was. What is kept is a small JSON file and a picture of its first samples.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.evidence.plan import Cell, Params, plan, points
+from maskdm.arithmetic import choose_kernels
+from maskdm.evaluation.features import EXTRACTORS
+from maskdm.figures import grid, save
+from maskdm.fingerprint import code
+from maskdm.model_folder import load_config
+from maskdm.params import read_params
+from stages import fid, finetune, pretrain, sample
+from stages.command import run, write_json
+
+HERE = Path(__file__).parent
+MATRIX = HERE / "params.yaml"
+SHOWN = 40  # samples in the picture of a cell
+
+
+def main(
+    dataset: Annotated[str, typer.Argument(help="a key of datasets in the matrix's params.yaml")],
+    arm: Annotated[str, typer.Argument(help="a key of arms")],
+    share: Annotated[float, typer.Option(help="of the budget that is spent masked")] = 0.0,
+    seed: Annotated[int, typer.Option(help="of weights, order, masks, times and noise")] = 0,
+    tuning: Annotated[str, typer.Option(help="a key of tunings")] = "base",
+    budget: Annotated[float, typer.Option(help="training FLOPs of both phases")] = 1e14,
+    distance_at: Annotated[
+        list[float] | None,
+        typer.Option(help="shares of the budget at which to sample and measure; none: never"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the folder of results")] = HERE / "cells",
+) -> None:
+    """Train one cell and measure it on the way."""
+    cell = Cell(dataset, arm, tuning, share, seed, budget)
+    matrix = read_params(MATRIX)
+    params = plan(matrix, read_params(matrix["base"]), cell)
+    target = (out / cell.name).resolve()
+    folder = (HERE / "work" / cell.name).resolve()
+    images = (HERE / "sets" / dataset).resolve()
+    choose_kernels()
+    with workspace(folder, images):
+        result = computed(cell, params, distance_at or [])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if distance_at:
+            samples = np.load("data/samples/samples.npy")[:SHOWN]
+            save(grid(samples, columns=10, scale=1), target.with_name(f"{target.name}.png"))
+        write_json(target.with_name(f"{target.name}.json"), result)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def workspace(folder: Path, images: Path) -> Iterator[None]:
+    """Be in a folder in which the stages find prepared images and keep their states."""
+    for name in ("prepared", "reference"):
+        link = folder / "data" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(images / "data" / name)
+    before, root = Path.cwd(), os.environ.pop("DVC_ROOT", None)
+    os.environ["MASKDM_STATES"] = str(folder / "states")
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        if root is not None:
+            os.environ["DVC_ROOT"] = root
+
+
+def computed(cell: Cell, params: Params, distance_at: list[float]) -> dict[str, Any]:
+    """Run the stages of a cell in this folder; return what came of it."""
+    write_params(params)
+    pretrain.main()
+    measured = []
+    for steps in points(params, cell, distance_at):
+        write_params(params | {"finetune": params["finetune"] | {"steps": steps}})
+        finetune.main()
+        if distance_at:
+            sample.main()
+            fid.main()
+            measured.append(distances(json.loads(Path("reports/metrics.json").read_text())))
+    config = load_config(Path("models/finetune"))
+    timing = {
+        phase: json.loads(Path(f"reports/timing/{phase}.json").read_text())
+        for phase in ("pretrain", "finetune")
+    }
+    return {
+        "cell": vars(cell),
+        "training": [made.model_dump() for made in config.training],
+        "curve": curve(),
+        "points": measured,
+        "params": params,
+        "seconds": {phase: told["seconds"] for phase, told in timing.items()},
+        "arithmetic": timing["finetune"]["arithmetic"],
+        "code": code(),
+    }
+
+
+def write_params(params: Params) -> None:
+    """Write params.yaml; JSON is YAML too."""
+    Path("params.yaml").write_text(json.dumps(params), encoding="utf-8")
+
+
+def distances(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return a point of the curve of distances: where it is, and what they are."""
+    extractor = EXTRACTORS[metrics["features"]["extractor"]]
+    point = {key: metrics["training"][key] for key in ("flops", "images")}
+    return point | {
+        name: metrics[key]
+        for name, key in (("fd", extractor.frechet), ("kid", extractor.kernel))
+        if key in metrics
+    }
+
+
+def curve() -> list[dict[str, float]]:
+    """Return the validation errors of both phases over one axis of compute."""
+    rows, images = [], 0
+    for phase in ("pretrain", "finetune"):
+        with Path(f"reports/{phase}/validation.tsv").open(encoding="utf-8") as file:
+            found = [
+                {
+                    "flops": int(row["flops"]),
+                    "images": images + int(row["images"]),
+                    "error": float(row["averaged"]),
+                    "raw": float(row["raw"]),
+                }
+                for row in csv.DictReader(file, delimiter="\t")
+            ]
+        rows += [row for row in found if row["flops"] > (rows[-1]["flops"] if rows else 0)]
+        images = int(found[-1]["images"])
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)
