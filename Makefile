@@ -8,7 +8,7 @@ PIP := python -m pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench torture report docs preset clean
+.PHONY: help setup demo test lint bench torture evidence report docs preset clean
 
 help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (10 to 27 minutes on 2 cores)'
@@ -17,7 +17,8 @@ help:
 	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
 	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
-	@echo 'make report          the plots of the workspace as one page, dvc_plots/index.html'
+	@echo 'make evidence        does masking pay? 15 minutes; on your images: make evidence IMAGES=folder'
+	@echo 'make report          evidence and runs as one page, reports/index.html (REVS="main my-exp")'
 	@echo 'make docs            compute the tables in docs/ anew'
 	@echo 'make clean           remove the environment'
 
@@ -59,8 +60,12 @@ bench: setup
 torture: setup
 	python -m benchmarks.torture
 
+evidence: setup
+	python -m benchmarks.evidence.run reduced $(if $(IMAGES),--own '$(IMAGES)')
+	python -m benchmarks.report.page
+
 report: setup
-	dvc plots show
+	python -m benchmarks.report.page $(REVS)
 
 docs: setup
 	python -m benchmarks.pages

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 
 from benchmarks.commands import ROOT, workspace
+from benchmarks.machine import machine, versions
 from benchmarks.measuring import execute, execution, interleaved, peak_memory, timer
 from benchmarks.preparing import write_noise
-from benchmarks.speed import PRESET, machine, versions
+from benchmarks.speed import PRESET
 from benchmarks.training import training_step
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.batches import Batches

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks import measuring, stage
 from benchmarks.besides import BYTES, started, surrounding, updating
 from benchmarks.commands import SHORT, workspace
+from benchmarks.machine import machine, versions
 from benchmarks.measuring import (
     doubt,
     execute,
@@ -25,7 +26,7 @@ from benchmarks.measuring import (
 from benchmarks.memory import bytes_needed
 from benchmarks.multiplies import Product, Products, best_rates, multiplies, multiply, products
 from benchmarks.rows import Row, table
-from benchmarks.speed import PRESET, machine, versions
+from benchmarks.speed import PRESET
 from benchmarks.training import (
     DRAWN,
     EVALUATIONS,

@@ -1,0 +1,1 @@
+"""Does masked pretraining pay at equal compute? A matrix of runs, and what follows from it."""

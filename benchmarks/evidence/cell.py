@@ -18,60 +18,50 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.evidence.plan import Cell, Params, plan, points
+from benchmarks.evidence.plan import HERE, Cell, Params, entry, plan, points, read_matrix
 from maskdm.arithmetic import choose_kernels
+from maskdm.errors import UserError
 from maskdm.evaluation.features import EXTRACTORS
 from maskdm.figures import grid, save
 from maskdm.fingerprint import code
 from maskdm.model_folder import load_config
-from maskdm.params import read_params
 from stages import fid, finetune, pretrain, sample
 from stages.command import run, write_json
 
-HERE = Path(__file__).parent
-MATRIX = HERE / "params.yaml"
+CELLS = HERE / "cells"
+SETS = HERE / "sets"
+WORK = HERE / "work"
 SHOWN = 40  # samples in the picture of a cell
 
 
 def main(
-    dataset: Annotated[str, typer.Argument(help="a key of datasets in the matrix's params.yaml")],
+    part: Annotated[str, typer.Argument(help="a key of parts in the matrix's params.yaml")],
+    dataset: Annotated[str, typer.Argument(help="a key of datasets")],
     arm: Annotated[str, typer.Argument(help="a key of arms")],
+    tuning: Annotated[str, typer.Option(help="a key of tunings")] = "base",
     share: Annotated[float, typer.Option(help="of the budget that is spent masked")] = 0.0,
     seed: Annotated[int, typer.Option(help="of weights, order, masks, times and noise")] = 0,
-    tuning: Annotated[str, typer.Option(help="a key of tunings")] = "base",
-    budget: Annotated[float, typer.Option(help="training FLOPs of both phases")] = 1e14,
-    distance_at: Annotated[
-        list[float] | None,
-        typer.Option(help="shares of the budget at which to sample and measure; none: never"),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="the folder of results")] = HERE / "cells",
 ) -> None:
     """Train one cell and measure it on the way."""
-    cell = Cell(dataset, arm, tuning, share, seed, budget)
-    matrix = read_params(MATRIX)
-    params = plan(matrix, read_params(matrix["base"]), cell)
-    target = (out / cell.name).resolve()
-    folder = (HERE / "work" / cell.name).resolve()
-    images = (HERE / "sets" / dataset).resolve()
+    cell = Cell(part, dataset, arm, tuning, share, seed)
+    matrix = read_matrix()
+    target = (CELLS / cell.name).resolve()
+    folder = (WORK / cell.name).resolve()
     choose_kernels()
-    with workspace(folder, images):
-        result = computed(cell, params, distance_at or [])
+    with workspace(folder):
+        result = computed(matrix, cell)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if distance_at:
+        if result["points"]:
             samples = np.load("data/samples/samples.npy")[:SHOWN]
-            save(grid(samples, columns=10, scale=1), target.with_name(f"{target.name}.png"))
+            save(grid(samples, columns=10), target.with_name(f"{target.name}.png"))
         write_json(target.with_name(f"{target.name}.json"), result)
     shutil.rmtree(folder)
 
 
 @contextmanager
-def workspace(folder: Path, images: Path) -> Iterator[None]:
-    """Be in a folder in which the stages find prepared images and keep their states."""
-    for name in ("prepared", "reference"):
-        link = folder / "data" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(images / "data" / name)
+def workspace(folder: Path) -> Iterator[None]:
+    """Be in a folder in which the stages keep their states."""
+    folder.mkdir(parents=True, exist_ok=True)
     before, root = Path.cwd(), os.environ.pop("DVC_ROOT", None)
     os.environ["MASKDM_STATES"] = str(folder / "states")
     os.chdir(folder)
@@ -83,15 +73,19 @@ def workspace(folder: Path, images: Path) -> Iterator[None]:
             os.environ["DVC_ROOT"] = root
 
 
-def computed(cell: Cell, params: Params, distance_at: list[float]) -> dict[str, Any]:
+def computed(matrix: Params, cell: Cell) -> dict[str, Any]:
     """Run the stages of a cell in this folder; return what came of it."""
+    params, part = plan(matrix, cell), entry(matrix, "parts", cell.part)
+    other = entry(matrix, "datasets", cell.dataset).get("pretrained_on", cell.dataset)
     write_params(params)
+    use(other)
     pretrain.main()
+    use(cell.dataset)
     measured = []
-    for steps in points(params, cell, distance_at):
+    for steps in points(matrix, cell):
         write_params(params | {"finetune": params["finetune"] | {"steps": steps}})
         finetune.main()
-        if distance_at:
+        if part["distance_at"]:
             sample.main()
             fid.main()
             measured.append(distances(json.loads(Path("reports/metrics.json").read_text())))
@@ -101,7 +95,7 @@ def computed(cell: Cell, params: Params, distance_at: list[float]) -> dict[str, 
         for phase in ("pretrain", "finetune")
     }
     return {
-        "cell": vars(cell),
+        "cell": vars(cell) | {"budget": part["budget"]},
         "training": [made.model_dump() for made in config.training],
         "curve": curve(),
         "points": measured,
@@ -110,6 +104,21 @@ def computed(cell: Cell, params: Params, distance_at: list[float]) -> dict[str, 
         "arithmetic": timing["finetune"]["arithmetic"],
         "code": code(),
     }
+
+
+def use(dataset: str) -> None:
+    """Let ``data/prepared`` and ``data/reference`` be those of a dataset."""
+    data = SETS.resolve() / dataset / "data"
+    if not (data / "reference").is_dir():
+        raise UserError(
+            f"The images of {dataset} are not prepared: python -m benchmarks.evidence.images "
+            f"{dataset}"
+        )
+    for name in ("prepared", "reference"):
+        link = Path("data") / name
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(data / name)
 
 
 def write_params(params: Params) -> None:

@@ -1,32 +1,126 @@
 """The images of a dataset of the matrix, prepared, and their features: once for all its cells."""
 
+import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from benchmarks.evidence.cell import HERE, MATRIX, write_params
-from benchmarks.evidence.plan import Cell, settings_of
-from maskdm.params import read_params
+from benchmarks.evidence.cell import SETS, write_params
+from benchmarks.evidence.plan import data_of, entry, read_matrix
+from maskdm.data.store import PreparedSet, Sample, open_prepared, write_prepared
+from maskdm.errors import UserError
 from stages import prepare, reference
 from stages.command import run
+
+PREPARED = Path("data/prepared")
 
 
 def main(
     dataset: Annotated[str, typer.Argument(help="a key of datasets in the matrix's params.yaml")],
+    path: Annotated[
+        str | None, typer.Option(help="the folder of images of the dataset own")
+    ] = None,
 ) -> None:
-    """Run the stages prepare and reference for a dataset, in a folder of its own."""
-    matrix = read_params(MATRIX)
-    cell = Cell(dataset, next(iter(matrix["arms"])), next(iter(matrix["tunings"])), 0.0, 0, 0.0)
-    params = settings_of(matrix, read_params(matrix["base"]), cell)
-    folder = HERE / "sets" / dataset
-    folder.mkdir(parents=True, exist_ok=True)
+    """Prepare the images of a dataset and extract their features, unless that has been done."""
+    make(dataset, path)
+
+
+def make(dataset: str, path: str | None = None) -> None:
+    """Run the stages prepare and reference for a dataset, in a folder of its own.
+
+    A dataset with ``select`` is a part of its images: ``classes`` names the classes that are kept,
+    or ``without`` those that are not; of the training images the ``share`` is kept, while the
+    distances are to all of them.
+
+    Args:
+        dataset: a key of ``datasets``.
+        path: where its images are, in place of ``data.path``.
+    """
+    matrix = read_matrix()
+    params = data_of(matrix, dataset)
+    select = entry(matrix, "datasets", dataset).get("select")
+    if path is not None:
+        params["data"]["path"] = str(Path(path).resolve())
+    if select:
+        params["data"]["classes"] = True
+    folder = SETS / dataset
+    wanted = {"params": params, "select": select}
+    mark = folder.resolve() / "made.json"
+    if mark.exists() and json.loads(mark.read_text()) == json.loads(json.dumps(wanted)):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    before = Path.cwd()
     os.chdir(folder)
-    Path("data").mkdir(exist_ok=True)
-    write_params(params)
-    prepare.main()
-    reference.main()
+    try:
+        write_params(params)
+        prepare.main()
+        if select:
+            keep(open_prepared(PREPARED), classes_kept(select))
+        reference.main()
+        if select and select["share"] < 1:
+            keep(open_prepared(PREPARED), None, select["share"])
+        mark.write_text(json.dumps(wanted), encoding="utf-8")
+    finally:
+        os.chdir(before)
+
+
+def classes_kept(select: dict[str, Any]) -> Any:
+    """Return a function that says of classes, by name, whether they are kept."""
+
+    def kept(name: str) -> bool:
+        if "classes" in select:
+            return name in select["classes"]
+        return name not in select["without"]
+
+    return kept
+
+
+def keep(found: PreparedSet, classes: Any, share: float = 1.0) -> None:
+    """Replace a prepared set by a part of it, without labels.
+
+    Args:
+        found: the set, which is replaced.
+        classes: says of the name of a class whether it is kept; None: there are no classes.
+        share: of the training images that are kept, evenly spread over them.
+
+    Raises:
+        UserError: if no image is left on one of the sides.
+    """
+
+    def samples() -> Iterator[Sample]:
+        for images, labels, heldout in (
+            (found.train, found.train_labels, False),
+            (found.heldout, found.heldout_labels, True),
+        ):
+            places = np.arange(len(images))
+            if classes is not None:
+                assert labels is not None
+                assert found.classes is not None
+                names = np.array(found.classes)[labels]
+                places = places[[classes(str(name)) for name in names]]
+            if not heldout:
+                count = max(1, round(share * len(places)))
+                places = places[np.linspace(0, len(places) - 1, count).round().astype(int)]
+            if not len(places):
+                raise UserError(f"No image is left of the classes {found.classes}.")
+            for place in places:
+                yield Sample(np.array(images[place]), None, heldout)
+
+    write_prepared(
+        PREPARED,
+        samples(),
+        size=found.size,
+        channels=found.channels,
+        classes=None,
+        source=found.source,
+        licence=found.licence,
+    )
 
 
 if __name__ == "__main__":

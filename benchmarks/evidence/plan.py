@@ -1,16 +1,21 @@
 """What a cell of the matrix trains: the parameters of its two phases, at equal training FLOPs.
 
-A cell is (dataset, arm, tuning, share, seed) at a budget of training FLOPs. ``share`` of the budget
-goes into masked pretraining and the rest into finetuning on whole images; steps follow from the
-cost model (``maskdm.compute``), so that every cell spends its budget to within a step. The learning
-rate is constant after its warm-up and what is judged is the average of the weights, as in the
-paper: a run then passes through every shorter run with the same pretraining, and its points at
-smaller budgets are those runs' ends.
+A cell is (part, dataset, arm, tuning, share, seed); its part of the matrix sets the budget of
+training FLOPs. ``share`` of the budget goes into masked pretraining and the rest into finetuning on
+whole images; steps follow from the cost model (``maskdm.compute``), so that every cell spends its
+budget to within a step. The learning rate is constant after its warm-up and what is judged is the
+average of the weights, as in the paper: a run then passes through every shorter run with the same
+pretraining, and its points at smaller budgets are those runs' ends.
+
+On a dataset that is ``pretrained_on`` another one, pretraining is not part of the budget (what is
+asked there is whether it helps, as it is paid once for many sets): it costs ``share`` budgets more.
 """
 
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from benchmarks.needs import network_for
@@ -20,10 +25,12 @@ from maskdm.compute import flops_before, training_flops
 from maskdm.data.sources import DataParams
 from maskdm.errors import UserError
 from maskdm.masking import MaskParams
-from maskdm.params import validate
+from maskdm.params import read_params, validate
 from maskdm.phases import PretrainParams, pretraining_schedule
 from maskdm.schedule import Schedule
 
+HERE = Path(__file__).parent
+MATRIX = HERE / "params.yaml"
 VALIDATIONS = 24  # over a whole budget, evenly
 WARMUP = 0.25  # a warm-up takes no more of its leg
 
@@ -35,26 +42,64 @@ class Cell:
     """A run of the matrix.
 
     Attributes:
+        part: of the matrix, with a budget of its own.
         dataset: a key of ``datasets`` in the matrix's params.yaml.
         arm: a key of ``arms``: how the masked part goes.
         tuning: a key of ``tunings``: what else differs.
         share: of the budget that is spent masked, 0 to below 1.
         seed: of weights, order, masks, times and noise.
-        budget: training FLOPs of both phases.
     """
 
+    part: str
     dataset: str
     arm: str
     tuning: str
     share: float
     seed: int
-    budget: float
 
     @property
     def name(self) -> str:
         """A file name for it."""
         parts = (self.arm, f"{self.share:g}", self.tuning, f"{self.seed}")
-        return f"{self.dataset}/{'_'.join(parts)}"
+        return f"{self.part}/{self.dataset}/{'_'.join(parts)}"
+
+
+def read_matrix() -> Params:
+    """Return the matrix, the sections of the params file that it starts from under ``base``."""
+    matrix = read_params(MATRIX)
+    return matrix | {"base": read_params(HERE / matrix["base"])}
+
+
+def entry(matrix: Params, kind: str, name: str) -> Params:
+    """Return an entry of the matrix.
+
+    Raises:
+        UserError: if there is none of this name.
+    """
+    if name not in matrix[kind]:
+        known = ", ".join(matrix[kind])
+        raise UserError(f"There is no '{name}' among the {kind} of {MATRIX.name}: {known}.")
+    return dict(matrix[kind][name] or {})
+
+
+def cells(matrix: Params, part: str, only: list[str] | None = None) -> list[Cell]:
+    """Return the cells of a part of the matrix, those of its matrices in turn.
+
+    Args:
+        matrix: the matrix.
+        part: a key of ``parts``.
+        only: matrices of the part; all of them if empty.
+
+    Raises:
+        UserError: if there is no such part.
+    """
+    found = []
+    for name, axes in entry(matrix, "parts", part)["matrices"].items():
+        if only and name not in only:
+            continue
+        for values in product(*axes.values()):
+            found.append(Cell(part, **dict(zip(axes, values, strict=True))))
+    return found
 
 
 def merged(*layers: Mapping[str, Any]) -> Params:
@@ -69,48 +114,50 @@ def merged(*layers: Mapping[str, Any]) -> Params:
     return result
 
 
-def settings_of(matrix: Params, base: Params, cell: Cell) -> Params:
-    """Return the sections of a cell, before its steps are known.
+def data_of(matrix: Params, dataset: str) -> Params:
+    """Return the sections of a dataset, before an arm and a tuning are laid over them."""
+    sections = entry(matrix, "datasets", dataset)
+    for key in ("select", "pretrained_on"):
+        sections.pop(key, None)
+    return merged(matrix["base"], matrix["common"], sections)
 
-    Args:
-        matrix: the matrix's params.yaml.
-        base: the sections that it starts from.
-        cell: the cell.
+
+def settings_of(matrix: Params, cell: Cell) -> Params:
+    """Return the sections of a cell, before its steps are known.
 
     Raises:
         UserError: if there is no such dataset, arm or tuning.
     """
-    layers = [base, matrix["common"]]
-    for kind, name in (("datasets", cell.dataset), ("arms", cell.arm), ("tunings", cell.tuning)):
-        if name not in matrix[kind]:
-            known = ", ".join(matrix[kind])
-            raise UserError(f"There is no '{name}' among the {kind} of the matrix: {known}.")
-        layers.append(matrix[kind][name] or {})
-    return merged(*layers, {"seed": cell.seed})
+    return merged(
+        data_of(matrix, cell.dataset),
+        entry(matrix, "arms", cell.arm),
+        entry(matrix, "tunings", cell.tuning),
+        entry(matrix, "parts", cell.part).get("settings", {}),
+        {"seed": cell.seed},
+    )
 
 
-def plan(matrix: Params, base: Params, cell: Cell) -> Params:
+def plan(matrix: Params, cell: Cell) -> Params:
     """Return a cell's params.yaml, its steps such that it spends its budget.
 
     Raises:
         UserError: if there is no such dataset, arm or tuning, or it does not fit the budget.
     """
-    params = settings_of(matrix, base, cell)
+    params, budget = settings_of(matrix, cell), entry(matrix, "parts", cell.part)["budget"]
     network, whole = network_of(params), whole_step(params)
-    masked = 0
     if cell.share:
-        _fit_pretraining(params, network, cell.share * cell.budget)
-        schedule = pretraining(params)
-        masked = flops_before(network, schedule, schedule.steps)
-        every = schedule.steps * cell.budget / VALIDATIONS / masked
+        _fit_pretraining(params, network, cell.share * budget)
+        every = params["pretrain"]["steps"] * budget / VALIDATIONS / pretraining_flops(params)
         params["pretrain"]["validate_every"] = max(1, round(every))
     else:
         params["pretrain"] |= {"steps": 0, "warmup": 0, "stages": None, "full_share": 0.0}
-    steps = round((cell.budget - masked) / whole)
+    beside = "pretrained_on" in entry(matrix, "datasets", cell.dataset)
+    masked = 0 if beside else pretraining_flops(params)
+    steps = round((budget - masked) / whole)
     if steps < 1:
-        raise UserError(f"{cell.name}: a budget of {cell.budget:g} FLOPs leaves no finetuning.")
+        raise UserError(f"{cell.name}: a budget of {budget:g} FLOPs leaves no finetuning.")
     warmup = min(params["finetune"]["warmup"], int(WARMUP * steps))
-    every = max(1, round(cell.budget / whole / VALIDATIONS))
+    every = max(1, round(budget / whole / VALIDATIONS))
     params["finetune"] |= {"steps": steps, "warmup": warmup, "validate_every": every}
     return params
 
@@ -146,6 +193,14 @@ def pretraining(params: Params) -> Schedule:
     return pretraining_schedule(section, mask, params["data"]["size"] // params["model"]["patch"])
 
 
+def pretraining_flops(params: Params) -> int:
+    """Return the training FLOPs of the masked phase of whole sections."""
+    if not params["pretrain"]["steps"]:
+        return 0
+    schedule = pretraining(params)
+    return flops_before(network_of(params), schedule, schedule.steps)
+
+
 def network_of(params: Params) -> Denoiser:
     """Return the network of whole sections, its weights without values."""
     data = validate(params["data"], "data", DataParams, where="matrix")
@@ -158,16 +213,14 @@ def whole_step(params: Params) -> int:
     return training_flops(network_of(params), patches, params["finetune"]["batch_size"])
 
 
-def points(params: Params, cell: Cell, fractions: list[float]) -> list[int]:
-    """Return the finetuning steps after which fractions of the budget are spent.
+def points(matrix: Params, cell: Cell) -> list[int]:
+    """Return the finetuning steps after which a cell is measured: ``distance_at`` of its budget.
 
-    Fractions that are spent before its warm-up is over are left out; the last is the end.
+    Points before the warm-up of finetuning is over are left out; the last is the end.
     """
-    network, whole = network_of(params), whole_step(params)
-    masked = 0
-    if params["pretrain"]["steps"]:
-        schedule = pretraining(params)
-        masked = flops_before(network, schedule, schedule.steps)
-    steps = (round((fraction * cell.budget - masked) / whole) for fraction in fractions)
-    warmup, end = params["finetune"]["warmup"], params["finetune"]["steps"]
-    return sorted({step for step in steps if max(1, warmup) <= step < end} | {end})
+    part, params = entry(matrix, "parts", cell.part), plan(matrix, cell)
+    steps, warmup = params["finetune"]["steps"], params["finetune"]["warmup"]
+    whole = whole_step(params)
+    masked = round(part["budget"] / whole) - steps  # in steps of finetuning; 0 if beside the budget
+    asked = (round(at * part["budget"] / whole) - masked for at in part["distance_at"])
+    return sorted({step for step in asked if max(1, warmup) <= step < steps} | {steps})

@@ -1,7 +1,8 @@
 """Cells of the matrix, several at a time: ``python -m benchmarks.evidence.run screening``.
 
 What ``dvc repro`` runs one after the other. Cells that are there are left alone, so it may be
-stopped and started at will; ``dvc commit`` in benchmarks/evidence then tells DVC of the results.
+stopped and started at will, and a cell that was stopped goes on where it was; ``dvc commit`` in
+benchmarks/evidence then tells DVC of the results.
 """
 
 import json
@@ -9,82 +10,76 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.evidence.cell import HERE, MATRIX
-from benchmarks.evidence.plan import Cell, Params, plan
+from benchmarks.evidence import images
+from benchmarks.evidence.cell import CELLS, SETS, WORK
+from benchmarks.evidence.plan import Cell, Params, cells, entry, plan, read_matrix
 from maskdm.errors import UserError
-from maskdm.params import read_params
 from stages.command import run
-
-OUT = HERE / "cells"
 
 
 def main(
     part: Annotated[str, typer.Argument(help="a part of the matrix, such as screening")],
     only: Annotated[list[str] | None, typer.Option(help="matrices of it; by default all")] = None,
     jobs: Annotated[int, typer.Option(help="cells at a time")] = 1,
+    own: Annotated[
+        Path | None, typer.Option(help="a folder of images to use in place of its datasets")
+    ] = None,
 ) -> None:
     """Compute the cells of a part of the matrix that are not there yet."""
-    matrix = read_params(MATRIX)
-    base = read_params(matrix["base"])
-    out = OUT / part
-    missing = [
-        cell
-        for cell in cells(matrix[part], only)
-        if not is_there(out / f"{cell.name}.json", plan(matrix, base, cell))
-    ]
-    distance_at = matrix[part]["distance_at"]
+    matrix = read_matrix()
+    wanted = cells(matrix, part, only)
+    if own is not None:
+        if not own.is_dir():
+            raise UserError(f"There is no folder {own}: name one that holds images.")
+        wanted = list(dict.fromkeys(replace(cell, dataset="own") for cell in wanted))
+    for dataset in dict.fromkeys(name for cell in wanted for name in datasets(matrix, cell)):
+        images.make(dataset, str(own) if own else None)
+    missing = [cell for cell in wanted if not is_there(matrix, cell)]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(partial(compute, out, distance_at), missing))
+        done = list(pool.map(compute, missing))
     failed = [cell.name for cell, well in zip(missing, done, strict=True) if not well]
     if failed:
-        raise UserError(f"These cells failed (see work/*.log there): {', '.join(failed)}.")
+        raise UserError(f"These cells failed ({WORK}/….log says why): {', '.join(failed)}.")
 
 
-def cells(part: Params, only: list[str] | None = None) -> list[Cell]:
-    """Return the cells of a part of the matrix, those of its matrices in turn."""
-    found = []
-    for name, axes in part["matrices"].items():
-        if only and name not in only:
-            continue
-        for values in product(*axes.values()):
-            found.append(Cell(**dict(zip(axes, values, strict=True)), budget=part["budget"]))
-    return found
+def datasets(matrix: Params, cell: Cell) -> list[str]:
+    """Return the datasets that a cell needs."""
+    other = entry(matrix, "datasets", cell.dataset).get("pretrained_on")
+    return [cell.dataset, *([other] if other else [])]
 
 
-def is_there(result: Path, params: Params) -> bool:
-    """Return whether a cell has been computed with these parameters."""
+def is_there(matrix: Params, cell: Cell) -> bool:
+    """Return whether a cell has been computed with its parameters, on the images that are there."""
+    result = CELLS / f"{cell.name}.json"
     if not result.exists():
         return False
-    kept = json.loads(result.read_text(encoding="utf-8"))["params"]
-    return bool(kept == json.loads(json.dumps(params)))
+    kept = json.loads(result.read_text(encoding="utf-8"))
+    made = json.loads((SETS / cell.dataset / "data/prepared/dataset.json").read_text())
+    same = kept["params"] == json.loads(json.dumps(plan(matrix, cell)))
+    return bool(same and kept["training"][-1]["data"] == made["hash"])
 
 
-def command(cell: Cell, distance_at: list[float], out: Path) -> list[str]:
+def command(cell: Cell) -> list[str]:
     """Return the command that computes a cell; dvc.yaml has the same."""
-    words = [sys.executable, "-m", "benchmarks.evidence.cell", cell.dataset, cell.arm]
-    for name in ("share", "tuning", "seed", "budget"):
-        words += [f"--{name}", str(getattr(cell, name))]
-    for share in distance_at:
-        words += ["--distance-at", str(share)]
-    return [*words, "--out", str(out)]
+    options = ((f"--{name}", f"{getattr(cell, name)}") for name in ("tuning", "share", "seed"))
+    words = ["benchmarks.evidence.cell", cell.part, cell.dataset, cell.arm]
+    return [sys.executable, "-m", *words, *(word for option in options for word in option)]
 
 
-def compute(out: Path, distance_at: list[float], cell: Cell) -> bool:
+def compute(cell: Cell) -> bool:
     """Compute a cell; return whether it went well."""
-    log = HERE / "work" / f"{cell.name.replace('/', '_')}.log"
+    log = WORK / f"{cell.name.replace('/', '_')}.log"
     log.parent.mkdir(exist_ok=True)
     environment = os.environ | {"TQDM_DISABLE": "1"}
     with log.open("w", encoding="utf-8") as file:
-        said = subprocess.run(
-            command(cell, distance_at, out), stdout=file, stderr=file, env=environment
-        )
+        said = subprocess.run(command(cell), stdout=file, stderr=file, env=environment)
     print(cell.name, "failed" if said.returncode else "done", flush=True)
     return not said.returncode
 

@@ -1,0 +1,152 @@
+"""What cells have found, read back: runs, and where they were after how much compute.
+
+Values between two measurements lie on the line between them in logarithms of both, as a power law
+has it. Seconds are not the cells' own, which depend on what else the machine did: they are the
+cost of every kind of step, measured in turns on an idle machine (``pace.py``), times their number.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.cell import CELLS
+from benchmarks.evidence.plan import Cell
+
+PACE = Path("reports/timing/pace.json")
+
+Curve = list[tuple[float, float]]  # (training FLOPs, value), FLOPs ascending
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of training step, which takes a time of its own."""
+
+    size: int
+    channels: int
+    model: str  # the section model, as JSON
+    visible: int  # patches
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell that has been computed.
+
+    Attributes:
+        cell: which.
+        budget: training FLOPs that it was given.
+        curves: by measure (``error``, ``fd``, ``kid``), what it was after how many FLOPs.
+        legs: pretraining and finetuning, as config.json has them.
+        params: its params.yaml.
+        about: everything else of its file.
+        path: that file.
+    """
+
+    cell: Cell
+    budget: float
+    curves: dict[str, Curve]
+    legs: list[dict[str, Any]]
+    params: dict[str, Any]
+    about: dict[str, Any]
+    path: Path
+
+    @property
+    def of(self) -> tuple[str, str, str, float]:
+        """What it has in common with runs of other seeds."""
+        return self.cell.dataset, self.cell.arm, self.cell.tuning, self.cell.share
+
+    def kind(self, visible: int, batch_size: int) -> Kind:
+        """Return a kind of step of its network."""
+        data, model = self.params["data"], json.dumps(self.params["model"], sort_keys=True)
+        return Kind(data["size"], data["channels"], model, visible, batch_size)
+
+    def steps(self) -> list[tuple[float, dict[Kind, float]]]:
+        """Return every leg's FLOPs, and how many steps of which kind it made."""
+        patches = (self.params["data"]["size"] // self.params["model"]["patch"]) ** 2
+        found = []
+        for leg in self.legs:
+            batch = leg["batch_size"]
+            whole = self.kind(patches, batch)
+            counts = {self.kind(leg["visible"], batch): 0.0, whole: 0.0}
+            counts[self.kind(leg["visible"], batch)] += (leg["images"] - leg["full_images"]) / batch
+            counts[whole] += leg["full_images"] / batch
+            found.append((leg["flops"], {kind: n for kind, n in counts.items() if n}))
+        return found
+
+    def seconds(self, pace: Mapping[Kind, float]) -> list[tuple[float, float]]:
+        """Return (FLOPs, seconds) at the start and at the end of every leg."""
+        corners = [(0.0, 0.0)]
+        for flops, counts in self.steps():
+            spent = sum(pace[kind] * count for kind, count in counts.items())
+            corners.append((corners[-1][0] + flops, corners[-1][1] + spent))
+        return corners
+
+
+def read_runs(part: str, folder: Path = CELLS) -> list[Run]:
+    """Return the cells of a part of the matrix that are there, in the order of their names."""
+    return [read_run(path) for path in sorted((folder / part).rglob("*.json"))]
+
+
+def read_run(path: Path) -> Run:
+    """Return what a cell's file holds."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    cell = {name: found["cell"][name] for name in ("dataset", "arm", "tuning", "share", "seed")}
+    curves: dict[str, Curve] = {"error": [(row["flops"], row["error"]) for row in found["curve"]]}
+    for name in ("fd", "kid"):
+        points = [(row["flops"], row[name]) for row in found["points"] if name in row]
+        if points:
+            curves[name] = points
+    rest = ("arithmetic", "code", "curve", "points", "seconds")
+    about = {name: found[name] for name in rest}
+    part = found["cell"].get("part", path.parent.parent.name)
+    budget = found["cell"]["budget"]
+    legs, params = found["training"], found["params"]
+    return Run(Cell(part=part, **cell), budget, curves, legs, params, about, path)
+
+
+def read_pace() -> dict[Kind, float]:
+    """Return the seconds of every kind of step that was measured."""
+    if not PACE.exists():
+        return {}
+    kinds = json.loads(PACE.read_text(encoding="utf-8"))["kinds"]
+    return {
+        Kind(**{k: v for k, v in row.items() if k != "seconds"}): row["seconds"] for row in kinds
+    }
+
+
+def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
+    """Return the value of a curve at some compute, None where it does not reach.
+
+    A measurement that is within one hundredth of ``flops`` is taken to be there: steps are whole.
+    """
+    for before, after in zip(curve, curve[1:], strict=False):
+        if before[0] <= flops <= after[0]:
+            share = log(flops / before[0]) / log(after[0] / before[0])
+            return exp((1 - share) * log(before[1]) + share * log(after[1]))
+    near = [value for place, value in curve if abs(place / flops - 1) < 0.01]
+    return near[0] if near else None
+
+
+def first_reached(curve: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Return the least compute after which a curve is at ``target`` or below, None if never."""
+    before: tuple[float, float] | None = None
+    for place, value in curve:
+        if value <= target:
+            if before is None or value == target:
+                return place
+            share = log(before[1] / target) / log(before[1] / value)
+            return exp((1 - share) * log(before[0]) + share * log(place))
+        before = (place, value)
+    return None
+
+
+def linear(corners: Sequence[tuple[float, float]], x: float) -> float:
+    """Return the height at ``x`` of a line through corners, going on straight at its end."""
+    for before, after in zip(corners, corners[1:], strict=False):
+        if x <= after[0] or after is corners[-1]:
+            share = (x - before[0]) / (after[0] - before[0])
+            return before[1] + share * (after[1] - before[1])
+    raise ValueError("a line needs two corners")

@@ -1,0 +1,1 @@
+"""The report: evidence and runs of the pipeline as one page."""

@@ -1,0 +1,99 @@
+"""The charts of the report, as Vega-Lite that Altair writes.
+
+A chart against compute has a parameter ``axis`` (``flops``, ``seconds`` or ``images``) that the
+page's one switch sets in all of them. Both axes are logarithmic: speed-ups are distances then.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+HEIGHT = 260
+AXES = {"flops": "training FLOPs", "seconds": "seconds", "images": "images"}
+
+Spec = dict[str, Any]
+Rows = Sequence[dict[str, Any]]
+
+
+def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
+    """Return lines against compute, each with a band if its rows have one.
+
+    Args:
+        rows: ``line, flops, seconds, images, value``, and for a band ``low`` and ``high``; with
+            ``dashed`` also ``phase``, one dash each.
+        title: what the values are.
+        dashed: whether phases are told apart.
+    """
+    lines = list(dict.fromkeys(row["line"] for row in rows))
+    axis = alt.param(name="axis", value="flops")
+    logarithmic = alt.Scale(type="log", nice=False)
+    x = alt.X("x:Q", title=None, scale=logarithmic, axis=alt.Axis(format="~s"))
+    # A logarithm has no place for the start.
+    base = (
+        alt.Chart(alt.Data(values=list(rows)))
+        .transform_calculate(x="datum[axis]")
+        .transform_filter("isValid(datum.x) && datum.x > 0")
+        .encode(
+            x=x,
+            color=alt.Color(
+                "line:N",
+                title=None,
+                scale=alt.Scale(domain=lines, scheme="tableau10"),
+                legend=alt.Legend(orient="bottom", columns=2, labelLimit=400),
+            ),
+        )
+    )
+    y = alt.Y("value:Q", title=title, scale=logarithmic, axis=alt.Axis(format="~g"))
+    tooltip = [alt.Tooltip("line:N"), alt.Tooltip("x:Q", format=".3~s"), alt.Tooltip("value:Q")]
+    line = base.mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.8).encode(
+        y=y, tooltip=tooltip
+    )
+    if dashed:
+        legend = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeColor="gray")
+        line = line.encode(strokeDash=alt.StrokeDash("phase:N", title=None, legend=legend))
+    layers = [line]
+    if any("low" in row for row in rows):
+        band = base.mark_area(opacity=0.18).encode(
+            y=alt.Y("low:Q", scale=logarithmic), y2=alt.Y2("high:Q")
+        )
+        layers.insert(0, band)
+    chart = alt.layer(*layers).add_params(axis).properties(width="container", height=HEIGHT)
+    return _spec(chart)
+
+
+def dots(rows: Rows, title: str) -> Spec:
+    """Return values as dots, best first, a line each.
+
+    Args:
+        rows: ``name, kind, value``; ``kind`` gives the colour.
+        title: what the values are.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    chart = (
+        alt.Chart(alt.Data(values=list(rows)))
+        .mark_circle(size=70, opacity=1)
+        .encode(
+            x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "name:N",
+                title=None,
+                sort=alt.EncodingSortField("value"),
+                axis=alt.Axis(labelLimit=300, grid=True),
+            ),
+            color=alt.Color(
+                "kind:N",
+                title=None,
+                scale=alt.Scale(domain=kinds, scheme="tableau10"),
+                legend=alt.Legend(orient="bottom", columns=4),
+            ),
+            tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q")],
+        )
+        .properties(width="container", height=alt.Step(17))
+    )
+    return _spec(chart)
+
+
+def _spec(chart: alt.Chart | alt.LayerChart) -> Spec:
+    # Only the width is the page's: without this Vega warns that it cannot fit the height.
+    return dict(chart.properties(autosize=alt.AutoSizeParams(type="fit-x")).to_dict())

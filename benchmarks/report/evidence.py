@@ -1,0 +1,188 @@
+"""What the report says of the matrix: tables and rows for charts, from the cells that are there."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.evidence.results import Kind, Run, linear, read_pace, read_runs
+from benchmarks.evidence.summary import MEASURES, SCRATCH, by_seed, entries, transfers
+from benchmarks.report.charts import Spec, against_compute, dots
+
+TITLES = {
+    "error": "x0 error on held-out images",
+    "fd": "Fréchet distance to training images",
+    "kid": "kernel distance to training images",
+}
+COMPARED = {  # parts of the matrix with samples → headings
+    "confirmation": "Does masked pretraining pay at equal compute?",
+    "reduced": "The same question in a quarter of an hour",
+}
+NEVER = "never"
+NOTHING = "–"
+
+
+def comparisons() -> list[dict[str, Any]]:
+    """Return a section for every part of the matrix with samples of which there are cells.
+
+    Each has ``title``, ``head``, ``full`` and ``smaller`` (rows of the headline table at the whole
+    budget and below it), ``charts`` by dataset and measure, and ``samples`` by dataset.
+    """
+    pace = read_pace()
+    found = []
+    for part, title in COMPARED.items():
+        runs = read_runs(part)
+        if not runs:
+            continue
+        rows = entries(runs, pace)
+        largest = {
+            name: max(r["budget_flops"] for r in rows if r["dataset"] == name)
+            for name in sets(runs)
+        }
+        full = [row for row in rows if row["budget_flops"] == largest[row["dataset"]]]
+        found.append(
+            {
+                "title": title,
+                "head": HEAD,
+                "full": [cells_of(row) for row in full],
+                "smaller": [cells_of(row) for row in rows if row not in full],
+                "charts": {
+                    dataset: {
+                        measure: against_compute(
+                            lines(runs, dataset, measure, pace), TITLES[measure]
+                        )
+                        for measure in MEASURES
+                        if any(measure in run.curves for run in runs if run.cell.dataset == dataset)
+                    }
+                    for dataset in sets(runs)
+                },
+                "samples": {dataset: samples(runs, dataset) for dataset in sets(runs)},
+            }
+        )
+    return found
+
+
+HEAD = [
+    ("dataset", "budget", "arm", "masked", "seeds"),
+    *((f"less compute to scratch's {name}", f"less time to scratch's {name}") for name in MEASURES),
+    tuple(f"final {name}" for name in MEASURES),
+]
+
+
+def cells_of(row: Mapping[str, Any]) -> list[str]:
+    """Return an entry of evidence.json as the cells of a table."""
+    cells = [
+        row["dataset"],
+        f"{row['budget_flops']:.2g}",
+        row["arm"],
+        f"{row['share']:.0%}" if row["share"] else NOTHING,
+        f"{len(row['seeds'])}",
+    ]
+    for measure in MEASURES:
+        found = row["speedup"][measure]
+        missing = NOTHING if row["arm"] == SCRATCH or row["final"][measure] is None else NEVER
+        for axis in ("flops", "seconds"):
+            value = found and found[axis]
+            cells.append(
+                f"{plus_minus(value)}× ({value['reached']}/{len(row['seeds'])})"
+                if value
+                else missing
+            )
+    return cells + [plus_minus(row["final"][measure]) for measure in MEASURES]
+
+
+def plus_minus(value: Mapping[str, Any] | None) -> str:
+    """Return a mean and its deviation, three digits of the mean."""
+    if value is None:
+        return NOTHING
+    mean = f"{value['mean']:.3g}"
+    if value["std"] is None:
+        return mean
+    decimals = len(mean.partition(".")[2])
+    return f"{mean} ± {value['std']:.{decimals}f}"
+
+
+def sets(runs: list[Run]) -> list[str]:
+    """Return the datasets of runs."""
+    return list(dict.fromkeys(run.cell.dataset for run in runs))
+
+
+def label(run: Run) -> str:
+    """Return what the line of a run is called."""
+    share = f", {run.cell.share:.0%} masked" if run.cell.share else ""
+    return f"{run.cell.arm}{share}"
+
+
+def lines(
+    runs: list[Run], dataset: str, measure: str, pace: Mapping[Kind, float]
+) -> list[dict[str, Any]]:
+    """Return rows for a chart: the mean over seeds, and from the least to the largest as band."""
+    found = []
+    for seeds in by_seed([run for run in runs if run.cell.dataset == dataset]).values():
+        first = next(iter(seeds.values()))
+        measured = first.about["curve" if measure == "error" else "points"]
+        values = zip(*(run.curves.get(measure, []) for run in seeds.values()), strict=False)
+        for row, points in zip(measured, values, strict=False):
+            heights = [value for _, value in points]
+            place = {"flops": row["flops"], "images": row["images"]}
+            if pace:
+                place["seconds"] = linear(first.seconds(pace), row["flops"])
+            spread = {"low": min(heights), "high": max(heights)} if len(seeds) > 1 else {}
+            mean = sum(heights) / len(heights)
+            found.append({"line": label(first), **place, "value": mean, **spread})
+    return sorted(found, key=lambda row: row["line"] != SCRATCH)
+
+
+def samples(runs: list[Run], dataset: str) -> list[tuple[str, str]]:
+    """Return pictures of samples of one seed, an arm each, all from the same noise."""
+    chosen = [run for run in runs if run.cell.dataset == dataset]
+    seed = min(run.cell.seed for run in chosen)
+    found = []
+    for run in sorted(chosen, key=lambda run: run.cell.arm != SCRATCH):
+        picture = run.path.with_suffix(".png")
+        if run.cell.seed == seed and picture.exists():
+            found.append((label(run), inline(picture.read_bytes())))
+    return found
+
+
+def inline(png: bytes) -> str:
+    """Return a picture as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def screening() -> dict[str, Spec]:
+    """Return a chart a dataset of the errors at the end of the cells of screening."""
+    runs = read_runs("screening")
+    return {
+        dataset: dots(
+            [
+                {
+                    "name": f"{label(run)}, {run.cell.tuning}",
+                    "kind": run.cell.arm,
+                    "value": run.curves["error"][-1][1],
+                }
+                for run in sorted(runs, key=lambda run: run.cell.arm != SCRATCH)
+                if run.cell.dataset == dataset
+            ],
+            TITLES["error"],
+        )
+        for dataset in sets(runs)
+    }
+
+
+def transfer() -> dict[str, Any] | None:
+    """Return the table of transfer and its samples, None if there are no cells."""
+    runs = read_runs("transfer")
+    if not runs:
+        return None
+    head = ["finetuned on", "seeds"]
+    head += [f"{name}: {what}" for name in MEASURES for what in ("scratch", "pretrained", "gain")]
+    rows = []
+    for row in transfers(runs):
+        cells = [row["dataset"], f"{len(row['seeds'])}"]
+        for name in MEASURES:
+            gain = row["improvement_percent"].get(name)
+            cells += [plus_minus(row[kind].get(name)) for kind in (SCRATCH, "pretrained")]
+            cells.append(f"{plus_minus(gain)} %" if gain else NOTHING)
+        rows.append(cells)
+    pictures = {dataset: samples(runs, dataset) for dataset in sets(runs)}
+    return {"head": head, "rows": rows, "samples": pictures}
