@@ -139,7 +139,8 @@ def distances(metrics: dict[str, Any]) -> dict[str, float]:
 
 def curve() -> list[dict[str, float]]:
     """Return the validation errors of both phases over one axis of compute."""
-    rows, images = [], 0
+    rows: list[dict[str, float]] = []
+    images = 0
     for phase in ("pretrain", "finetune"):
         with Path(f"reports/{phase}/validation.tsv").open(encoding="utf-8") as file:
             found = [

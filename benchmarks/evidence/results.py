@@ -7,7 +7,8 @@ cost of every kind of step, measured in turns on an idle machine (``pace.py``), 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,8 @@ def read_pace() -> dict[Kind, float]:
     """Return the seconds of every kind of step that was measured."""
     if not PACE.exists():
         return {}
-    kinds = json.loads(PACE.read_text(encoding="utf-8"))["kinds"]
-    return {
-        Kind(**{k: v for k, v in row.items() if k != "seconds"}): row["seconds"] for row in kinds
-    }
+    rows = json.loads(PACE.read_text(encoding="utf-8"))["kinds"]
+    return {Kind(**{f.name: row[f.name] for f in fields(Kind)}): row["seconds"] for row in rows}
 
 
 def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
@@ -122,7 +121,7 @@ def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
 
     A measurement that is within one hundredth of ``flops`` is taken to be there: steps are whole.
     """
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in pairwise(curve):
         if before[0] <= flops <= after[0]:
             share = log(flops / before[0]) / log(after[0] / before[0])
             return exp((1 - share) * log(before[1]) + share * log(after[1]))
@@ -145,7 +144,7 @@ def first_reached(curve: Sequence[tuple[float, float]], target: float) -> float 
 
 def linear(corners: Sequence[tuple[float, float]], x: float) -> float:
     """Return the height at ``x`` of a line through corners, going on straight at its end."""
-    for before, after in zip(corners, corners[1:], strict=False):
+    for before, after in pairwise(corners):
         if x <= after[0] or after is corners[-1]:
             share = (x - before[0]) / (after[0] - before[0])
             return before[1] + share * (after[1] - before[1])

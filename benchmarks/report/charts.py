@@ -31,7 +31,7 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
     x = alt.X("x:Q", title=None, scale=logarithmic, axis=alt.Axis(format="~s"))
     # A logarithm has no place for the start.
     base = (
-        alt.Chart(alt.Data(values=list(rows)))
+        alt.Chart(_data(rows))
         .transform_calculate(x="datum[axis]")
         .transform_filter("isValid(datum.x) && datum.x > 0")
         .encode(
@@ -71,7 +71,7 @@ def dots(rows: Rows, title: str) -> Spec:
     """
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     chart = (
-        alt.Chart(alt.Data(values=list(rows)))
+        alt.Chart(_data(rows))
         .mark_circle(size=70, opacity=1)
         .encode(
             x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False)),
@@ -94,6 +94,10 @@ def dots(rows: Rows, title: str) -> Spec:
     return _spec(chart)
 
 
-def _spec(chart: alt.Chart | alt.LayerChart) -> Spec:
+def _data(rows: Rows) -> alt.Data:
+    return alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
+
+
+def _spec(chart: alt.TopLevelMixin) -> Spec:
     # Only the width is the page's: without this Vega warns that it cannot fit the height.
-    return dict(chart.properties(autosize=alt.AutoSizeParams(type="fit-x")).to_dict())
+    return dict(chart.to_dict()) | {"autosize": {"type": "fit-x"}}

@@ -34,11 +34,11 @@ def comparisons() -> list[dict[str, Any]]:
         if not runs:
             continue
         rows = entries(runs, pace)
-        largest = {
-            name: max(r["budget_flops"] for r in rows if r["dataset"] == name)
-            for name in sets(runs)
-        }
-        full = [row for row in rows if row["budget_flops"] == largest[row["dataset"]]]
+        largest: dict[str, float] = {}
+        for row in rows:
+            name = row["dataset"]
+            largest[name] = max(largest.get(name, 0.0), row["budget_flops"])
+        full = [row for row in rows if row["budget_flops"] > 0.99 * largest[row["dataset"]]]
         found.append(
             {
                 "title": title,
@@ -47,11 +47,9 @@ def comparisons() -> list[dict[str, Any]]:
                 "smaller": [cells_of(row) for row in rows if row not in full],
                 "charts": {
                     dataset: {
-                        measure: against_compute(
-                            lines(runs, dataset, measure, pace), TITLES[measure]
-                        )
+                        measure: against_compute(rows_of_lines, TITLES[measure])
                         for measure in MEASURES
-                        if any(measure in run.curves for run in runs if run.cell.dataset == dataset)
+                        if (rows_of_lines := lines(runs, dataset, measure, pace))
                     }
                     for dataset in sets(runs)
                 },
@@ -82,11 +80,8 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
         missing = NOTHING if row["arm"] == SCRATCH or row["final"][measure] is None else NEVER
         for axis in ("flops", "seconds"):
             value = found and found[axis]
-            cells.append(
-                f"{plus_minus(value)}× ({value['reached']}/{len(row['seeds'])})"
-                if value
-                else missing
-            )
+            of = f"({value['reached']}/{len(row['seeds'])})" if value else ""
+            cells.append(f"{plus_minus(value)}× {of}" if value else missing)
     return cells + [plus_minus(row["final"][measure]) for measure in MEASURES]
 
 

@@ -52,7 +52,8 @@ class Experiment:
             Rows of ``phase, flops, images, seconds, value``. Seconds are those of the phase's steps
             as they were timed; None where they were not.
         """
-        rows, images, seconds = [], 0, 0.0
+        rows: list[dict[str, Any]] = []
+        images, seconds = 0, 0.0
         for phase, title in PHASES.items():
             text = (self.read(f"reports/{phase}/{file}.tsv") or b"").decode()
             found = list(csv.DictReader(io.StringIO(text), delimiter="\t"))
