@@ -9,7 +9,8 @@ from typing import Any
 
 import altair as alt
 
-HEIGHT = 260
+HEIGHT = 260  # pixels
+LINE = 17  # pixels, of a name
 AXES = {"flops": "training FLOPs", "seconds": "seconds", "images": "images"}
 
 Spec = dict[str, Any]
@@ -89,7 +90,7 @@ def dots(rows: Rows, title: str) -> Spec:
             ),
             tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q")],
         )
-        .properties(width="container", height=alt.Step(17))
+        .properties(width="container", height=LINE * len(rows))
     )
     return _spec(chart)
 
@@ -99,5 +100,4 @@ def _data(rows: Rows) -> alt.Data:
 
 
 def _spec(chart: alt.TopLevelMixin) -> Spec:
-    # Only the width is the page's: without this Vega warns that it cannot fit the height.
-    return dict(chart.to_dict()) | {"autosize": {"type": "fit-x"}}
+    return dict(chart.to_dict())
