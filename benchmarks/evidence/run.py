@@ -26,7 +26,9 @@ from stages.command import run
 def main(
     part: Annotated[str, typer.Argument(help="a part of the matrix, such as screening")],
     only: Annotated[list[str] | None, typer.Option(help="matrices of it; by default all")] = None,
-    jobs: Annotated[int, typer.Option(help="cells at a time")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="cells at a time; by default one a processor core")
+    ] = None,
     own: Annotated[
         Path | None, typer.Option(help="a folder of images to use in place of its datasets")
     ] = None,
@@ -42,8 +44,12 @@ def main(
         images.make(dataset, str(own) if own else None)
     missing = [cell for cell in wanted if not is_there(matrix, cell)]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
+    # Cells side by side on a core each are faster than one on all of them.
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(jobs or cores, len(missing)))
+    threads = max(1, cores // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(compute, missing))
+        done = list(pool.map(lambda cell: compute(cell, threads), missing))
     failed = [cell.name for cell, well in zip(missing, done, strict=True) if not well]
     if failed:
         raise UserError(f"These cells failed ({WORK}/….log says why): {', '.join(failed)}.")
@@ -73,11 +79,11 @@ def command(cell: Cell) -> list[str]:
     return [sys.executable, "-m", *words, *(word for option in options for word in option)]
 
 
-def compute(cell: Cell) -> bool:
-    """Compute a cell; return whether it went well."""
+def compute(cell: Cell, threads: int) -> bool:
+    """Compute a cell on so many threads; return whether it went well."""
     log = WORK / f"{cell.name.replace('/', '_')}.log"
     log.parent.mkdir(exist_ok=True)
-    environment = os.environ | {"TQDM_DISABLE": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"TQDM_DISABLE": "1"}
     with log.open("w", encoding="utf-8") as file:
         said = subprocess.run(command(cell), stdout=file, stderr=file, env=environment)
     print(cell.name, "failed" if said.returncode else "done", flush=True)

@@ -4,7 +4,7 @@ For every arm, share and budget: how much less compute than training from scratc
 what scratch reaches with that budget, and how good it is with all of it; mean and sample standard
 deviation over seeds, each seed compared with scratch of the same seed. A run at budget B with a
 share s of it masked passes through the run at budget B/2 with a share 2s, so one cell gives an
-entry for every point at which it was measured.
+entry for every point at which it was measured but the first, before which it was not looked at.
 """
 
 import json
@@ -30,21 +30,26 @@ from stages.command import run
 
 EVIDENCE = Path("reports/evidence.json")
 TRANSFER = Path("reports/transfer.json")
+PARTS = ("confirmation", "fine")
 MEASURES = ("error", "fd", "kid")
 SCRATCH = "scratch"
 
 
 def main(
-    part: Annotated[str, typer.Option(help="of the matrix, whose cells are summed up")] = (
-        "confirmation"
-    ),
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="of the matrix; by default those that the README speaks of"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="the file to write")] = EVIDENCE,
 ) -> None:
     """Sum up the cells that are there."""
-    runs = read_runs(part)
-    if not runs:
-        raise UserError(f"There are no cells: python -m benchmarks.evidence.run {part}.")
-    write(out, entries(runs, read_pace()))
+    pace, found = read_pace(), []
+    for part in parts or PARTS:
+        runs = read_runs(part)
+        if not runs:
+            raise UserError(f"There are no cells: python -m benchmarks.evidence.run {part}.")
+        found += [{"part": part, **row} for row in entries(runs, pace)]
+    write(out, found)
     transferred = read_runs("transfer")
     if transferred and out == EVIDENCE:
         write(TRANSFER, transfers(transferred))
@@ -106,10 +111,11 @@ def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, A
 
 
 def budgets(runs: Sequence[Run]) -> list[float]:
-    """Return the budgets at which runs were measured: of their distances, else their ends."""
+    """Return the budgets to compare at: where distances were measured, else half and whole."""
     first = runs[0]
     places = [place for place, _ in first.curves.get("fd", first.curves.get("kid", []))]
-    return places or [first.curves["error"][-1][0]]
+    end = first.curves["error"][-1][0]
+    return (places[1:] or places) if places else [end / 2, end]
 
 
 def speedup(
