@@ -143,3 +143,17 @@ def test_labels_are_those_of_the_images_and_some_are_dropped():
     everything_else = kept.at(0)[:4]
     plain = batches(batch_size=400).at(0)[:4]
     assert all(torch.equal(a, b) for a, b in zip(everything_else, plain, strict=True))
+
+
+def test_what_is_pinned_shares_no_memory_between_rows(monkeypatch):
+    """Torch refuses to pin whole images' positions, which are one row seen many times."""
+    seen = []
+
+    def pin(tensor):
+        seen.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batches(mask=nothing_masked(4)).at(0).pinned()
+    assert len(seen) == 4
+    assert all(tensor.is_contiguous() for tensor in seen)

@@ -10,6 +10,7 @@ import re
 import shutil
 
 import pytest
+from browser import drawings, needs_browser, visit
 from clones import clone_tree
 from graph import modules_of
 
@@ -26,7 +27,6 @@ SMALLER = {  # than presets/tiny.yaml
 DRAWN = {"sample", "pictures", "fid", "neighbours"}  # with the finetuned model
 STAGES = {"check", "prepare", "masks", "reference", "pretrain", "finetune", "curves", *DRAWN}
 ROLL = {"swissroll"}  # depends on no parameter
-BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
 
 
 @pytest.fixture(scope="module")
@@ -220,22 +220,46 @@ def test_plots_of_two_runs_are_one_page_that_loads_nothing(comparison):
         assert shown == clone.git("rev-parse", f"{commit}:reports/samples.png")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+@needs_browser
 def test_plots_are_drawn_without_a_network(comparison, tmp_path):
-    clone, page, path = comparison
-    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking"]
-    quiet = ["--no-first-run", "--disable-component-update", "--disable-sync", "--disable-gpu"]
-    dom = clone.call(
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        *offline,
-        *quiet,
-        f"--user-data-dir={tmp_path}",
-        "--virtual-time-budget=8000",
-        "--dump-dom",
-        path.as_uri(),
-    )
-    drawn = re.findall(r'<svg[^>]*class="marks".*?</svg>|<canvas', dom, re.DOTALL)
+    _, page, path = comparison
+    dom, _ = visit(path, tmp_path)
+    drawn = drawings(dom)
     assert len(drawn) == len(page.charts)
     assert all(">HEAD<" in chart and ">other<" in chart for chart in drawn)
+
+
+@pytest.fixture(scope="module")
+def report(finished, other_run):
+    """The report of the finished run and of an experiment, side by side."""
+    finished.call("python", "-m", "benchmarks.report.page", "HEAD", "other")
+    return finished.path / "reports/index.html"
+
+
+def test_the_report_has_the_runs_side_by_side(finished, report):
+    text = report.read_text()
+    assert re.search(r'<tr class="differs"><td>mask.rate</td><td[^>]*>0.75</td><td[^>]*>0.6<', text)
+    assert '<tr class="differs"><td>data.size' not in text
+    assert "<tr><td>data.size</td>" in text
+    metrics = json.loads(finished.git("show", "HEAD:reports/metrics.json"))
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            assert f">{name}</td><td class=\"long\">{value}<" in text
+    assert text.count("<figcaption>HEAD</figcaption>") >= 3  # pictures that differ
+    assert "<figcaption>HEAD, other</figcaption>" in text  # the same picture stands once
+
+
+@needs_browser
+def test_the_reports_charts_have_a_line_a_run(report, tmp_path):
+    dom, said = visit(report, tmp_path)
+    drawn = drawings(dom)
+    assert len(drawn) == len(json.loads(re.search(r'id="charts">(.*?)</script', dom).group(1))) == 2
+    assert all(">HEAD<" in chart and ">other<" in chart for chart in drawn)
+    assert said == []
+
+
+@pytest.mark.parametrize(("name", "why"), [("nowhere", "no revision"), ("HEAD~1", "no finished")])
+def test_a_report_of_what_is_no_run_is_refused(clone, name, why):
+    said = clone.call("python", "-m", "benchmarks.report.page", "HEAD", name, code=1)
+    assert why in said
+    assert "Traceback" not in said

@@ -110,11 +110,12 @@ def _experiment(name: str, root: Path) -> Experiment:
 
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.scm import resolve_rev
     from scmrepo.exceptions import SCMError
 
     try:
         repository = Repo(str(root))
-        commit = repository.scm.resolve_rev(name)
+        commit = resolve_rev(repository.scm, name)
         files = Repo(str(root), rev=commit).dvcfs
     except (DvcException, SCMError) as error:
         raise UserError(

@@ -6,6 +6,11 @@ const dark = window.matchMedia('(prefers-color-scheme: dark)');
 const page = document.documentElement;
 let views = [];
 
+// index.html#seconds opens with that axis.
+const asked = [...document.querySelectorAll('input[name=axis]')]
+  .find((choice) => choice.value === location.hash.slice(1));
+if (asked) asked.checked = true;
+
 function axis() {
   return document.querySelector('input[name=axis]:checked')?.value ?? 'flops';
 }
