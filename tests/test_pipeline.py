@@ -244,7 +244,7 @@ def test_the_report_has_the_runs_side_by_side(finished, report):
     metrics = json.loads(finished.git("show", "HEAD:reports/metrics.json"))
     for name, value in metrics.items():
         if isinstance(value, float):
-            assert f">{name}</td><td class=\"long\">{value}<" in text
+            assert f'>{name}</td><td class="long">{value}<' in text
     assert text.count("<figcaption>HEAD</figcaption>") >= 3  # pictures that differ
     assert "<figcaption>HEAD, other</figcaption>" in text  # the same picture stands once
 

@@ -104,11 +104,11 @@ def keep(found: PreparedSet, classes: Any, share: float = 1.0) -> None:
                 assert found.classes is not None
                 names = np.array(found.classes)[labels]
                 places = places[[classes(str(name)) for name in names]]
+            if not len(places):
+                raise UserError(f"No image is left of the classes {found.classes}.")
             if not heldout:
                 count = max(1, round(share * len(places)))
                 places = places[np.linspace(0, len(places) - 1, count).round().astype(int)]
-            if not len(places):
-                raise UserError(f"No image is left of the classes {found.classes}.")
             for place in places:
                 yield Sample(np.array(images[place]), None, heldout)
 

@@ -1,0 +1,361 @@
+"""The matrix of the evidence: equal compute, the headline's arithmetic, a tiny part for real."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clones import clone_tree
+from dvc.repo import Repo
+from preparing import save_images
+
+from benchmarks.evidence import images
+from benchmarks.evidence.images import classes_kept, keep
+from benchmarks.evidence.plan import (
+    HERE,
+    Cell,
+    cells,
+    network_of,
+    plan,
+    points,
+    pretraining,
+    pretraining_flops,
+    read_matrix,
+    whole_step,
+)
+from benchmarks.evidence.results import Kind, Run, at, first_reached, linear, read_runs
+from benchmarks.evidence.run import command, datasets
+from benchmarks.evidence.summary import entries, transfers
+from benchmarks.report.evidence import cells_of
+from maskdm.compute import training_flops
+from maskdm.data.store import Sample, open_prepared, write_prepared
+from maskdm.errors import UserError
+
+MATRIX = read_matrix()
+ALL = [cell for part in MATRIX["parts"] for cell in cells(MATRIX, part)]
+SMALL = {"data.limit": 24}
+
+
+# Equal compute
+
+
+def test_every_cell_spends_its_budget_to_within_a_step():
+    for cell in ALL:
+        params, budget = plan(MATRIX, cell), MATRIX["parts"][cell.part]["budget"]
+        masked, whole = pretraining_flops(params), whole_step(params)
+        finetuning = params["finetune"]["steps"] * whole
+        beside = "pretrained_on" in MATRIX["datasets"][cell.dataset]
+        spent = finetuning if beside else masked + finetuning
+        assert abs(spent - budget) <= 0.5 * whole, cell
+        assert abs(masked - cell.share * budget) <= whole, cell
+        assert bool(masked) == bool(cell.share)
+
+
+def test_a_cell_that_is_there_spent_what_was_planned():
+    for part in MATRIX["parts"]:
+        for run in read_runs(part):
+            whole = whole_step(run.params)
+            spent = sum(leg["flops"] for leg in run.legs)
+            beside = "pretrained_on" in MATRIX["datasets"][run.cell.dataset]
+            wanted = run.budget * (1 + run.cell.share if beside else 1)
+            assert abs(spent - wanted) <= whole, run.path
+            assert run.curves["error"][-1][0] == spent
+
+
+def test_the_masked_part_of_a_staged_cell_is_shared_out_and_a_mixtures_is_mixed():
+    staged = plan(MATRIX, Cell("screening", "openmoji", "staged", "base", 0.25, 0))
+    network, legs = network_of(staged), pretraining(staged).legs
+    assert [leg.mask.rate for leg in legs] == pytest.approx([0.9, 0.5], abs=0.03)
+    costs = [leg.steps * training_flops(network, leg.mask.visible, 16) for leg in legs]
+    assert costs[0] == pytest.approx(costs[1], rel=0.01)
+    mixture = plan(MATRIX, Cell("screening", "openmoji", "mixture", "base", 0.25, 0))
+    alone = plan(MATRIX, Cell("screening", "openmoji", "patch-75", "base", 0.25, 0))
+    assert mixture["pretrain"]["full_share"] == 0.1
+    assert mixture["pretrain"]["steps"] < alone["pretrain"]["steps"]
+
+
+def test_arms_of_a_comparison_differ_in_nothing_but_the_masked_part():
+    for part in ("confirmation", "fine", "transfer", "reduced"):
+        for cell in cells(MATRIX, part):
+            scratch = plan(MATRIX, replace(cell, arm="scratch", share=0.0))
+            arm = plan(MATRIX, cell)
+            for params in (arm, scratch):
+                params.pop("mask")
+                params.pop("pretrain")
+                for name in ("steps", "warmup"):
+                    del params["finetune"][name]
+            assert arm == scratch
+
+
+def test_distances_are_measured_at_shares_of_the_budget():
+    scratch = Cell("confirmation", "openmoji", "scratch", "whole-batch-8", 0.0, 0)
+    masked = replace(scratch, arm="block-75", share=0.125)
+    for cell in (scratch, masked):
+        params = plan(MATRIX, cell)
+        whole, primer = whole_step(params), pretraining_flops(params)
+        for step, share in zip(points(MATRIX, cell), (0.25, 0.5, 1), strict=True):
+            assert primer + step * whole == pytest.approx(share * 4e13, abs=whole)
+
+
+def test_what_the_matrix_does_not_know_is_refused():
+    with pytest.raises(UserError, match=r"no 'patch-76' among the arms of params.yaml: scratch,"):
+        plan(MATRIX, Cell("screening", "openmoji", "patch-76", "base", 0.25, 0))
+    with pytest.raises(UserError, match="leaves no finetuning"):
+        plan(MATRIX, Cell("tiny", "openmoji-few", "patch-75", "base", 0.9999, 0))
+
+
+def test_dvc_computes_the_same_cells_with_the_same_commands():
+    stages = Repo(str(HERE)).index.stages
+    found = {}
+    for stage in stages:
+        cell = stage.cmd.partition("benchmarks.evidence.cell ")[2]
+        if cell:
+            outs = {Path(out.def_path) for out in stage.outs}
+            found[cell] = (outs, {dep.def_path for dep in stage.deps})
+    wanted = {" ".join(command(cell)[3:]).replace("0.0", "0"): cell for cell in ALL}
+    tiny = {name for name, cell in wanted.items() if cell.part == "tiny"}
+    assert set(found) == set(wanted) - tiny
+    for name, (outs, deps) in found.items():
+        cell = wanted[name]
+        ends = [".json", *([".png"] if MATRIX["parts"][cell.part]["distance_at"] else [])]
+        assert outs == {Path(f"cells/{cell.name}{end}") for end in ends}
+        assert deps >= {f"sets/{dataset}/data/prepared" for dataset in datasets(MATRIX, cell)}
+    made = {stage.outs[0].def_path for stage in stages if stage.name.startswith("images@")}
+    needed = {name for cell in wanted.values() for name in datasets(MATRIX, cell)}
+    assert made == {f"sets/{name}" for name in needed - {"openmoji-few"}}
+
+
+# The headline
+
+
+def test_between_two_measurements_a_curve_is_a_power_law():
+    curve = [(10.0**k, 8.0 / 2**k) for k in range(4)]
+    assert at(curve, 10**1.5) == pytest.approx(8 / 2**1.5)
+    assert first_reached(curve, 8 / 2**1.5) == pytest.approx(10**1.5)
+    assert at(curve, 2000.0) is None
+    assert at(curve, 1005.0) == 1.0  # a step more or less
+    assert first_reached(curve, 0.9) is None
+    assert first_reached(curve, 9.0) == 1.0
+    assert first_reached([(1.0, 4.0), (2.0, 1.0), (3.0, 2.0)], 1.0) == 2.0
+
+
+def test_seconds_go_on_straight_between_corners():
+    corners = [(0.0, 0.0), (10.0, 1.0), (20.0, 5.0)]
+    assert [linear(corners, x) for x in (5.0, 10.0, 15.0, 25.0)] == [0.5, 1.0, 3.0, 7.0]
+
+
+PARAMS = {"data": {"size": 8, "channels": 3}, "model": {"patch": 2}}
+PACE = {Kind(8, 3, '{"patch": 2}', 16, 1): 2.0, Kind(8, 3, '{"patch": 2}', 4, 1): 1.0}
+
+
+def ran(arm, seed, height, share=0.0, end=100.0, dataset="set"):
+    """Return a run whose error is height / FLOPs, and its distances the same at three points."""
+    primer = share * end
+    legs = [{"flops": primer, "images": primer, "full_images": 0, "visible": 4, "batch_size": 1}]
+    rest = end - primer
+    legs.append(
+        {"flops": rest, "images": rest / 4, "full_images": rest / 4, "visible": 16, "batch_size": 1}
+    )
+    error = [(float(x), height / x) for x in (1, 2, 5, 10, 20, 50, 100)]
+    curves = {"error": error, "fd": error[3:4] + error[5:]}
+    cell = Cell("part", dataset, arm, "base", share, seed)
+    return Run(cell, end, curves, legs, PARAMS, {}, Path("none"))
+
+
+def test_the_speed_up_is_scratchs_budget_by_what_the_arm_needs_for_the_same():
+    runs = [ran("scratch", seed, 1.0) for seed in (0, 1)]
+    runs += [ran("masked", 0, 0.5, 0.2), ran("masked", 1, 0.25, 0.2)]
+    found = entries(runs, PACE)
+    whole = next(row for row in found if row["arm"] == "masked" and row["budget_flops"] == 100)
+    assert whole["share"] == 0.2
+    assert whole["seeds"] == [0, 1]
+    assert whole["speedup"]["error"]["flops"] == {"mean": 3.0, "std": 1.414, "reached": 2}
+    # Masked steps cost a FLOP and a second each, whole ones four and two: with factors 2 and 4 the
+    # arm is there after 20 + 30/4·2 and 20 + 5/4·2 seconds, scratch after 100/4·2.
+    factors = [50 / 35, 50 / 22.5]
+    seconds = whole["speedup"]["error"]["seconds"]
+    assert seconds["mean"] == pytest.approx(sum(factors) / 2, rel=1e-3)
+    assert whole["speedup"]["kid"] is None
+    assert whole["final"]["kid"] is None
+    assert whole["final"]["fd"] == {"mean": 0.00375, "std": 0.001768}
+    # A run passes through the run of half the budget, whose masked share is twice as large.
+    assert [(row["budget_flops"], row["share"]) for row in found if row["arm"] == "masked"] == [
+        (50, 0.4),
+        (100, 0.2),
+    ]
+    assert all(row["speedup"]["error"] is None for row in found if row["arm"] == "scratch")
+
+
+def test_never_reached_is_null_and_counted():
+    scratch = [ran("scratch", seed, 1.0) for seed in (0, 1)]
+    some = entries([*scratch, ran("masked", 0, 0.5), ran("masked", 1, 1.1)], {})
+    row = next(row for row in some if row["arm"] == "masked" and row["budget_flops"] == 100)
+    assert row["speedup"]["error"]["flops"] == {"mean": 2.0, "std": None, "reached": 1}
+    assert row["speedup"]["error"]["seconds"] is None
+    assert "2× (1/2)" in cells_of(row)
+    none = entries([*scratch, ran("masked", 0, 1.1), ran("masked", 1, 1.2)], {})
+    row = next(row for row in none if row["arm"] == "masked" and row["budget_flops"] == 100)
+    assert row["speedup"]["error"] is None
+    assert cells_of(row)[5] == "never"
+
+
+def test_seeds_are_paired_and_datasets_kept_apart():
+    runs = [ran("scratch", 0, 1.0), ran("scratch", 1, 9.0), ran("masked", 1, 4.5)]
+    runs += [ran("scratch", 1, 0.1, dataset="other")]
+    row = next(row for row in entries(runs, {}) if row["arm"] == "masked")
+    assert row["seeds"] == [1]
+    assert row["speedup"]["error"]["flops"]["mean"] == 2.0
+    assert entries([ran("masked", 1, 1.0)], {}) == []
+
+
+def test_transfer_is_the_gain_in_per_cent_seed_by_seed():
+    runs = [ran("scratch", 0, 1.0), ran("scratch", 1, 2.0)]
+    runs += [ran("masked", 0, 0.9, 0.5), ran("masked", 1, 2.2, 0.5)]
+    (row,) = transfers(runs)
+    assert row["improvement_percent"]["error"] == {"mean": pytest.approx(0, abs=1e-9), "std": 14.14}
+    assert row["finetuning_flops"] == 100
+    assert row["pretraining_flops"] == 50
+
+
+def test_the_committed_headline_is_that_of_the_committed_cells(tmp_path, monkeypatch):
+    from benchmarks.evidence import summary
+
+    monkeypatch.chdir(HERE.parent.parent)
+    summary.main(None, tmp_path / "evidence.json")
+    assert (tmp_path / "evidence.json").read_text() == summary.EVIDENCE.read_text()
+    kept = json.loads(summary.TRANSFER.read_text())
+    assert kept == json.loads(json.dumps(transfers(read_runs("transfer"))))
+
+
+# Images
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A prepared set of 20 training and 4 held-out images of the classes a, b, in turns."""
+    samples = [
+        Sample(np.full((8, 8, 3), number, dtype=np.uint8), number % 2, number >= 20)
+        for number in range(24)
+    ]
+    folder = tmp_path / "prepared"
+    about = {"size": 8, "channels": 3, "source": "none", "licence": "none"}
+    return write_prepared(folder, iter(samples), classes=["a", "b"], **about)
+
+
+@pytest.mark.parametrize(
+    ("select", "share", "train", "heldout"),
+    [
+        ({"classes": ["b"]}, 1.0, range(1, 20, 2), [21, 23]),
+        ({"without": ["b"]}, 1.0, range(0, 20, 2), [20, 22]),
+        ({"classes": ["a"]}, 0.3, [0, 8, 18], [20, 22]),
+        ({"classes": ["a"]}, 0.01, [0], [20, 22]),
+    ],
+)
+def test_a_part_of_a_set_is_of_its_classes_and_share(
+    prepared, monkeypatch, tmp_path, select, share, train, heldout
+):
+    monkeypatch.setattr(images, "PREPARED", tmp_path / "prepared")
+    keep(prepared, classes_kept(select), share)
+    kept = open_prepared(tmp_path / "prepared")
+    assert list(kept.train[:, 0, 0, 0]) == list(train)
+    assert list(kept.heldout[:, 0, 0, 0]) == list(heldout)
+    assert kept.classes is None
+
+
+def test_a_part_without_images_is_refused(prepared):
+    with pytest.raises(UserError, match="No image is left"):
+        keep(prepared, classes_kept({"classes": ["c"]}))
+
+
+# For real
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A clone in which the tiny part has been computed."""
+    clone = clone_tree(tmp_path_factory.mktemp("evidence") / "clone", SMALL)
+    said = clone.call("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
+    assert "0 of 4 cells are there" in said
+    return clone
+
+
+def told(clone, part="tiny"):
+    folder = clone.path / "benchmarks/evidence/cells" / part
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
+
+
+def test_tiny_cells_are_measured_where_they_should(computed):
+    found = told(computed)
+    assert len(found) == 4
+    for name, cell in found.items():
+        spent = sum(leg["flops"] for leg in cell["training"])
+        assert spent == cell["curve"][-1]["flops"] == cell["points"][-1]["flops"]
+        assert abs(spent / 2e9 - 1) < 0.05
+        assert [round(point["flops"] / 2e9, 1) for point in cell["points"]] == [0.6, 1.0]
+        assert all(math.isfinite(point["kid"]) for point in cell["points"])
+        flops = [row["flops"] for row in cell["curve"]]
+        assert flops == sorted(set(flops))
+        masked = sum(leg["flops"] for leg in cell["training"] if leg["visible"] < 64)
+        assert masked / spent == pytest.approx(0.25 if name.startswith("patch-75") else 0, abs=0.03)
+        picture = computed.path / "benchmarks/evidence/cells/tiny/openmoji-few" / name
+        assert picture.with_suffix(".png").exists()
+    assert found["scratch_0_base_0.json"]["curve"] != found["scratch_0_base_1.json"]["curve"]
+
+
+def test_cells_that_are_there_are_left_alone_until_they_change(computed):
+    run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
+    before = told(computed)
+    assert "4 of 4 cells are there" in computed.call(*run)
+    gone = computed.path / "benchmarks/evidence/cells/tiny/openmoji-few/scratch_0_base_1.json"
+    gone.unlink()
+    said = computed.call(*run, OMP_NUM_THREADS="1")
+    assert "3 of 4 cells are there" in said
+    assert "tiny/openmoji-few/scratch_0_base_1 done" in said
+    after = told(computed)
+    for name, cell in after.items():  # the same bytes but for the clock
+        assert cell["curve"] == before[name]["curve"]
+        assert cell["points"] == before[name]["points"]
+
+
+def test_the_headline_and_the_pace_of_the_tiny_part(computed):
+    computed.call("python", "-m", "benchmarks.evidence.pace", "--part", "tiny")
+    computed.call("python", "-m", "benchmarks.evidence.summary", "--part", "tiny")
+    found = json.loads((computed.path / "reports/evidence.json").read_text())
+    assert [(row["arm"], row["seeds"]) for row in found] == [
+        ("patch-75", [0, 1]),
+        ("scratch", [0, 1]),
+    ]
+    assert set(found[0]["speedup"]) == {"error", "fd", "kid"}
+    pace = json.loads((computed.path / "reports/timing/pace.json").read_text())
+    assert {row["visible"] for row in pace["kinds"]} == {16, 64}
+
+
+def test_the_same_question_is_asked_of_own_images(computed, tmp_path):
+    save_images(tmp_path / "own", [f"{number}.png" for number in range(30)], side=32)
+    run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1", "--only", "scratch")
+    said = computed.call(*run, "--own", f"{tmp_path}/own")
+    assert "tiny/own/scratch_0_base_1 done" in said
+    said = computed.call(*run, "--own", f"{tmp_path}/nowhere", code=1)
+    assert "There is no folder" in said
+    assert "Traceback" not in said
+
+
+def test_a_cell_that_fails_is_named_with_its_log(computed):
+    run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
+    name = "benchmarks/evidence/params.yaml"
+    text = (computed.path / name).read_text()
+    computed.edit(name, r"  batch-8: .*", "  batch-8: {finetune: {lr: -1.0}}")
+    computed.edit(
+        name,
+        r"scratch: (\{dataset: \[openmoji-few\].*)tuning: \[base\]",
+        r"scratch: \1tuning: [batch-8]",
+    )
+    try:
+        said = computed.call(*run, "--only", "scratch", code=1)
+    finally:
+        (computed.path / name).write_text(text)
+    assert "tiny/openmoji-few/scratch_0_batch-8_0 failed" in said
+    assert os.sep + "work/" in said
