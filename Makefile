@@ -19,7 +19,7 @@ help:
 	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
 	@echo 'make evidence        does masking pay? 15 minutes; on your images: make evidence IMAGES=folder'
 	@echo 'make report          evidence and runs as one page, reports/index.html (REVS="main my-exp")'
-	@echo 'make docs            compute the tables in docs/ anew'
+	@echo 'make docs            compute the tables of README.md and docs/ anew, and the picture of the evidence'
 	@echo 'make clean           remove the environment'
 
 setup: $(VENV)/.complete $(PAGE)
@@ -69,6 +69,7 @@ report: setup
 
 docs: setup
 	python -m benchmarks.pages
+	python -m benchmarks.report.figure
 
 preset:
 	@test -f 'presets/$(NAME).yaml' || { \

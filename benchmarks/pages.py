@@ -1,4 +1,4 @@
-"""The tables in docs/ that are computed: ``python -m benchmarks.pages`` (or make docs) writes them.
+"""The tables in README.md and docs/ that are computed: ``python -m benchmarks.pages`` (or make docs) writes them.
 
 A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; what stands between is replaced.
 """
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import gpus, needs, parameters, recorded, solvers, sources
+from benchmarks.report import tables
 
-DOCS = Path("docs")
+README, DOCS = Path("README.md"), Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
     "gpus": gpus.table,
     "needs": needs.table,
@@ -20,6 +21,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": recorded.speed,
     "growth": recorded.growth,
     "evaluations": recorded.evaluations,
+    "headline": tables.headline,
+    "confirmation": tables.confirmation,
+    "transfer": tables.transferred,
+    "screening": tables.screening,
+    "fine": tables.fine_screening,
 }
 MARKED = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -30,8 +36,8 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    """Compute the tables of every page in docs/."""
-    for path in sorted(DOCS.glob("*.md")):
+    """Compute the tables of every page."""
+    for path in (README, *sorted(DOCS.glob("*.md"))):
         page = path.read_text(encoding="utf-8")
         if MARKED.search(page):
             path.write_text(filled(page), encoding="utf-8")

@@ -195,7 +195,7 @@ def test_never_reached_is_null_and_counted():
     row = next(row for row in some if row["arm"] == "masked" and row["budget_flops"] == 100)
     assert row["speedup"]["error"]["flops"] == {"mean": 2.0, "std": None, "reached": 1}
     assert row["speedup"]["error"]["seconds"] is None
-    assert "2× (1/2)" in cells_of(row)
+    assert "2.00× (1/2)" in cells_of(row)
     none = entries([*scratch, ran("masked", 0, 1.1), ran("masked", 1, 1.2)], {})
     row = next(row for row in none if row["arm"] == "masked" and row["budget_flops"] == 100)
     assert row["speedup"]["error"] is None

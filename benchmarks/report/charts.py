@@ -4,12 +4,12 @@ A chart against compute has a parameter ``axis`` (``flops``, ``seconds`` or ``im
 page's one switch sets in all of them. Both axes are logarithmic: speed-ups are distances then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
-HEIGHT = 260  # pixels
+WIDTH, HEIGHT = 380, 260  # pixels
 LINE = 17  # pixels, of a name
 AXES = {"flops": "training FLOPs", "seconds": "seconds", "images": "images"}
 
@@ -61,6 +61,21 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
         layers.insert(0, band)
     chart = alt.layer(*layers).add_params(axis).properties(width="container", height=HEIGHT)
     return _spec(chart)
+
+
+def side_by_side(charts: Mapping[str, Rows], columns: int = 2) -> Spec:
+    """Return charts against training FLOPs as one picture, by their titles.
+
+    Args:
+        charts: title → rows as of ``against_compute``.
+        columns: charts in a row.
+    """
+    parts, shared = [], {}
+    for title, rows in charts.items():
+        part = against_compute(rows, "") | {"title": f"{title}, against FLOPs", "width": WIDTH}
+        shared = {key: part.pop(key) for key in ("$schema", "config", "params")}
+        parts.append(part)
+    return {**shared, "concat": parts, "columns": columns, "background": "white"}
 
 
 def dots(rows: Rows, title: str) -> Spec:

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.evidence.plan import read_matrix
 from benchmarks.evidence.results import Kind, Run, linear, read_pace, read_runs
 from benchmarks.evidence.summary import MEASURES, SCRATCH, by_seed, entries, transfers
 from benchmarks.report.charts import Spec, against_compute, dots
@@ -74,7 +75,7 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
         row["dataset"],
         f"{row['budget_flops']:.2g}",
         row["arm"],
-        f"{row['share']:.0%}" if row["share"] else NOTHING,
+        per_cent(row["share"]) if row["share"] else NOTHING,
         f"{len(row['seeds'])}",
     ]
     for measure in MEASURES:
@@ -91,7 +92,7 @@ def plus_minus(value: Mapping[str, Any] | None) -> str:
     """Return a mean and its deviation, three digits of the mean."""
     if value is None:
         return NOTHING
-    mean = f"{value['mean']:.3g}"
+    mean = f"{value['mean']:#.3g}".rstrip(".")
     if value["std"] is None:
         return mean
     decimals = len(mean.partition(".")[2])
@@ -99,13 +100,19 @@ def plus_minus(value: Mapping[str, Any] | None) -> str:
 
 
 def sets(runs: list[Run]) -> list[str]:
-    """Return the datasets of runs."""
-    return list(dict.fromkeys(run.cell.dataset for run in runs))
+    """Return the datasets of runs, in the order of the matrix."""
+    known = list(read_matrix()["datasets"])
+    return sorted({run.cell.dataset for run in runs}, key=known.index)
+
+
+def per_cent(share: float) -> str:
+    """Return a share as text."""
+    return f"{100 * share:.3g} %"
 
 
 def label(run: Run) -> str:
     """Return what the line of a run is called."""
-    share = f", {run.cell.share:.0%} masked" if run.cell.share else ""
+    share = f", {per_cent(run.cell.share)} masked" if run.cell.share else ""
     return f"{run.cell.arm}{share}"
 
 
