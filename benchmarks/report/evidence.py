@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from math import floor, log10
 from typing import Any
 
 from benchmarks.evidence.plan import read_matrix
@@ -89,14 +90,13 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def plus_minus(value: Mapping[str, Any] | None) -> str:
-    """Return a mean and its deviation, three digits of the mean."""
+    """Return a mean and its deviation, three digits of the larger."""
     if value is None:
         return NOTHING
-    mean = f"{value['mean']:#.3g}".rstrip(".")
-    if value["std"] is None:
-        return mean
-    decimals = len(mean.partition(".")[2])
-    return f"{mean} ± {value['std']:.{decimals}f}"
+    numbers = [number for number in (value["mean"], value["std"]) if number is not None]
+    largest = max(abs(number) for number in numbers) or 1.0
+    decimals = max(0, 2 - floor(log10(largest)))
+    return " ± ".join(f"{number:.{decimals}f}" for number in numbers)
 
 
 def sets(runs: list[Run]) -> list[str]:
