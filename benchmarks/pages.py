@@ -1,6 +1,7 @@
 """The tables in README.md and docs/ that are computed: ``python -m benchmarks.pages`` writes them.
 
-``make docs`` does, too. A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; what stands between is replaced.
+``make docs`` does, too. A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; what stands
+between is replaced.
 """
 
 import re
