@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import drawings, needs_browser, visit
 from clones import clone_tree
 from dvc.repo import Repo
 from preparing import save_images
@@ -26,10 +28,10 @@ from benchmarks.evidence.plan import (
     read_matrix,
     whole_step,
 )
-from benchmarks.evidence.results import Kind, Run, at, first_reached, linear, read_runs
+from benchmarks.evidence.results import Kind, Run, at, first_reached, linear, read_pace, read_runs
 from benchmarks.evidence.run import command, datasets
 from benchmarks.evidence.summary import entries, transfers
-from benchmarks.report.evidence import cells_of
+from benchmarks.report.evidence import plus_minus, rows_of
 from maskdm.compute import training_flops
 from maskdm.data.store import Sample, open_prepared, write_prepared
 from maskdm.errors import UserError
@@ -181,6 +183,8 @@ def test_the_speed_up_is_scratchs_budget_by_what_the_arm_needs_for_the_same():
     assert whole["speedup"]["kid"] is None
     assert whole["final"]["kid"] is None
     assert whole["final"]["fd"] == {"mean": 0.00375, "std": 0.001768}
+    assert whole["improvement_percent"]["fd"] == {"mean": 62.5, "std": 17.68}
+    assert whole["improvement_percent"]["kid"] is None
     # A run passes through the run of half the budget, whose masked share is twice as large.
     assert [(row["budget_flops"], row["share"]) for row in found if row["arm"] == "masked"] == [
         (50, 0.4),
@@ -195,11 +199,14 @@ def test_never_reached_is_null_and_counted():
     row = next(row for row in some if row["arm"] == "masked" and row["budget_flops"] == 100)
     assert row["speedup"]["error"]["flops"] == {"mean": 2.0, "std": None, "reached": 1}
     assert row["speedup"]["error"]["seconds"] is None
-    assert "2.00× (1/2)" in cells_of(row)
+    error, fd = rows_of(row, some)
+    ends = ["0.0100 ± 0.0000", "0.00800 ± 0.00424", "20.0 ± 42.4 %"]
+    assert error[4:] == ["error", *ends, "2.00× (1/2)", "–"]
+    assert fd[4:] == ["fd", *ends, "2.00× (1/2)", "–"]
     none = entries([*scratch, ran("masked", 0, 1.1), ran("masked", 1, 1.2)], {})
     row = next(row for row in none if row["arm"] == "masked" and row["budget_flops"] == 100)
     assert row["speedup"]["error"] is None
-    assert cells_of(row)[5] == "never"
+    assert [line[-2:] for line in rows_of(row, none)] == [["never", "never"]] * 2
 
 
 def test_seeds_are_paired_and_datasets_kept_apart():
@@ -325,10 +332,10 @@ def test_the_headline_and_the_pace_of_the_tiny_part(computed):
     computed.call("python", "-m", "benchmarks.evidence.summary", "--part", "tiny")
     found = json.loads((computed.path / "reports/evidence.json").read_text())
     assert [(row["arm"], row["seeds"]) for row in found] == [
-        ("patch-75", [0, 1]),
         ("scratch", [0, 1]),
+        ("patch-75", [0, 1]),
     ]
-    assert set(found[0]["speedup"]) == {"error", "fd", "kid"}
+    assert set(found[1]["speedup"]) == {"error", "fd", "kid"}
     pace = json.loads((computed.path / "reports/timing/pace.json").read_text())
     assert {row["visible"] for row in pace["kinds"]} == {16, 64}
 
@@ -359,3 +366,63 @@ def test_a_cell_that_fails_is_named_with_its_log(computed):
         (computed.path / name).write_text(text)
     assert "tiny/openmoji-few/scratch_0_batch-8_0 failed" in said
     assert os.sep + "work/" in said
+
+
+# The report
+
+
+@pytest.fixture(scope="module")
+def page(computed):
+    """The report of a clone, with the evidence that is committed."""
+    computed.call("python", "-m", "benchmarks.report.page")
+    return computed.path / "reports/index.html"
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    text = page.read_text()
+    body = text[: text.index('<script type="application/json"')]
+    addresses = re.findall(r"""\b(?:src|href)=["']([^"']*)""", body)
+    assert len(addresses) >= 10  # pictures
+    assert all(address.startswith("data:") for address in addresses)
+    assert "url(" not in body
+    assert "@import" not in body
+
+
+def test_the_page_has_the_evidence_in_tables(page):
+    rows = re.findall(r"<tr>(.*?)</tr>", page.read_text())
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    found = entries(read_runs("confirmation"), read_pace())
+    wanted = [line for row in found for line in rows_of(row, found)]
+    assert len(wanted) == 8 * 3  # arms, sets and budgets × measures
+    assert all(line in cells for line in wanted)
+    gains = [row["improvement_percent"]["error"] for row in transfers(read_runs("transfer"))]
+    assert len(gains) == 4
+    for gain in gains:
+        assert any(f"{plus_minus(gain)} %" in line for line in cells)
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("axis", "flags"),
+    [
+        ("flops", ["--window-size=1500,900"]),
+        ("images", ["--window-size=390,844"]),
+        ("seconds", ["--blink-settings=preferredColorScheme=0"]),  # dark
+    ],
+)
+def test_every_value_of_the_evidence_is_drawn_against_every_axis(page, tmp_path, axis, flags):
+    dom, said = visit(page, tmp_path, *flags, part=axis)
+    assert said == []
+    assert f'data-axis="{axis}"' in dom
+    specs = json.loads(re.search(r'id="charts">(.*?)</script', dom, re.DOTALL).group(1))
+    measures = {name.rpartition("-")[2] for name in specs if name.startswith("part-")}
+    assert measures == {"error", "fd", "kid"}
+    drawn = drawings(dom)
+    assert f'data-drawn="{len(specs)}"' in dom
+    assert len(drawn) == len(specs)
+    for (name, spec), chart in zip(specs.items(), drawn, strict=True):
+        values = spec["data"]["values"]
+        shown = [row for row in values if "params" not in spec or row[axis]]
+        points = re.findall(r'aria-roledescription="(?:point|circle)" transform="([^"]*)"', chart)
+        assert len(points) == len(shown) > 0, name
+        assert "NaN" not in chart, name

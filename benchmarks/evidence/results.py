@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.cell import CELLS
-from benchmarks.evidence.plan import Cell
+from benchmarks.evidence.plan import Cell, read_matrix
 
 PACE = Path("reports/timing/pace.json")
 
@@ -77,18 +77,32 @@ class Run:
             found.append((leg["flops"], {kind: n for kind, n in counts.items() if n}))
         return found
 
-    def seconds(self, pace: Mapping[Kind, float]) -> list[tuple[float, float]]:
-        """Return (FLOPs, seconds) at the start and at the end of every leg."""
+    def seconds(self, pace: Mapping[Kind, float], flops: float) -> float | None:
+        """Return the seconds after so many FLOPs, None if a kind of its steps was not measured."""
         corners = [(0.0, 0.0)]
-        for flops, counts in self.steps():
+        for cost, counts in self.steps():
+            if not pace.keys() >= counts.keys():
+                return None
             spent = sum(pace[kind] * count for kind, count in counts.items())
-            corners.append((corners[-1][0] + flops, corners[-1][1] + spent))
-        return corners
+            corners.append((corners[-1][0] + cost, corners[-1][1] + spent))
+        return linear(corners, flops)
 
 
 def read_runs(part: str, folder: Path = CELLS) -> list[Run]:
-    """Return the cells of a part of the matrix that are there, in the order of their names."""
-    return [read_run(path) for path in sorted((folder / part).rglob("*.json"))]
+    """Return the cells of a part of the matrix that are there, in the order of the matrix."""
+    matrix = read_matrix()
+    places = [
+        {name: place for place, name in enumerate(matrix[kind])}
+        for kind in ("datasets", "arms", "tunings")
+    ]
+
+    def order(run: Run) -> tuple[float, ...]:
+        names = (run.cell.dataset, run.cell.arm, run.cell.tuning)
+        # What the matrix does not know any more comes last.
+        found = (place.get(name, len(place)) for place, name in zip(places, names, strict=True))
+        return (*found, run.cell.share, run.cell.seed)
+
+    return sorted(map(read_run, sorted((folder / part).rglob("*.json"))), key=order)
 
 
 def read_run(path: Path) -> Run:

@@ -1,10 +1,11 @@
 """The headline: ``python -m benchmarks.evidence.summary`` writes reports/evidence.json.
 
 For every arm, share and budget: how much less compute than training from scratch it needs to reach
-what scratch reaches with that budget, and how good it is with all of it; mean and sample standard
-deviation over seeds, each seed compared with scratch of the same seed. A run at budget B with a
-share s of it masked passes through the run at budget B/2 with a share 2s, so one cell gives an
-entry for every point at which it was measured but the first, before which it was not looked at.
+what scratch reaches with that budget, how good it is with all of it, and by how many per cent of
+scratch's value it is then better; mean and sample standard deviation over seeds, each seed compared
+with scratch of the same seed. A run at budget B with a share s of it masked passes through the run
+at budget B/2 with a share 2s, so one cell gives an entry for every point at which it was measured
+but the first, before which it was not looked at.
 """
 
 import json
@@ -21,7 +22,6 @@ from benchmarks.evidence.results import (
     Run,
     at,
     first_reached,
-    linear,
     read_pace,
     read_runs,
 )
@@ -75,7 +75,7 @@ def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, A
 
     Args:
         runs: cells of one part of the matrix.
-        pace: seconds of every kind of step; without it there are no speed-ups in seconds.
+        pace: seconds of every kind of step; without some of a run's it has no speed-up in seconds.
     """
     groups, found = by_seed(runs), []
     for (dataset, arm, tuning, share), seeds in groups.items():
@@ -87,26 +87,29 @@ def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, A
             whole = next(iter(seeds.values())).budget
             if share * whole / budget > 0.99:  # nothing of it on whole images
                 continue
-            found.append(
-                {
-                    "dataset": dataset,
-                    "arm": arm,
-                    "tuning": tuning,
-                    "share": rounded(share * whole / budget),
-                    "seeds": sorted(both),
-                    "budget_flops": rounded(budget),
-                    "speedup": {
-                        measure: None if arm == SCRATCH else speedup(both, measure, budget, pace)
-                        for measure in MEASURES
-                    },
-                    "final": {
-                        measure: statistics(
-                            [at(one.curves.get(measure, []), budget) for one, _ in both.values()]
-                        )
-                        for measure in MEASURES
-                    },
-                }
-            )
+            row: dict[str, Any] = {
+                "dataset": dataset,
+                "arm": arm,
+                "tuning": tuning,
+                "share": rounded(share * whole / budget),
+                "seeds": sorted(both),
+                "budget_flops": rounded(budget),
+                "speedup": {},
+                "final": {},
+                "improvement_percent": {},
+            }
+            for measure in MEASURES:
+                ends = [
+                    (value(one, measure, budget), value(scratch, measure, budget))
+                    for one, scratch in both.values()
+                ]
+                row["final"][measure] = statistics([end for end, _ in ends])
+                if arm == SCRATCH:
+                    row["speedup"][measure] = row["improvement_percent"][measure] = None
+                else:
+                    row["speedup"][measure] = speedup(both, measure, budget, pace)
+                    row["improvement_percent"][measure] = statistics(gains(ends))
+            found.append(row)
     return found
 
 
@@ -116,6 +119,11 @@ def budgets(runs: Sequence[Run]) -> list[float]:
     places = [place for place, _ in first.curves.get("fd", first.curves.get("kid", []))]
     end = first.curves["error"][-1][0]
     return (places[1:] or places) if places else [end / 2, end]
+
+
+def value(one: Run, measure: str, budget: float) -> float | None:
+    """Return what a run is at a budget, None if that was not measured."""
+    return at(one.curves.get(measure, []), budget)
 
 
 def speedup(
@@ -135,20 +143,25 @@ def speedup(
     """
     flops, seconds = [], []
     for arm, scratch in both.values():
-        target = at(scratch.curves.get(measure, []), budget)
+        target = value(scratch, measure, budget)
         reached = None if target is None else first_reached(arm.curves.get(measure, []), target)
         if reached is None:
             continue
         flops.append(budget / reached)
-        if pace:
-            spent = [linear(one.seconds(pace), x) for one, x in ((scratch, budget), (arm, reached))]
-            seconds.append(spent[0] / spent[1])
+        before, after = scratch.seconds(pace, budget), arm.seconds(pace, reached)
+        if before and after:
+            seconds.append(before / after)
     if not flops:
         return None
     return {
         "flops": statistics(flops, reached=len(flops)),
         "seconds": statistics(seconds, reached=len(seconds)) if seconds else None,
     }
+
+
+def gains(ends: Sequence[tuple[float | None, float | None]]) -> list[float | None]:
+    """Return by how many per cent of scratch's value an arm is better, seed by seed."""
+    return [end and scratch and 100 * (1 - end / scratch) for end, scratch in ends]
 
 
 def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | None:
@@ -188,8 +201,7 @@ def transfers(runs: Sequence[Run]) -> list[dict[str, Any]]:
             if not all(measure in one.curves for pair in both for one in pair):
                 continue
             ends = [(arm.curves[measure][-1][1], base.curves[measure][-1][1]) for arm, base in both]
-            gains = [100 * (1 - end / base) for end, base in ends]
-            result["improvement_percent"][measure] = statistics(gains)
+            result["improvement_percent"][measure] = statistics(gains(ends))
             result["pretrained"][measure] = statistics([end for end, _ in ends])
             result[SCRATCH][measure] = statistics([base for _, base in ends])
         found.append(result)

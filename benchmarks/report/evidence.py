@@ -1,12 +1,11 @@
 """What the report says of the matrix: tables and rows for charts, from the cells that are there."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import floor, log10
 from typing import Any
 
-from benchmarks.evidence.plan import read_matrix
-from benchmarks.evidence.results import Kind, Run, linear, read_pace, read_runs
+from benchmarks.evidence.results import Kind, Run, read_pace, read_runs
 from benchmarks.evidence.summary import MEASURES, SCRATCH, by_seed, entries, transfers
 from benchmarks.report.charts import Spec, against_compute, dots
 
@@ -47,8 +46,8 @@ def comparisons() -> list[dict[str, Any]]:
             {
                 "title": title,
                 "head": HEAD,
-                "full": [cells_of(row) for row in full],
-                "smaller": [cells_of(row) for row in rows if row not in full],
+                "full": [line for row in full for line in rows_of(row, rows)],
+                "smaller": [line for row in rows if row not in full for line in rows_of(row, rows)],
                 "charts": {
                     dataset: {
                         measure: against_compute(rows_of_lines, TITLES[measure])
@@ -63,30 +62,47 @@ def comparisons() -> list[dict[str, Any]]:
     return found
 
 
-HEAD = [
-    ("dataset", "budget", "arm", "masked", "seeds"),
-    *((f"less compute to scratch's {name}", f"less time to scratch's {name}") for name in MEASURES),
-    tuple(f"final {name}" for name in MEASURES),
-]
+HEAD = (
+    *("dataset", "budget", "arm", "masked", "measure", "scratch", "arm's", "better by"),
+    *("less compute", "less time"),
+)
 
 
-def cells_of(row: Mapping[str, Any]) -> list[str]:
-    """Return an entry of evidence.json as the cells of a table."""
-    cells = [
-        row["dataset"],
-        f"{row['budget_flops']:.2g}",
-        row["arm"],
-        per_cent(row["share"]) if row["share"] else NOTHING,
-        f"{len(row['seeds'])}",
-    ]
+def rows_of(row: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return an entry of evidence.json as rows of a table, a measure a row; none for scratch.
+
+    Args:
+        row: the entry.
+        found: all entries of its part, scratch's among them.
+    """
+    same = ("dataset", "tuning", "budget_flops")
+    if row["arm"] == SCRATCH:
+        return []
+    (scratch,) = (
+        other
+        for other in found
+        if other["arm"] == SCRATCH and all(other[key] == row[key] for key in same)
+    )
+    place = [row["dataset"], f"{row['budget_flops']:.2g}", row["arm"], per_cent(row["share"])]
+    rows = []
     for measure in MEASURES:
-        found = row["speedup"][measure]
-        missing = NOTHING if row["arm"] == SCRATCH or row["final"][measure] is None else NEVER
-        for axis in ("flops", "seconds"):
-            value = found and found[axis]
-            of = f"({value['reached']}/{len(row['seeds'])})" if value else ""
-            cells.append(f"{plus_minus(value)}× {of}" if value else missing)
-    return cells + [plus_minus(row["final"][measure]) for measure in MEASURES]
+        if row["final"][measure] is None:
+            continue
+        ends = [plus_minus(entry["final"][measure]) for entry in (scratch, row)]
+        gain = f"{plus_minus(row['improvement_percent'][measure])} %"
+        rows.append([*place, measure, *ends, gain, *factors(row, measure)])
+    return rows
+
+
+def factors(row: Mapping[str, Any], measure: str) -> list[str]:
+    """Return how many times less compute and less time, and on how many of the seeds."""
+    found = row["speedup"][measure]
+    if found is None:
+        return [NEVER, NEVER]
+    return [
+        f"{plus_minus(value)}× ({value['reached']}/{len(row['seeds'])})" if value else NOTHING
+        for value in (found["flops"], found["seconds"])
+    ]
 
 
 def plus_minus(value: Mapping[str, Any] | None) -> str:
@@ -100,9 +116,8 @@ def plus_minus(value: Mapping[str, Any] | None) -> str:
 
 
 def sets(runs: list[Run]) -> list[str]:
-    """Return the datasets of runs, in the order of the matrix."""
-    known = list(read_matrix()["datasets"])
-    return sorted({run.cell.dataset for run in runs}, key=known.index)
+    """Return the datasets of runs, in their order."""
+    return list(dict.fromkeys(run.cell.dataset for run in runs))
 
 
 def per_cent(share: float) -> str:
@@ -112,8 +127,10 @@ def per_cent(share: float) -> str:
 
 def label(run: Run) -> str:
     """Return what the line of a run is called."""
-    share = f", {per_cent(run.cell.share)} masked" if run.cell.share else ""
-    return f"{run.cell.arm}{share}"
+    share = run.cell.share
+    if share >= 1:  # beside the budget
+        return f"{run.cell.arm}, pretrained on another set"
+    return f"{run.cell.arm}, {per_cent(share)} masked" if share else run.cell.arm
 
 
 def lines(
@@ -128,12 +145,11 @@ def lines(
         for row, points in zip(measured, values, strict=False):
             heights = [value for _, value in points]
             place = {"flops": row["flops"], "images": row["images"]}
-            if pace:
-                place["seconds"] = linear(first.seconds(pace), row["flops"])
+            place["seconds"] = first.seconds(pace, row["flops"])
             spread = {"low": min(heights), "high": max(heights)} if len(seeds) > 1 else {}
             mean = sum(heights) / len(heights)
             found.append({"line": label(first), **place, "value": mean, **spread})
-    return sorted(found, key=lambda row: row["line"] != SCRATCH)
+    return found
 
 
 def samples(runs: list[Run], dataset: str) -> list[tuple[str, str]]:
@@ -141,7 +157,7 @@ def samples(runs: list[Run], dataset: str) -> list[tuple[str, str]]:
     chosen = [run for run in runs if run.cell.dataset == dataset]
     seed = min(run.cell.seed for run in chosen)
     found = []
-    for run in sorted(chosen, key=lambda run: run.cell.arm != SCRATCH):
+    for run in chosen:
         picture = run.path.with_suffix(".png")
         if run.cell.seed == seed and picture.exists():
             found.append((label(run), inline(picture.read_bytes())))
@@ -170,7 +186,7 @@ def ends(runs: list[Run], dataset: str) -> Spec:
             "kind": run.cell.arm,
             "value": run.curves["error"][-1][1],
         }
-        for run in sorted(runs, key=lambda run: run.cell.arm != SCRATCH)
+        for run in runs
         if run.cell.dataset == dataset
     ]
     return dots(rows, TITLES["error"])

@@ -1,15 +1,19 @@
 // Draws the charts of the page, again when the colours of the system change, and lets the one
-// switch set the axis of all. The page says in data-drawn how many charts are drawn, and in
-// data-failed what went wrong.
+// switch set the axis of all. The page says in data-drawn how many charts are drawn, in data-axis
+// against what, and in data-failed what went wrong.
 const specs = JSON.parse(document.getElementById('charts').textContent);
 const dark = window.matchMedia('(prefers-color-scheme: dark)');
 const page = document.documentElement;
+const choices = [...document.querySelectorAll('input[name=axis]')];
 let views = [];
 
-// index.html#seconds opens with that axis.
-const asked = [...document.querySelectorAll('input[name=axis]')]
-  .find((choice) => choice.value === location.hash.slice(1));
-if (asked) asked.checked = true;
+// An axis that a chart has no rows for is not offered; index.html#seconds opens with that axis.
+const against = Object.values(specs).filter((spec) => spec.params);
+for (const choice of choices) {
+  const known = (spec) => spec.data.values.some((row) => row[choice.value] > 0);
+  choice.disabled = !against.every(known);
+  if (!choice.disabled && choice.value === location.hash.slice(1)) choice.checked = true;
+}
 
 function axis() {
   return document.querySelector('input[name=axis]:checked')?.value ?? 'flops';
@@ -24,13 +28,14 @@ async function draw() {
   });
   views = (await Promise.all(drawn)).map((result) => result.view);
   page.dataset.drawn = views.length;
+  page.dataset.axis = axis();
 }
 
 function redraw() {
   draw().catch((error) => { page.dataset.failed = String(error); console.error(error); });
 }
 
-for (const choice of document.querySelectorAll('input[name=axis]')) {
+for (const choice of choices) {
   choice.addEventListener('change', redraw);
 }
 dark.addEventListener('change', redraw);

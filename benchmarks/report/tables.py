@@ -3,35 +3,33 @@
 from collections.abc import Iterable, Sequence
 
 from benchmarks.evidence.results import Run, first_reached, read_pace, read_runs
-from benchmarks.evidence.summary import MEASURES, PARTS, SCRATCH, entries
-from benchmarks.report.evidence import HEAD, NEVER, NOTHING, cells_of, per_cent, sets, transfer
+from benchmarks.evidence.summary import PARTS, SCRATCH, entries
+from benchmarks.report.evidence import HEAD, NEVER, NOTHING, per_cent, rows_of, sets, transfer
 
-NAMES = {"confirmation": "patches of 4", "fine": "patches of 2"}
+NAMES = {"confirmation": "patches of 4 pixels", "fine": "patches of 2 pixels"}
 
 
 def headline() -> str:
-    """Return the speed-ups at the whole budget: an arm a row."""
-    rows = []
+    """Return the comparisons at the whole budget, an arm and a measure a row."""
+    lines = []
     for part in PARTS:
         found = entries(read_runs(part), read_pace())
         largest = max(row["budget_flops"] for row in found)
         for row in found:
-            if row["arm"] != SCRATCH and row["budget_flops"] > 0.99 * largest:
-                cells = cells_of(row)
-                speedups = cells[5 : 5 + 2 * len(MEASURES)]
-                rows.append([cells[0], NAMES[part], row["arm"], cells[3], *speedups])
-    head = ["", "", "arm", "masked"]
-    head += [f"{what} to {name}" for name in MEASURES for what in ("FLOPs", "time")]
-    return _table(head, rows)
+            if row["budget_flops"] > 0.99 * largest:
+                for dataset, _, *rest in rows_of(row, found):
+                    lines.append([f"{dataset}, {NAMES[part]}", *rest])
+    return _table(["", *HEAD[2:]], lines)
 
 
 def confirmation() -> str:
     """Return every entry of reports/evidence.json, a part of the matrix below the other."""
-    pace, found = read_pace(), []
+    pace, parts = read_pace(), []
     for part in PARTS:
-        rows = [cells_of(row) for row in entries(read_runs(part), pace)]
-        found.append(f"{NAMES[part].capitalize()} pixels:\n\n{_table(sum(HEAD, start=()), rows)}")
-    return "\n\n".join(found)
+        found = entries(read_runs(part), pace)
+        lines = [line for row in found for line in rows_of(row, found)]
+        parts.append(f"{NAMES[part].capitalize()}:\n\n{_table(HEAD, lines)}")
+    return "\n\n".join(parts)
 
 
 def transferred() -> str:
