@@ -30,6 +30,7 @@ from maskdm.phases import PretrainParams, pretraining_schedule
 from maskdm.schedule import Schedule
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 MATRIX = HERE / "params.yaml"
 VALIDATIONS = 24  # over a whole budget, evenly
 WARMUP = 0.25  # a warm-up takes no more of its leg

@@ -9,14 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from math import exp, log
+from math import log
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.cell import CELLS
-from benchmarks.evidence.plan import Cell, read_matrix
+from benchmarks.evidence.plan import ROOT, Cell, read_matrix
 
-PACE = Path("reports/timing/pace.json")
+PACE = ROOT / "reports/timing/pace.json"
 
 Curve = list[tuple[float, float]]  # (training FLOPs, value), FLOPs ascending
 
@@ -135,25 +135,39 @@ def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
 
     A measurement that is within one hundredth of ``flops`` is taken to be there: steps are whole.
     """
-    for before, after in pairwise(curve):
-        if before[0] <= flops <= after[0]:
-            share = log(flops / before[0]) / log(after[0] / before[0])
-            return exp((1 - share) * log(before[1]) + share * log(after[1]))
-    near = [value for place, value in curve if abs(place / flops - 1) < 0.01]
-    return near[0] if near else None
+    for place, value in curve:
+        if abs(place / flops - 1) < 0.01:
+            return value
+    for (before, low), (after, high) in pairwise(curve):
+        if before <= flops <= after:
+            return between(flops, before, after, low, high)
+    return None
 
 
 def first_reached(curve: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Return the least compute after which a curve is at ``target`` or below, None if never."""
+    """Return the least compute after which a curve is at ``target`` or below, None if never.
+
+    Of a curve that begins there it is where it begins: less may have been enough.
+    """
     before: tuple[float, float] | None = None
     for place, value in curve:
         if value <= target:
-            if before is None or value == target:
+            if before is None:
                 return place
-            share = log(before[1] / target) / log(before[1] / value)
-            return exp((1 - share) * log(before[0]) + share * log(place))
+            return between(target, before[1], value, before[0], place)
         before = (place, value)
     return None
+
+
+def between(x: float, left: float, right: float, low: float, high: float) -> float:
+    """Return the height at ``x`` of the power law through (left, low) and (right, high).
+
+    A kernel distance may be 0 or below, where there is no such law: then the line through both.
+    """
+    if min(left, right, low, high) <= 0:
+        return low + (x - left) / (right - left) * (high - low)
+    share = log(x / left) / log(right / left)
+    return high if share == 1 else low * (high / low) ** share
 
 
 def linear(corners: Sequence[tuple[float, float]], x: float) -> float:

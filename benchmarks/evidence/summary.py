@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.evidence.plan import ROOT
 from benchmarks.evidence.results import (
     Kind,
     Run,
@@ -28,8 +29,8 @@ from benchmarks.evidence.results import (
 from maskdm.errors import UserError
 from stages.command import run
 
-EVIDENCE = Path("reports/evidence.json")
-TRANSFER = Path("reports/transfer.json")
+EVIDENCE = ROOT / "reports/evidence.json"
+TRANSFER = ROOT / "reports/transfer.json"
 PARTS = ("confirmation", "fine")
 MEASURES = ("error", "fd", "kid")
 SCRATCH = "scratch"
@@ -131,37 +132,51 @@ def speedup(
 ) -> dict[str, Any] | None:
     """Return how many times less an arm needs to reach what scratch reaches at a budget.
 
+    Both curves are noisy and of both counts where they are there first; where scratch was not there
+    before, that is the budget.
+
     Args:
         both: by seed, the arm's run and scratch's.
         measure: ``error``, ``fd`` or ``kid``.
         budget: training FLOPs.
-        pace: seconds of every kind of step.
+        pace: seconds of every kind of step; without some of a run's it has no speed-up in seconds.
 
     Returns:
-        ``{"flops": {mean, std, reached}, "seconds": ... or None}``; None if no seed reached it.
-        A run that reaches it only beyond the budget has a factor below 1.
+        ``{"flops": {mean, std, reached, at_least}, "seconds": ... or None}``; None if no seed
+        reached it. A run that reaches it only beyond the budget may have a factor below 1.
+        ``at_least`` counts the seeds of which the arm was there when it was first looked at.
     """
-    flops, seconds = [], []
+    flops, seconds, at_least = [], [], 0
     for arm, scratch in both.values():
-        target = value(scratch, measure, budget)
-        reached = None if target is None else first_reached(arm.curves.get(measure, []), target)
-        if reached is None:
+        curve, target = arm.curves.get(measure, []), value(scratch, measure, budget)
+        if target is None:
             continue
-        flops.append(budget / reached)
-        before, after = scratch.seconds(pace, budget), arm.seconds(pace, reached)
-        if before and after:
-            seconds.append(before / after)
+        reached, before = (
+            first_reached(curve, target),
+            first_reached(scratch.curves[measure], target),
+        )
+        if reached is None or before is None:
+            continue
+        at_least += reached == curve[0][0]
+        flops.append(before / reached)
+        spent = scratch.seconds(pace, before), arm.seconds(pace, reached)
+        if spent[0] and spent[1]:
+            seconds.append(spent[0] / spent[1])
     if not flops:
         return None
     return {
-        "flops": statistics(flops, reached=len(flops)),
-        "seconds": statistics(seconds, reached=len(seconds)) if seconds else None,
+        "flops": statistics(flops, reached=len(flops), at_least=at_least),
+        "seconds": statistics(seconds, reached=len(seconds), at_least=at_least)
+        if seconds
+        else None,
     }
 
 
 def gains(ends: Sequence[tuple[float | None, float | None]]) -> list[float | None]:
     """Return by how many per cent of scratch's value an arm is better, seed by seed."""
-    return [end and scratch and 100 * (1 - end / scratch) for end, scratch in ends]
+    return [
+        None if end is None or not scratch else 100 * (1 - end / scratch) for end, scratch in ends
+    ]
 
 
 def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | None:

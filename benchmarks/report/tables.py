@@ -59,9 +59,9 @@ def _screened(part: str) -> str:
         row = [arm, per_cent(share) if share else NOTHING, tuning]
         for dataset in datasets:
             own = [run for run in runs if run.cell.dataset == dataset]
-            target = min(_end(run) for run in own if run.cell.arm == SCRATCH)
+            best = min((run for run in own if run.cell.arm == SCRATCH), key=_end)
             found = [run for run in own if run.of == (dataset, arm, tuning, share)]
-            row += _end_and_factor(found[0], target) if found else ["", ""]
+            row += _end_and_factor(found[0], best) if found else ["", ""]
         rows.append(row)
     rows.sort(key=lambda row: (row[0] != SCRATCH, min(filter(None, row[3::2]))))
     head = ["arm", "masked", "tuning"]
@@ -73,9 +73,10 @@ def _end(run: Run) -> float:
     return run.curves["error"][-1][1]
 
 
-def _end_and_factor(run: Run, target: float) -> list[str]:
-    reached = first_reached(run.curves["error"], target)
-    return [f"{_end(run):.4f}", f"{run.budget / reached:.2f}×" if reached else NEVER]
+def _end_and_factor(run: Run, best: Run) -> list[str]:
+    target = _end(best)
+    before, reached = (first_reached(one.curves["error"], target) for one in (best, run))
+    return [f"{_end(run):.4f}", f"{before / reached:.2f}×" if before and reached else NEVER]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
