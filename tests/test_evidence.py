@@ -68,6 +68,11 @@ def test_a_cell_that_is_there_spent_what_was_planned():
             assert run.curves["error"][-1][0] == spent
 
 
+def test_every_cell_of_the_committed_parts_is_there():
+    for part in ("screening", "confirmation", "transfer", "fine-screening", "fine"):
+        assert {run.cell for run in read_runs(part)} == set(cells(MATRIX, part))
+
+
 def test_the_masked_part_of_a_staged_cell_is_shared_out_and_a_mixtures_is_mixed():
     staged = plan(MATRIX, Cell("screening", "openmoji", "staged", "base", 0.25, 0))
     network, legs = network_of(staged), pretraining(staged).legs
@@ -106,6 +111,8 @@ def test_distances_are_measured_at_shares_of_the_budget():
 def test_what_the_matrix_does_not_know_is_refused():
     with pytest.raises(UserError, match=r"no 'patch-76' among the arms of params.yaml: scratch,"):
         plan(MATRIX, Cell("screening", "openmoji", "patch-76", "base", 0.25, 0))
+    with pytest.raises(UserError, match=r"no 'sratch' among the matrices of tiny: scratch, masked"):
+        cells(MATRIX, "tiny", ["sratch"])
     with pytest.raises(UserError, match="leaves no finetuning"):
         plan(MATRIX, Cell("tiny", "openmoji-few", "patch-75", "base", 0.9999, 0))
 
@@ -382,6 +389,9 @@ def test_the_same_question_is_asked_of_own_images(computed, tmp_path):
     run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1", "--only", "scratch")
     said = computed.call(*run, "--own", f"{tmp_path}/own")
     assert "tiny/own/scratch_0_base_1 done" in said
+    assert "2 of 2 cells are there" in computed.call(*run, "--own", f"{tmp_path}/own")
+    save_images(tmp_path / "own", ["another.png"], side=32)
+    assert "0 of 2 cells are there" in computed.call(*run, "--own", f"{tmp_path}/own")
     said = computed.call(*run, "--own", f"{tmp_path}/nowhere", code=1)
     assert "There is no folder" in said
     assert "Traceback" not in said

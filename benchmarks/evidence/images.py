@@ -51,7 +51,12 @@ def make(dataset: str, path: str | None = None) -> None:
     folder = SETS / dataset
     wanted = {"params": params, "select": select}
     mark = folder.resolve() / "made.json"
-    if mark.exists() and json.loads(mark.read_text()) == json.loads(json.dumps(wanted)):
+    # What is in a folder of someone's own may have changed.
+    if (
+        path is None
+        and mark.exists()
+        and json.loads(mark.read_text()) == json.loads(json.dumps(wanted))
+    ):
         return
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)

@@ -47,7 +47,8 @@ class Cell:
         dataset: a key of ``datasets`` in the matrix's params.yaml.
         arm: a key of ``arms``: how the masked part goes.
         tuning: a key of ``tunings``: what else differs.
-        share: of the budget that is spent masked, 0 to below 1.
+        share: of the budget that is spent masked, 0 to below 1; of pretraining on another dataset,
+            which is beside the budget, how large it is against it.
         seed: of weights, order, masks, times and noise.
     """
 
@@ -92,12 +93,14 @@ def cells(matrix: Params, part: str, only: list[str] | None = None) -> list[Cell
         only: matrices of the part; all of them if empty.
 
     Raises:
-        UserError: if there is no such part.
+        UserError: if there is no such part, or no such matrix of it.
     """
-    found = []
-    for name, axes in entry(matrix, "parts", part)["matrices"].items():
-        if only and name not in only:
-            continue
+    found, matrices = [], entry(matrix, "parts", part)["matrices"]
+    for name in only or matrices:
+        if name not in matrices:
+            known = ", ".join(matrices)
+            raise UserError(f"There is no '{name}' among the matrices of {part}: {known}.")
+        axes = matrices[name]
         for values in product(*axes.values()):
             found.append(Cell(part, **dict(zip(axes, values, strict=True))))
     return found

@@ -67,9 +67,13 @@ def is_there(matrix: Params, cell: Cell) -> bool:
     if not result.exists():
         return False
     kept = json.loads(result.read_text(encoding="utf-8"))
-    made = json.loads((SETS / cell.dataset / "data/prepared/dataset.json").read_text())
+    own, *other = (
+        json.loads((SETS / name / "data/prepared/dataset.json").read_text())["hash"]
+        for name in datasets(matrix, cell)
+    )
+    images = {"pretrain": (other or [own])[0], "finetune": own}
     same = kept["params"] == json.loads(json.dumps(plan(matrix, cell)))
-    return bool(same and kept["training"][-1]["data"] == made["hash"])
+    return same and all(leg["data"] == images[leg["phase"]] for leg in kept["training"])
 
 
 def command(cell: Cell) -> list[str]:
