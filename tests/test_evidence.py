@@ -29,8 +29,17 @@ from benchmarks.evidence.plan import (
     read_matrix,
     whole_step,
 )
-from benchmarks.evidence.results import Kind, Run, at, first_reached, linear, read_pace, read_runs
-from benchmarks.evidence.run import command, datasets
+from benchmarks.evidence.results import (
+    Kind,
+    Run,
+    at,
+    first_reached,
+    linear,
+    read_pace,
+    read_run,
+    read_runs,
+)
+from benchmarks.evidence.run import command, datasets, is_there
 from benchmarks.evidence.summary import entries, transfers
 from benchmarks.report.evidence import plus_minus, rows_of
 from maskdm.compute import training_flops
@@ -164,11 +173,13 @@ PACE = {Kind(8, 3, '{"patch": 2}', 16, 1): 2.0, Kind(8, 3, '{"patch": 2}', 4, 1)
 def ran(arm, seed, height, share=0.0, end=100.0, dataset="set"):
     """Return a run whose error is height / FLOPs, and its distances the same at three points."""
     primer = share * end
-    legs = [{"flops": primer, "images": primer, "full_images": 0, "visible": 4, "batch_size": 1}]
     rest = end - primer
-    legs.append(
-        {"flops": rest, "images": rest / 4, "full_images": rest / 4, "visible": 16, "batch_size": 1}
-    )
+    legs = [
+        {"phase": "pretrain", "flops": primer, "images": primer, "full_images": 0, "visible": 4},
+        {"phase": "finetune", "flops": rest, "images": rest / 4, "full_images": rest / 4},
+    ]
+    legs[1]["visible"] = 16
+    legs = [leg | {"batch_size": 1, "data": dataset} for leg in legs]
     error = [(float(x), height / x) for x in (1, 2, 5, 10, 20, 50, 100)]
     curves = {"error": error, "fd": error[3:4] + error[5:]}
     cell = Cell("part", dataset, arm, "base", share, seed)
@@ -217,14 +228,14 @@ def test_never_reached_is_null_and_counted():
         "at_least": 0,
     }
     assert row["speedup"]["error"]["seconds"] is None
-    error, fd = rows_of(row, some)
+    error, fd = rows_of(row)
     ends = ["0.0100 ± 0.0000", "0.00800 ± 0.00424", "20.0 ± 42.4 %"]
     assert error[4:] == ["error", *ends, "on 1 of 2 seeds", "on 1 of 2 seeds"]
     assert fd[4:] == ["fd", *ends, "on 1 of 2 seeds", "on 1 of 2 seeds"]
     none = entries([*scratch, ran("masked", 0, 1.1), ran("masked", 1, 1.2)], {})
     row = next(row for row in none if row["arm"] == "masked" and row["budget_flops"] == 100)
     assert row["speedup"]["error"] is None
-    assert [line[-2:] for line in rows_of(row, none)] == [["never", "never"]] * 2
+    assert [line[-2:] for line in rows_of(row)] == [["never", "never"]] * 2
 
 
 def test_scratch_is_as_fast_as_itself_however_noisy():
@@ -247,7 +258,7 @@ def test_an_arm_that_is_there_when_first_looked_at_is_at_least_so_fast():
         "reached": 1,
         "at_least": 1,
     }
-    assert rows_of(row, entries([ran("scratch", 0, 1.0), arm], {}))[1][-2] == "≥ 10.0×"
+    assert rows_of(row)[1][-2] == "≥ 10.0×"
 
 
 def test_a_kernel_distance_may_be_below_zero():
@@ -270,6 +281,15 @@ def test_transfer_is_the_gain_in_per_cent_seed_by_seed():
     runs += [ran("masked", 0, 0.9, 0.5), ran("masked", 1, 2.2, 0.5)]
     (row,) = transfers(runs)
     assert row["improvement_percent"]["error"] == {"mean": pytest.approx(0, abs=1e-9), "std": 14.14}
+    # Of the masked part, until half of the compute, no error counts.
+    lowest = {"mean": 0.0155, "std": 0.009192}
+    assert row["pretrained"]["lowest_error"] == row["pretrained"]["error"] == lowest
+    dip = replace(runs[0], curves={"error": [(20.0, 0.001), (60.0, 0.004), (100.0, 0.01)]})
+    (row,) = transfers([dip, replace(runs[2], curves=dip.curves)])
+    assert row["scratch"]["lowest_error"]["mean"] == 0.001  # scratch has no masked part
+    assert row["pretrained"]["lowest_error"]["mean"] == 0.004
+    assert row["pretrained"]["error"]["mean"] == 0.01
+    assert row["improvement_percent"]["kid"] is None
     assert row["finetuning_flops"] == 100
     assert row["pretraining_flops"] == 50
 
@@ -397,6 +417,25 @@ def test_the_same_question_is_asked_of_own_images(computed, tmp_path):
     assert "Traceback" not in said
 
 
+def test_a_cell_on_other_images_than_are_there_is_computed_anew(tmp_path, monkeypatch):
+    cell = Cell("transfer", "flags-10", "block-75", "whole-batch-8", 1, 0)
+    kept = read_run(results.CELLS / f"{cell.name}.json")
+    made = {"emoji-without-flags": kept.legs[0]["data"], "flags-10": kept.legs[-1]["data"]}
+
+    def there(**other):
+        for name, found in (made | other).items():
+            path = tmp_path / name / "data/prepared/dataset.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"hash": found}))
+        return is_there(MATRIX, cell)
+
+    monkeypatch.setattr("benchmarks.evidence.run.SETS", tmp_path)
+    assert there()
+    assert not there(**{"flags-10": "other"})
+    assert not there(**{"emoji-without-flags": "other"})
+    assert not is_there(MATRIX, replace(cell, seed=9))
+
+
 def test_a_cell_that_fails_is_named_with_its_log(computed):
     run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
     name = "benchmarks/evidence/params.yaml"
@@ -442,13 +481,26 @@ def test_the_page_has_the_evidence_in_tables(page):
     rows = re.findall(r"<tr>(.*?)</tr>", page.read_text())
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
     found = entries(read_runs("confirmation"), read_pace())
-    wanted = [line for row in found for line in rows_of(row, found)]
+    wanted = [line for row in found for line in rows_of(row)]
     assert len(wanted) == 8 * 3  # arms, sets and budgets × measures
     assert all(line in cells for line in wanted)
     gains = [row["improvement_percent"]["error"] for row in transfers(read_runs("transfer"))]
     assert len(gains) == 4
     for gain in gains:
         assert any(f"{plus_minus(gain)} %" in line for line in cells)
+
+
+@needs_browser
+def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(computed, page, tmp_path):
+    pace = computed.path / "reports/timing/pace.json"
+    pace.unlink()
+    computed.call("python", "-m", "benchmarks.report.page", "--out", f"{tmp_path}/other.html")
+    shutil.copy(results.PACE, pace)
+    dom, said = visit(tmp_path / "other.html", tmp_path / "profile", part="seconds")
+    assert said == []
+    assert 'data-axis="flops"' in dom
+    disabled = re.findall(r'value="(\w+)" disabled', dom)
+    assert disabled == ["seconds"]
 
 
 @needs_browser

@@ -70,6 +70,8 @@ def make(dataset: str, path: str | None = None) -> None:
         reference.main()
         if select and select["share"] < 1:
             keep(open_prepared(PREPARED), None, select["share"])
+        kept = open_prepared(PREPARED)
+        print(f"{dataset}: {len(kept.train)} images to train on, {len(kept.heldout)} held out")
         mark.write_text(json.dumps(wanted), encoding="utf-8")
     finally:
         os.chdir(before)

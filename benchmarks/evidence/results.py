@@ -77,6 +77,18 @@ class Run:
             found.append((leg["flops"], {kind: n for kind, n in counts.items() if n}))
         return found
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was pretrained on other images than it was finetuned on."""
+        return len({leg["data"] for leg in self.legs}) > 1
+
+    def ends(self) -> dict[str, float]:
+        """Return its last values by measure, and the lowest error of finetuning."""
+        found = {measure: curve[-1][1] for measure, curve in self.curves.items()}
+        masked = sum(leg["flops"] for leg in self.legs if leg["phase"] == "pretrain")
+        errors = (value for place, value in self.curves["error"] if place > masked)
+        return found | {"lowest_error": min(errors)}
+
     def seconds(self, pace: Mapping[Kind, float], flops: float) -> float | None:
         """Return the seconds after so many FLOPs, None if a kind of its steps was not measured."""
         corners = [(0.0, 0.0)]

@@ -56,7 +56,7 @@ def main(
 
 
 def datasets(matrix: Params, cell: Cell) -> list[str]:
-    """Return the datasets that a cell needs."""
+    """Return the datasets that a cell needs: its own, then the one that it is pretrained on."""
     other = entry(matrix, "datasets", cell.dataset).get("pretrained_on")
     return [cell.dataset, *([other] if other else [])]
 
@@ -67,11 +67,11 @@ def is_there(matrix: Params, cell: Cell) -> bool:
     if not result.exists():
         return False
     kept = json.loads(result.read_text(encoding="utf-8"))
-    own, *other = (
+    made = [
         json.loads((SETS / name / "data/prepared/dataset.json").read_text())["hash"]
         for name in datasets(matrix, cell)
-    )
-    images = {"pretrain": (other or [own])[0], "finetune": own}
+    ]
+    images = {"finetune": made[0], "pretrain": made[-1]}
     same = kept["params"] == json.loads(json.dumps(plan(matrix, cell)))
     return same and all(leg["data"] == images[leg["phase"]] for leg in kept["training"])
 

@@ -33,7 +33,10 @@ EVIDENCE = ROOT / "reports/evidence.json"
 TRANSFER = ROOT / "reports/transfer.json"
 PARTS = ("confirmation", "fine")
 MEASURES = ("error", "fd", "kid")
+ENDS = ("error", "lowest_error", "fd", "kid")  # what transfer is measured by
 SCRATCH = "scratch"
+
+Pair = tuple[float | None, float | None]  # an arm's value and scratch's, of one seed
 
 
 def main(
@@ -88,29 +91,26 @@ def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, A
             whole = next(iter(seeds.values())).budget
             if share * whole / budget > 0.99:  # nothing of it on whole images
                 continue
-            row: dict[str, Any] = {
+            row = {
                 "dataset": dataset,
                 "arm": arm,
                 "tuning": tuning,
                 "share": rounded(share * whole / budget),
                 "seeds": sorted(both),
                 "budget_flops": rounded(budget),
-                "speedup": {},
-                "final": {},
-                "improvement_percent": {},
+                "speedup": {
+                    measure: None if arm == SCRATCH else speedup(both, measure, budget, pace)
+                    for measure in MEASURES
+                },
             }
-            for measure in MEASURES:
-                ends = [
-                    (value(one, measure, budget), value(scratch, measure, budget))
+            ends = {
+                measure: [
+                    (at_budget(one, measure, budget), at_budget(scratch, measure, budget))
                     for one, scratch in both.values()
                 ]
-                row["final"][measure] = statistics([end for end, _ in ends])
-                if arm == SCRATCH:
-                    row["speedup"][measure] = row["improvement_percent"][measure] = None
-                else:
-                    row["speedup"][measure] = speedup(both, measure, budget, pace)
-                    row["improvement_percent"][measure] = statistics(gains(ends))
-            found.append(row)
+                for measure in MEASURES
+            }
+            found.append(row | compared(ends, arm="final"))
     return found
 
 
@@ -122,9 +122,15 @@ def budgets(runs: Sequence[Run]) -> list[float]:
     return (places[1:] or places) if places else [end / 2, end]
 
 
-def value(one: Run, measure: str, budget: float) -> float | None:
+def at_whole_budget(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return those of the entries of a part of the matrix that are at all of its budget."""
+    largest = max(row["budget_flops"] for row in rows)
+    return [row for row in rows if row["budget_flops"] > 0.99 * largest]
+
+
+def at_budget(run: Run, measure: str, budget: float) -> float | None:
     """Return what a run is at a budget, None if that was not measured."""
-    return at(one.curves.get(measure, []), budget)
+    return at(run.curves.get(measure, []), budget)
 
 
 def speedup(
@@ -146,37 +152,50 @@ def speedup(
         reached it. A run that reaches it only beyond the budget may have a factor below 1.
         ``at_least`` counts the seeds of which the arm was there when it was first looked at.
     """
-    flops, seconds, at_least = [], [], 0
+    flops: list[float | None] = []
+    seconds: list[float | None] = []
+    at_least = 0
     for arm, scratch in both.values():
-        curve, target = arm.curves.get(measure, []), value(scratch, measure, budget)
+        target = at_budget(scratch, measure, budget)
         if target is None:
             continue
-        reached, before = (
-            first_reached(curve, target),
-            first_reached(scratch.curves[measure], target),
-        )
-        if reached is None or before is None:
+        curve = arm.curves.get(measure, [])
+        before, after = (first_reached(one, target) for one in (scratch.curves[measure], curve))
+        if before is None or after is None:
             continue
-        at_least += reached == curve[0][0]
-        flops.append(before / reached)
-        spent = scratch.seconds(pace, before), arm.seconds(pace, reached)
-        if spent[0] and spent[1]:
-            seconds.append(spent[0] / spent[1])
+        flops.append(before / after)
+        at_least += after == curve[0][0]
+        spent = scratch.seconds(pace, before), arm.seconds(pace, after)
+        seconds.append(spent[0] / spent[1] if spent[0] and spent[1] else None)
     if not flops:
         return None
     return {
-        "flops": statistics(flops, reached=len(flops), at_least=at_least),
-        "seconds": statistics(seconds, reached=len(seconds), at_least=at_least)
-        if seconds
-        else None,
+        axis: statistics(factors, reached=len(factors), at_least=at_least)
+        for axis, factors in (("flops", flops), ("seconds", seconds))
     }
 
 
-def gains(ends: Sequence[tuple[float | None, float | None]]) -> list[float | None]:
-    """Return by how many per cent of scratch's value an arm is better, seed by seed."""
-    return [
-        None if end is None or not scratch else 100 * (1 - end / scratch) for end, scratch in ends
-    ]
+def compared(ends: Mapping[str, Sequence[Pair]], arm: str) -> dict[str, Any]:
+    """Return by measure what an arm is, what scratch is, and the gap, over seeds.
+
+    Args:
+        ends: by measure and seed, the arm's value and scratch's.
+        arm: the key of the arm's values.
+
+    Returns:
+        ``{arm: ..., "scratch": ..., "improvement_percent": ...}``; the last says by how many per
+        cent of scratch's value the arm is better, seed by seed; below 0 it is worse.
+    """
+    return {
+        arm: {name: statistics([end for end, _ in pairs]) for name, pairs in ends.items()},
+        SCRATCH: {name: statistics([base for _, base in pairs]) for name, pairs in ends.items()},
+        "improvement_percent": {
+            name: statistics(
+                [None if end is None or not base else 100 * (1 - end / base) for end, base in pairs]
+            )
+            for name, pairs in ends.items()
+        },
+    }
 
 
 def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | None:
@@ -195,7 +214,8 @@ def transfers(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the entries of reports/transfer.json.
 
     Each says by how many per cent of scratch's value a network that was pretrained on another set
-    is better after the same finetuning, seed by seed; below 0 it is worse.
+    is better after the same finetuning, seed by seed; below 0 it is worse. ``lowest_error`` is of
+    the best step of the finetuning: of few images a network soon knows too much.
     """
     groups, found = by_seed(runs), []
     for (dataset, arm, tuning, share), seeds in groups.items():
@@ -203,23 +223,18 @@ def transfers(runs: Sequence[Run]) -> list[dict[str, Any]]:
         both = [(one, baseline[seed]) for seed, one in seeds.items() if seed in baseline]
         if arm == SCRATCH or not both:
             continue
-        result: dict[str, Any] = {
+        about = {
             "dataset": dataset,
             "arm": arm,
             "seeds": sorted(set(seeds) & set(baseline)),
             "finetuning_flops": rounded(both[0][0].budget),
             "pretraining_flops": rounded(share * both[0][0].budget),
         }
-        for name in ("improvement_percent", "pretrained", SCRATCH):
-            result[name] = {}
-        for measure in MEASURES:
-            if not all(measure in one.curves for pair in both for one in pair):
-                continue
-            ends = [(arm.curves[measure][-1][1], base.curves[measure][-1][1]) for arm, base in both]
-            result["improvement_percent"][measure] = statistics(gains(ends))
-            result["pretrained"][measure] = statistics([end for end, _ in ends])
-            result[SCRATCH][measure] = statistics([base for _, base in ends])
-        found.append(result)
+        ends = {
+            name: [(one.ends().get(name), base.ends().get(name)) for one, base in both]
+            for name in ENDS
+        }
+        found.append(about | compared(ends, arm="pretrained"))
     return found
 
 

@@ -46,8 +46,8 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
         )
     )
     y = alt.Y("value:Q", title=title, scale=logarithmic, axis=alt.Axis(format="~g"))
-    tooltip = [alt.Tooltip("line:N"), alt.Tooltip("x:Q", format=".3~s")]
-    tooltip.append(alt.Tooltip("value:Q", format=".4~g"))
+    formats = {"x:Q": ".3~s", "value:Q": ".4~g"}
+    tooltip = ["line:N", *(alt.Tooltip(name, format=how) for name, how in formats.items())]
     line = base.mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.8).encode(
         y=y, tooltip=tooltip
     )

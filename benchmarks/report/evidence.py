@@ -1,12 +1,20 @@
 """What the report says of the matrix: tables and rows for charts, from the cells that are there."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import floor, log10
 from typing import Any
 
 from benchmarks.evidence.results import Kind, Run, read_pace, read_runs
-from benchmarks.evidence.summary import MEASURES, SCRATCH, by_seed, entries, transfers
+from benchmarks.evidence.summary import (
+    ENDS,
+    MEASURES,
+    SCRATCH,
+    at_whole_budget,
+    by_seed,
+    entries,
+    transfers,
+)
 from benchmarks.report.charts import Spec, against_compute, dots
 
 TITLES = {
@@ -37,17 +45,13 @@ def comparisons() -> list[dict[str, Any]]:
         if not runs:
             continue
         rows = entries(runs, pace)
-        largest: dict[str, float] = {}
-        for row in rows:
-            name = row["dataset"]
-            largest[name] = max(largest.get(name, 0.0), row["budget_flops"])
-        full = [row for row in rows if row["budget_flops"] > 0.99 * largest[row["dataset"]]]
+        full = at_whole_budget(rows)
         found.append(
             {
                 "title": title,
                 "head": HEAD,
-                "full": [line for row in full for line in rows_of(row, rows)],
-                "smaller": [line for row in rows if row not in full for line in rows_of(row, rows)],
+                "full": [line for row in full for line in rows_of(row)],
+                "smaller": [line for row in rows if row not in full for line in rows_of(row)],
                 "charts": {
                     dataset: {
                         measure: against_compute(rows_of_lines, TITLES[measure])
@@ -68,30 +72,22 @@ HEAD = (
 )
 
 
-def rows_of(row: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return an entry of evidence.json as rows of a table, a measure a row; none for scratch.
-
-    Args:
-        row: the entry.
-        found: all entries of its part, scratch's among them.
-    """
-    same = ("dataset", "tuning", "budget_flops")
+def rows_of(row: Mapping[str, Any]) -> list[list[str]]:
+    """Return an entry of evidence.json as rows of a table, a measure a row; none for scratch."""
     if row["arm"] == SCRATCH:
         return []
-    (scratch,) = (
-        other
-        for other in found
-        if other["arm"] == SCRATCH and all(other[key] == row[key] for key in same)
-    )
     place = [row["dataset"], f"{row['budget_flops']:.2g}", row["arm"], per_cent(row["share"])]
-    rows = []
-    for measure in MEASURES:
-        if row["final"][measure] is None:
-            continue
-        ends = [plus_minus(entry["final"][measure]) for entry in (scratch, row)]
-        gain = f"{plus_minus(row['improvement_percent'][measure])} %"
-        rows.append([*place, measure, *ends, gain, *factors(row, measure)])
-    return rows
+    return [
+        [*place, measure, *gap(row, "final", measure), *factors(row, measure)]
+        for measure in MEASURES
+        if row["final"][measure]
+    ]
+
+
+def gap(row: Mapping[str, Any], arm: str, measure: str) -> list[str]:
+    """Return what scratch is, what the arm is, and by how much it is better."""
+    ends = [plus_minus(row[key][measure]) for key in (SCRATCH, arm)]
+    return [*ends, f"{plus_minus(row['improvement_percent'][measure])} %"]
 
 
 def factors(row: Mapping[str, Any], measure: str) -> list[str]:
@@ -132,10 +128,10 @@ def per_cent(share: float) -> str:
 
 def label(run: Run) -> str:
     """Return what the line of a run is called."""
-    share = run.cell.share
-    if share >= 1:  # beside the budget
+    if run.elsewhere:
         return f"{run.cell.arm}, pretrained on another set"
-    return f"{run.cell.arm}, {per_cent(share)} masked" if share else run.cell.arm
+    share = f", {per_cent(run.cell.share)} masked" if run.cell.share else ""
+    return f"{run.cell.arm}{share}"
 
 
 def lines(
@@ -149,8 +145,8 @@ def lines(
         values = zip(*(run.curves.get(measure, []) for run in seeds.values()), strict=False)
         for row, points in zip(measured, values, strict=False):
             heights = [value for _, value in points]
-            place = {"flops": row["flops"], "images": row["images"]}
-            place["seconds"] = first.seconds(pace, row["flops"])
+            seconds = first.seconds(pace, row["flops"])
+            place = {"flops": row["flops"], "seconds": seconds, "images": row["images"]}
             spread = {"low": min(heights), "high": max(heights)} if len(seeds) > 1 else {}
             mean = sum(heights) / len(heights)
             found.append({"line": label(first), **place, "value": mean, **spread})
@@ -202,15 +198,12 @@ def transfer() -> dict[str, Any] | None:
     runs = read_runs("transfer")
     if not runs:
         return None
-    head = ["finetuned on", "seeds"]
-    head += [f"{name}: {what}" for name in MEASURES for what in ("scratch", "pretrained", "gain")]
-    rows = []
-    for row in transfers(runs):
-        cells = [row["dataset"], f"{len(row['seeds'])}"]
-        for name in MEASURES:
-            gain = row["improvement_percent"].get(name)
-            cells += [plus_minus(row[kind].get(name)) for kind in (SCRATCH, "pretrained")]
-            cells.append(f"{plus_minus(gain)} %" if gain else NOTHING)
-        rows.append(cells)
+    head = ["finetuned on", "measure", "scratch", "pretrained", "better by"]
+    rows = [
+        [row["dataset"], measure.replace("_", " "), *gap(row, "pretrained", measure)]
+        for row in transfers(runs)
+        for measure in ENDS
+        if row["pretrained"][measure]
+    ]
     pictures = {dataset: samples(runs, dataset) for dataset in sets(runs)}
     return {"head": head, "rows": rows, "samples": pictures}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from benchmarks.evidence.results import Run, first_reached, read_pace, read_runs
-from benchmarks.evidence.summary import PARTS, SCRATCH, entries
+from benchmarks.evidence.summary import PARTS, SCRATCH, at_whole_budget, entries
 from benchmarks.report.evidence import HEAD, NEVER, NOTHING, per_cent, rows_of, sets, transfer
 
 NAMES = {"confirmation": "patches of 4 pixels", "fine": "patches of 2 pixels"}
@@ -14,11 +14,9 @@ def headline() -> str:
     lines = []
     for part in PARTS:
         found = entries(read_runs(part), read_pace())
-        largest = max(row["budget_flops"] for row in found)
-        for row in found:
-            if row["budget_flops"] > 0.99 * largest:
-                for dataset, _, *rest in rows_of(row, found):
-                    lines.append([f"{dataset}, {NAMES[part]}", *rest])
+        for row in at_whole_budget(found):
+            for dataset, _, *rest in rows_of(row):
+                lines.append([f"{dataset}, {NAMES[part]}", *rest])
     return _table(["", *HEAD[2:]], lines)
 
 
@@ -27,7 +25,7 @@ def confirmation() -> str:
     pace, parts = read_pace(), []
     for part in PARTS:
         found = entries(read_runs(part), pace)
-        lines = [line for row in found for line in rows_of(row, found)]
+        lines = [line for row in found for line in rows_of(row)]
         parts.append(f"{NAMES[part].capitalize()}:\n\n{_table(HEAD, lines)}")
     return "\n\n".join(parts)
 
