@@ -37,9 +37,9 @@ $(VENV)/.complete: $(VENV)/.packages pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(PAGE): $(VENV)/.complete stages/plots_page.py
+$(PAGE): $(VENV)/.complete tools/plots_page.py
 	dvc config --local plots.html_template $(PAGE:.dvc/%=%)
-	python -m stages.plots_page $(PAGE)
+	python -m tools.plots_page $(PAGE)
 
 demo: setup
 	dvc repro
@@ -55,21 +55,21 @@ lint: setup
 	mypy
 
 bench: setup
-	python -m benchmarks.speed
+	python -m benchmarks.speed.bench
 
 torture: setup
-	python -m benchmarks.torture
+	python -m benchmarks.robustness.torture
 
 evidence: setup
 	python -m benchmarks.evidence.run reduced $(if $(IMAGES),--own '$(IMAGES)')
-	python -m benchmarks.report.page
+	python -m tools.report.page
 
 report: setup
-	python -m benchmarks.report.page $(REVS)
+	python -m tools.report.page $(REVS)
 
 docs: setup
-	python -m benchmarks.pages
-	python -m benchmarks.report.figure
+	python -m tools.tables.pages
+	python -m tools.report.figure
 
 preset:
 	@test -f 'presets/$(NAME).yaml' || { \

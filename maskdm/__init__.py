@@ -6,7 +6,7 @@ In Python, ``maskdm.load("models/finetune").sample(16, seed=0)`` draws images fr
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskdm.trained import load as load
+    from maskdm.sampling.model import load as load
 
 __all__ = ["load"]
 
@@ -15,6 +15,6 @@ def __getattr__(name: str) -> Any:
     """Import ``load`` when it is first used: importing maskdm alone must not import torch."""
     if name != "load":
         raise AttributeError(f"module 'maskdm' has no attribute '{name}'")
-    from maskdm.trained import load
+    from maskdm.sampling.model import load
 
     return load

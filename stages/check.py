@@ -3,22 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+from maskdm.backbones.model_folder import check_start, load_config
 from maskdm.backbones.registry import ModelParams, build_backbone
-from maskdm.data.sources import DataParams
-from maskdm.diffusion import DiffusionParams
-from maskdm.errors import UserError
+from maskdm.data.registry import DataParams
+from maskdm.diffusion.loss import DiffusionParams
+from maskdm.diffusion.masking import MaskParams, describe
 from maskdm.evaluation.distances import FidParams
-from maskdm.masking import MaskParams, describe
-from maskdm.model_folder import check_start, load_config
-from maskdm.params import ParamsError, Seed, read_params, read_section
-from maskdm.phases import (
+from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
+from maskdm.sampling.sampler import SampleParams, check_sampling
+from maskdm.training.phases import (
     FinetuneParams,
     PretrainParams,
     finetuning_schedule,
     pretraining_schedule,
 )
-from maskdm.sampling import SampleParams, check_sampling
-from stages.command import run
 
 PARAMS = Path("params.yaml")
 SECTIONS = {
@@ -89,8 +89,8 @@ def _check_fit(
     import torch
 
     with torch.device("meta"):  # all the checks of the real thing, none of its memory
-        build_backbone(model, data.size, data.channels, seed=0, classes=int(data.classes))
-    grid = data.size // model.patch
+        build_backbone(model, data.resolution, data.channels, seed=0, classes=int(data.classes))
+    grid = data.resolution // model.patch
     for leg in pretraining_schedule(pretrain, mask, grid).legs:
         print(describe(leg.mask))
     finetuning_schedule(finetune, grid)

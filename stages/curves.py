@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from maskdm.figures import curves
-from stages.command import run
+from maskdm.runtime.command import run
 
 PHASES = {"pretrain": "masked pretraining", "finetune": "finetuning"}
 TITLES = {

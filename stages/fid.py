@@ -1,20 +1,22 @@
 """fid: how far the samples are from the real images."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskdm.devices import choose_device
-from maskdm.errors import UserError
 from maskdm.evaluation.distances import FidParams, measure
-from maskdm.evaluation.features import extract, load_network
-from maskdm.params import read_section
-from maskdm.processes import join
-from stages.command import run, write_json
-from stages.launch import on_all_processes
+from maskdm.evaluation.features.extraction import extract
+from maskdm.evaluation.features.registry import load_network
+from maskdm.runtime.command import run
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.distributed import join
+from maskdm.runtime.environment import prefer_huge_pages
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
+from maskdm.runtime.launch import on_all_processes
+from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
 SAMPLES = Path("data/samples")
@@ -28,8 +30,7 @@ def main() -> None:
     Distances to the training images stand under their plain names, those to the held-out images
     end in _heldout. A Fréchet distance is left out where there are not more images than features.
     """
-    # Huge pages: without them page faults take a third of the CPU time of the extraction.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    prefer_huge_pages()
     params = read_section(PARAMS, "fid", FidParams)
     samples, about = load(SAMPLES / "samples.npy"), load(SAMPLES / "samples.json")
     reference = load(REFERENCE / "reference.json")
@@ -46,7 +47,7 @@ def main() -> None:
             "its side or weights have changed. Run the reference stage again: dvc repro reference."
         )
     features = extract(samples, network, label="features: samples", processes=processes)
-    if not processes.first:
+    if not processes.is_main:
         return
     to_train = measure(features, train, network.extractor)
     to_heldout = measure(features, heldout, network.extractor)

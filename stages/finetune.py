@@ -2,24 +2,26 @@
 
 from pathlib import Path
 
-from maskdm.backbones.registry import ModelParams, build_backbone
-from maskdm.data.store import open_prepared
-from maskdm.diffusion import DiffusionParams
-from maskdm.errors import UserError
-from maskdm.model_folder import (
+from maskdm.backbones.model_folder import (
     ModelConfig,
     check_start,
     load_config,
     load_weights,
     weights_hash,
 )
-from maskdm.params import Seed, read_section
-from maskdm.phases import FinetuneParams, finetuning_schedule
-from stages.command import run
-from stages.launch import on_all_processes
-from stages.phase import class_counts, train_phase
+from maskdm.backbones.registry import ModelParams
+from maskdm.data.prepared import open_prepared
+from maskdm.diffusion.loss import DiffusionParams
+from maskdm.runtime.command import run
+from maskdm.runtime.launch import on_all_processes
+from maskdm.runtime.params import Seed, read_section
+from maskdm.training.phases import FinetuneParams, finetuning_schedule
+from maskdm.training.run import Outputs, train_phase
 
 PARAMS = Path("params.yaml")
+OUTPUTS = Outputs(
+    Path("models/finetune"), Path("reports/finetune"), Path("reports/timing/finetune.json")
+)
 
 
 def main() -> None:
@@ -35,18 +37,9 @@ def main() -> None:
     params = read_section(PARAMS, "finetune", FinetuneParams)
     prepared = open_prepared(Path("data/prepared"))
 
-    init = Path(params.init)
+    init, classes = Path(params.init), prepared.class_counts
     before = load_config(init)
-    classes = class_counts(prepared)
-    check_start(init, before, model, diffusion, classes is not None)
-    if list(before.classes or ()) != list(classes or ()):
-        raise UserError(
-            f"The model in {init} has the classes {', '.join(before.classes or ())}, the images "
-            f"have {', '.join(classes or ())}: give another finetune.init, or set data.classes to "
-            "false for both."
-        )
-    backbone = build_backbone(model, prepared.size, prepared.channels, seed, len(classes or ()))
-    load_weights(init, params.init_weights, backbone)
+    check_start(init, before, model, diffusion, classes is not None, list(classes or ()))
     config = ModelConfig(
         size=prepared.size,
         channels=prepared.channels,
@@ -56,9 +49,11 @@ def main() -> None:
         diffusion=diffusion,
         training=before.training,
     )
+    backbone = config.backbone()
+    load_weights(init, params.init_weights, backbone)
     schedule = finetuning_schedule(params, prepared.size // model.patch)
     start = f"{params.init_weights} weights of {weights_hash(init)}"
-    train_phase("finetune", backbone, config, prepared, schedule, params, start)
+    train_phase("finetune", backbone, config, prepared, schedule, params, OUTPUTS, start)
 
 
 if __name__ == "__main__":

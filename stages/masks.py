@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from maskdm.backbones.registry import ModelParams
-from maskdm.data.store import open_prepared
+from maskdm.data.prepared import open_prepared
+from maskdm.diffusion.masking import Mask, MaskParams, describe, make_mask
+from maskdm.diffusion.randomness import stream
 from maskdm.figures import grid, hide, rows, save
-from maskdm.masking import Mask, MaskParams, describe, make_mask
-from maskdm.params import read_section
-from maskdm.randomness import stream
-from stages.command import run
+from maskdm.runtime.command import run
+from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
 COLUMNS, DRAWS = 14, 3

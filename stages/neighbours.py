@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.store import open_prepared
-from maskdm.devices import choose_device
-from maskdm.evaluation.features import FeatureParams, extract, load_network
+from maskdm.data.prepared import open_prepared
+from maskdm.evaluation.features.extraction import extract
+from maskdm.evaluation.features.registry import FeatureParams, load_network
 from maskdm.evaluation.neighbours import copying, nearest
 from maskdm.figures import rows, save
-from maskdm.params import read_section
-from stages.command import run, write_json
+from maskdm.runtime.command import run
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.files import write_json
+from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
 SAMPLES = Path("data/samples/samples.npy")

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from maskdm.figures import grid, rows, save
-from maskdm.params import read_section
-from maskdm.sampling import SampleParams, starting_noise
-from maskdm.trained import TrainedModel, load
-from stages.command import run
+from maskdm.runtime.command import run
+from maskdm.runtime.params import read_section
+from maskdm.sampling.model import TrainedModel, load
+from maskdm.sampling.sampler import SampleParams, starting_noise
 
 PARAMS = Path("params.yaml")
 MODEL = Path("models/finetune")
@@ -33,8 +33,8 @@ def main() -> None:
 
 def denoising(model: TrainedModel, params: SampleParams) -> np.ndarray:
     """Return the first samples' estimates at ``COLUMNS`` moments, a sample a row."""
-    places = range(ROWS)
-    strip = list(model.draw(params, places, model.labels(None, params.seed, places)))
+    indices = range(ROWS)
+    strip = list(model.path(params, indices, model.labels(None, params.seed, indices)))
     moments = np.linspace(0, len(strip) - 1, COLUMNS).round().astype(int)
     return np.stack([strip[moment] for moment in moments], axis=1).reshape(-1, *strip[0].shape[1:])
 
@@ -53,8 +53,7 @@ def interpolation(model: TrainedModel, params: SampleParams) -> np.ndarray:
         between = torch.stack([slerp(one, other, s) for s in np.linspace(0, 1, COLUMNS)])
         labels = model.labels(None, params.seed, range(2 * row, 2 * row + 1))
         same = None if labels is None else labels.expand(COLUMNS)
-        *_, last = model.draw(smooth, range(COLUMNS), same, between)
-        images.append(last)
+        images.append(model.draw(smooth, range(COLUMNS), same, between))
     return np.concatenate(images)
 
 
@@ -72,10 +71,9 @@ def by_class(model: TrainedModel, params: SampleParams) -> list[tuple[str, np.nd
     picked: list[int | None] = [int(label) for label in shown] if names else [None]
     drawn = []
     for label in picked:
-        *_, last = model.draw(
-            params, range(COLUMNS), model.labels(label, params.seed, range(COLUMNS))
-        )
-        drawn.append(("" if label is None else names[label], last))
+        labels = model.labels(label, params.seed, range(COLUMNS))
+        images = model.draw(params, range(COLUMNS), labels)
+        drawn.append(("" if label is None else names[label], images))
     return drawn
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskdm.data.sources import DataParams, open_source, read_samples
-from maskdm.data.store import Sample, Unreadable, write_prepared
-from maskdm.params import read_section
-from stages.command import run
+from maskdm.data.prepared import Sample, Unreadable, write_prepared
+from maskdm.data.registry import DataParams, open_source, read_samples
+from maskdm.runtime.command import run
+from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
 DOWNLOADS = Path("data/raw")
@@ -31,7 +31,7 @@ def main() -> None:
     prepared = write_prepared(
         PREPARED,
         samples,
-        size=params.size,
+        size=params.resolution,
         channels=params.channels,
         classes=source.classes,
         source=source.name,
@@ -40,7 +40,7 @@ def main() -> None:
     classes = f"{len(prepared.classes)} classes" if prepared.classes else "no classes"
     print(
         f"{source.name}: {len(prepared.train)} training and {len(prepared.heldout)} held-out "
-        f"images of {params.size}x{params.size}x{params.channels}, {classes}, "
+        f"images of {params.resolution}x{params.resolution}x{params.channels}, {classes}, "
         f"{prepared.skipped} unreadable skipped, {time.perf_counter() - start:.1f} s"
     )
 

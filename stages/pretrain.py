@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
-from maskdm.backbones.registry import ModelParams, build_backbone
-from maskdm.data.store import open_prepared
-from maskdm.diffusion import DiffusionParams
-from maskdm.masking import MaskParams, describe
-from maskdm.model_folder import ModelConfig
-from maskdm.params import Seed, read_section
-from maskdm.phases import PretrainParams, pretraining_schedule
-from stages.command import run
-from stages.launch import on_all_processes
-from stages.phase import class_counts, train_phase
+from maskdm.backbones.model_folder import ModelConfig
+from maskdm.backbones.registry import ModelParams
+from maskdm.data.prepared import open_prepared
+from maskdm.diffusion.loss import DiffusionParams
+from maskdm.diffusion.masking import MaskParams, describe
+from maskdm.runtime.command import run
+from maskdm.runtime.launch import on_all_processes
+from maskdm.runtime.params import Seed, read_section
+from maskdm.training.phases import PretrainParams, pretraining_schedule
+from maskdm.training.run import Outputs, train_phase
 
 PARAMS = Path("params.yaml")
+OUTPUTS = Outputs(
+    Path("models/pretrain"), Path("reports/pretrain"), Path("reports/timing/pretrain.json")
+)
 
 
 def main() -> None:
@@ -31,24 +34,22 @@ def main() -> None:
     params = read_section(PARAMS, "pretrain", PretrainParams)
     prepared = open_prepared(Path("data/prepared"))
 
-    classes = class_counts(prepared)
-    backbone = build_backbone(model, prepared.size, prepared.channels, seed, len(classes or ()))
-    schedule = pretraining_schedule(params, masking, prepared.size // model.patch)
-    for made in schedule.stretches(schedule.steps):
-        print(f"{made.steps} steps of {made.leg.batch_size} images, {describe(made.leg.mask)}")
-    planned = sum(stage.steps for stage in params.stages or [])
-    if schedule.steps < planned:
-        print(f"pretrain.steps stops the stages after {schedule.steps} of {planned} steps")
     config = ModelConfig(
         size=prepared.size,
         channels=prepared.channels,
-        classes=classes,
+        classes=prepared.class_counts,
         seed=seed,
         model=model,
         diffusion=diffusion,
         training=[],
     )
-    train_phase("pretrain", backbone, config, prepared, schedule, params)
+    schedule = pretraining_schedule(params, masking, prepared.size // model.patch)
+    for made in schedule.stretches(schedule.steps):
+        print(f"{made.steps} steps of {made.leg.batch_size} images, {describe(made.leg.mask)}")
+    planned = sum(leg.steps for leg in params.legs or [])
+    if schedule.steps < planned:
+        print(f"pretrain.steps stops the legs after {schedule.steps} of {planned} steps")
+    train_phase("pretrain", config.backbone(), config, prepared, schedule, params, OUTPUTS)
 
 
 if __name__ == "__main__":

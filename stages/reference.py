@@ -2,19 +2,21 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.store import open_prepared
-from maskdm.devices import choose_device
-from maskdm.evaluation.features import FeatureParams, extract, load_network
+from maskdm.data.prepared import open_prepared
+from maskdm.evaluation.features.extraction import extract
+from maskdm.evaluation.features.registry import FeatureParams, load_network
 from maskdm.evaluation.yardsticks import yardsticks
-from maskdm.params import read_section
-from maskdm.processes import join
-from stages.command import run, write_json
-from stages.launch import on_all_processes
+from maskdm.runtime.command import run
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.distributed import join
+from maskdm.runtime.environment import prefer_huge_pages
+from maskdm.runtime.files import write_json
+from maskdm.runtime.launch import on_all_processes
+from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
@@ -29,8 +31,7 @@ def main() -> None:
     reference.json; reports/yardsticks.json says what the distances to the training images are
     for noise, the mean image, shuffled patches and the held-out images.
     """
-    # Huge pages: without them page faults take a third of the CPU time of the extraction.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    prefer_huge_pages()
     params = read_section(PARAMS, "fid.features", FeatureParams)
     prepared = open_prepared(PREPARED)
     device = choose_device()
@@ -41,7 +42,7 @@ def main() -> None:
         return extract(images, network, label=f"features: {kind} images", processes=processes)
 
     train, heldout = features(prepared.train, "training"), features(prepared.heldout, "held-out")
-    if not processes.first:
+    if not processes.is_main:
         return
     scale = yardsticks(prepared.train, train, heldout, network)
 

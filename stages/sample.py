@@ -7,12 +7,13 @@ import numpy as np
 from tqdm import tqdm
 
 from maskdm.figures import grid, save
-from maskdm.params import read_section
-from maskdm.processes import join
-from maskdm.sampling import SampleParams, check_sampling
-from maskdm.trained import batches, load
-from stages.command import run, write_json
-from stages.launch import on_all_processes
+from maskdm.runtime.command import run
+from maskdm.runtime.distributed import join
+from maskdm.runtime.files import write_json
+from maskdm.runtime.launch import on_all_processes
+from maskdm.runtime.params import read_section
+from maskdm.sampling.model import load, sample_batches
+from maskdm.sampling.sampler import SampleParams, check_sampling
 
 PARAMS = Path("params.yaml")
 MODEL = Path("models/finetune")
@@ -35,17 +36,16 @@ def main() -> None:
     images = np.empty((params.count, size, size, channels), np.uint8)
     started = time.perf_counter()
 
-    def draw(places: range) -> np.ndarray:
-        *_, last = model.draw(params, places, model.labels(None, params.seed, places))
-        return last
+    def draw(indices: range) -> np.ndarray:
+        return model.draw(params, indices, model.labels(None, params.seed, indices))
 
     with tqdm(
         total=params.count, desc="sample", unit="image", mininterval=1.0, disable=processes.rank > 0
     ) as bar:
-        for places, drawn in processes.spread(list(batches(params.count)), draw):
-            images[places] = drawn
-            bar.update(len(places))
-    if not processes.first:
+        for indices, drawn in processes.map(list(sample_batches(params.count)), draw):
+            images[indices] = drawn
+            bar.update(len(indices))
+    if not processes.is_main:
         return
     seconds = time.perf_counter() - started
 

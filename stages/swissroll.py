@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.figures import heat_maps, save
-from maskdm.randomness import stream
-from maskdm.swiss_roll import fresh, roll, sample, sliced_wasserstein, train
-from stages.command import run, write_json
+from maskdm.diffusion.randomness import stream
+from maskdm.examples.heat_maps import heat_maps
+from maskdm.examples.swiss_roll import fresh, roll, sample, sliced_wasserstein, train
+from maskdm.runtime.command import run
+from maskdm.runtime.files import write_json
 
+PICTURE = Path("reports/swissroll.png")
 SEED, SAMPLES = 0, 50_000
 MASKED, FULL = 500, 700  # optimiser steps of masked pretraining and of finetuning
 
@@ -54,7 +56,8 @@ def learn(masked: int, full: int, samples: int) -> None:
     panels = [
         (f"{title}\nSW {distances[name]:.4f}", points) for name, (title, points) in drawn.items()
     ]
-    save(heat_maps(panels, roll(np.linspace(0, 1, 400))), Path("reports/swissroll.png"))
+    picture = heat_maps(panels, roll(np.linspace(0, 1, 400)))
+    picture.save(PICTURE, optimize=True)
     distances["resampled"] = sliced_wasserstein(again, truth)  # two draws of the roll itself
     about = {
         "sliced_wasserstein": {name: round(value, 5) for name, value in distances.items()},

@@ -121,7 +121,7 @@ def clone_tree(path, params):
     clone.git("init", "--quiet", "--initial-branch", "main")
     clone.git("config", "user.name", "test")
     clone.git("config", "user.email", "test@example.com")
-    clone.call("python", "-m", "stages.plots_page", ".dvc/tmp/plots_page.html")
+    clone.call("python", "-m", "tools.plots_page", ".dvc/tmp/plots_page.html")
     clone.call("dvc", "config", "--local", "plots.html_template", "tmp/plots_page.html")
     clone.git("add", "--all")
     clone.git("commit", "--quiet", "--message", "before")

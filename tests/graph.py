@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from maskdm.fingerprint import modules
+from maskdm.training.checkpoints.fingerprint import modules
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskdm.data.sources import DataParams, open_source, read_samples
-from maskdm.data.store import PreparedSet, write_prepared
-from maskdm.params import validate
+from maskdm.data.prepared import PreparedSet, write_prepared
+from maskdm.data.registry import DataParams, open_source, read_samples
+from maskdm.runtime.params import validate
 
 DEFAULTS = {
     "source": "folder",

@@ -2,9 +2,9 @@
 
 import torch.distributed as dist
 
+from maskdm.runtime.command import run
+from maskdm.runtime.launch import on_all_processes
 from stages import fid, reference, sample
-from stages.command import run
-from stages.launch import on_all_processes
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from maskdm.ahead import AHEAD, made_ahead
-from maskdm.batches import Batch
+from maskdm.training.batches import Batch
+from maskdm.training.prefetch import AHEAD, made_ahead
 
 
 class Elsewhere:

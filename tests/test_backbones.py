@@ -9,7 +9,7 @@ from maskdm.backbones.dit import DiT
 from maskdm.backbones.layers import Attention, embed_places, embed_time, resample_places
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.backbones.uvit import UViT
-from maskdm.errors import UserError
+from maskdm.runtime.errors import UserError
 
 TOKENS, VALUES, CLASSES = 16, 48, 3
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from maskdm.batches import Batches
-from maskdm.masking import MaskParams, make_mask, nothing_masked
-from maskdm.randomness import stream
-from maskdm.schedule import Leg, Schedule
-from maskdm.tokens import to_images, to_tokens
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.diffusion.randomness import stream
+from maskdm.diffusion.tokens import to_images, to_tokens
+from maskdm.training.batches import Batches
+from maskdm.training.schedule import Leg, Schedule
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 MASK = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid=4)

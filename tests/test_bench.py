@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import measuring, stage
-from benchmarks.besides import BYTES, started, surrounding, updating
-from benchmarks.commands import SHORT, workspace
-from benchmarks.machine import machine, versions
-from benchmarks.measuring import (
+from benchmarks.speed import measuring, stage
+from benchmarks.speed.bench import PRESET
+from benchmarks.speed.commands import SHORT, workspace
+from benchmarks.speed.machine import machine, versions
+from benchmarks.speed.measuring import (
     doubt,
     execute,
     interleaved,
@@ -23,11 +23,18 @@ from benchmarks.measuring import (
     peak_memory_of_code,
     timer,
 )
-from benchmarks.memory import bytes_needed
-from benchmarks.multiplies import Product, Products, best_rates, multiplies, multiply, products
-from benchmarks.rows import Row, table
-from benchmarks.speed import PRESET
-from benchmarks.training import (
+from benchmarks.speed.memory import bytes_needed
+from benchmarks.speed.multiplies import (
+    Product,
+    Products,
+    best_rates,
+    multiplies,
+    multiply,
+    products,
+)
+from benchmarks.speed.overhead import BYTES, started, surrounding, updating
+from benchmarks.speed.results import Row, table
+from benchmarks.speed.training import (
     DRAWN,
     EVALUATIONS,
     Work,
@@ -38,12 +45,12 @@ from benchmarks.training import (
 )
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.backbones.uvit import UViT
-from maskdm.batches import Batches
-from maskdm.compute import training_flops
-from maskdm.errors import UserError
-from maskdm.masking import nothing_masked
-from maskdm.params import read_params, read_section
-from maskdm.phases import FinetuneParams, PretrainParams
+from maskdm.diffusion.masking import nothing_masked
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import read_params, read_section
+from maskdm.training.batches import Batches
+from maskdm.training.flops import training_flops
+from maskdm.training.phases import FinetuneParams, PretrainParams
 from stages.check import check
 
 TINY = Path("presets/tiny.yaml")

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import evaluation
-from benchmarks.evaluation import bare_pass, correlated, distance_row, features_row
-from maskdm.evaluation.features import EXTRACTORS, FeatureNetwork
+from benchmarks.speed import evaluation
+from benchmarks.speed.evaluation import bare_pass, correlated, distance_row, features_row
+from maskdm.evaluation.features.extraction import FeatureNetwork
+from maskdm.evaluation.features.registry import EXTRACTORS
 
 LAPTOP = Path("presets/laptop.yaml")
 seconds = st.floats(1e-3, 1e3)

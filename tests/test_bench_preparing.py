@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from benchmarks import preparing
-from benchmarks.commands import workspace
-from benchmarks.measuring import execute
-from benchmarks.preparing import both, listed, save_jpegs, write
-from maskdm.data.sources import DataParams
-from maskdm.data.store import open_prepared
-from maskdm.params import read_section
+from benchmarks.speed import preparing
+from benchmarks.speed.commands import workspace
+from benchmarks.speed.measuring import execute
+from benchmarks.speed.preparing import both, listed, save_jpegs, write
+from maskdm.data.prepared import open_prepared
+from maskdm.data.registry import DataParams
+from maskdm.runtime.params import read_section
 
 TINY = Path("presets/tiny.yaml")
 

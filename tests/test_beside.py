@@ -9,13 +9,13 @@ import torch
 from test_resume import Run, whole
 from test_training import phase
 
-from maskdm.ahead import made_ahead
-from maskdm.batches import Batch
-from maskdm.states import States
+from maskdm.training.batches import Batch
+from maskdm.training.checkpoints.store import States
+from maskdm.training.prefetch import made_ahead
 
 COUNTED = """
 import os, torch
-from maskdm.beside import threads_beside
+from maskdm.runtime.threads import threads_beside
 
 torch.set_num_threads(2)
 large = torch.ones(10**6)

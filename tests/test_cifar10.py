@@ -12,10 +12,10 @@ import pytest
 from formats import python2_pickle
 from preparing import params, prepare, write
 
-from maskdm.data import cifar10
 from maskdm.data.pickled import read_pickle
-from maskdm.data.sources import open_source
-from maskdm.errors import UserError
+from maskdm.data.registry import open_source
+from maskdm.data.sources import cifar10
+from maskdm.runtime.errors import UserError
 
 
 def cifar_batches(count: int = 6) -> dict[str, dict[str, Any]]:

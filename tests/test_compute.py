@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskdm.backbones.uvit import UViT
-from maskdm.compute import training_flops
+from maskdm.training.flops import training_flops
 
 
 @pytest.mark.parametrize("visible", [256, 128, 26, 4])

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from preparing import params, prepare, save_images, sides
 
-from maskdm.data.folder import file_group
 from maskdm.data.images import fit, read_image, to_rgb
-from maskdm.data.sources import open_source
-from maskdm.data.store import PreparedSet, Sample, open_prepared, write_prepared
-from maskdm.errors import UserError
+from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
+from maskdm.data.registry import open_source
+from maskdm.data.sources.folder import file_group
+from maskdm.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from maskdm.devices import choose_device, whole_number
-from maskdm.errors import UserError
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.environment import whole_number
+from maskdm.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(("there", "chosen"), [(True, "cuda"), (False, "cpu")])

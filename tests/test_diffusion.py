@@ -9,16 +9,9 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm.diffusion import (
-    PATHS,
-    DiffusionParams,
-    add_noise,
-    denoising_loss,
-    to_epsilon,
-    to_velocity,
-    to_x0,
-    training_times,
-)
+from maskdm.diffusion.loss import DiffusionParams, denoising_loss, training_times
+from maskdm.diffusion.paths import PATHS, add_noise
+from maskdm.diffusion.predictions import to_epsilon, to_velocity, to_x0
 
 PREDICTIONS = ("epsilon", "x0", "v")
 CONVERSIONS = {"epsilon": to_epsilon, "x0": to_x0, "v": to_velocity}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pages
-from maskdm.params import read_params
+from maskdm.runtime.params import read_params
+from tools.tables import pages
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,7 +44,7 @@ def test_modules_and_files_named_in_code_type_exist(page):
 @each_page
 def test_computed_tables_are_what_the_command_computes(page):
     text = page.read_text()
-    assert pages.filled(text) == text, "python -m benchmarks.pages writes them anew"
+    assert pages.filled(text) == text, "python -m tools.tables.pages writes them anew"
 
 
 def test_every_table_stands_on_a_page():

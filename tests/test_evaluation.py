@@ -17,9 +17,7 @@ from cleanfid.resize import build_resizer, make_resizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm.errors import UserError
 from maskdm.evaluation import distances as distances_module
-from maskdm.evaluation import features as features_module
 from maskdm.evaluation.distances import (
     covariance_root,
     frechet_distance,
@@ -27,20 +25,16 @@ from maskdm.evaluation.distances import (
     measure,
     pair_sums,
 )
-from maskdm.evaluation.features import (
-    EXTRACTORS,
-    FeatureNetwork,
-    FeatureParams,
-    bicubic,
+from maskdm.evaluation.features.efficientnet import (
     build_efficientnet,
     efficientnet_weights,
-    extract,
-    load_network,
     rename_weights,
-    resize,
 )
+from maskdm.evaluation.features.extraction import FeatureNetwork, bicubic, extract, resize
+from maskdm.evaluation.features.registry import EXTRACTORS, FeatureParams, load_network
 from maskdm.evaluation.yardsticks import mean_image, shuffled_patches, uniform_noise, yardsticks
-from maskdm.params import ParamsError, validate
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import ParamsError, validate
 
 CPU = torch.device("cpu")
 

@@ -41,10 +41,10 @@ from benchmarks.evidence.results import (
 )
 from benchmarks.evidence.run import command, datasets, is_there
 from benchmarks.evidence.summary import entries, transfers
-from benchmarks.report.evidence import plus_minus, rows_of
-from maskdm.compute import training_flops
-from maskdm.data.store import Sample, open_prepared, write_prepared
-from maskdm.errors import UserError
+from maskdm.data.prepared import Sample, open_prepared, write_prepared
+from maskdm.runtime.errors import UserError
+from maskdm.training.flops import training_flops
+from tools.report.evidence import plus_minus, rows_of
 
 MATRIX = read_matrix()
 ALL = [cell for part in MATRIX["parts"] for cell in cells(MATRIX, part)]
@@ -463,7 +463,7 @@ def page(computed):
     pace = computed.path / "reports/timing/pace.json"
     pace.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(results.PACE, pace)
-    computed.call("python", "-m", "benchmarks.report.page")
+    computed.call("python", "-m", "tools.report.page")
     return computed.path / "reports/index.html"
 
 
@@ -494,7 +494,7 @@ def test_the_page_has_the_evidence_in_tables(page):
 def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(computed, page, tmp_path):
     pace = computed.path / "reports/timing/pace.json"
     pace.unlink()
-    computed.call("python", "-m", "benchmarks.report.page", "--out", f"{tmp_path}/other.html")
+    computed.call("python", "-m", "tools.report.page", "--out", f"{tmp_path}/other.html")
     shutil.copy(results.PACE, pace)
     dom, said = visit(tmp_path / "other.html", tmp_path / "profile", part="seconds")
     assert said == []

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from preparing import jpeg, params, prepare, sides, write, zip_files
 
-from maskdm.data.sources import open_source
-from maskdm.errors import UserError
+from maskdm.data.registry import open_source
+from maskdm.runtime.errors import UserError
 
 # CelebA
 

@@ -11,7 +11,7 @@ import pytest
 from graph import ROOT, modules_of
 from ruamel.yaml import YAML
 
-from maskdm.params import read_params
+from maskdm.runtime.params import read_params
 from stages.check import check
 
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import gpus, growth
-from benchmarks.growth import (
+from benchmarks.speed import growth
+from benchmarks.speed.growth import (
     BATCH,
     IMAGES,
     ROOT,
@@ -27,11 +27,12 @@ from benchmarks.growth import (
     table,
     write_preset,
 )
-from benchmarks.measuring import peak_memory
-from benchmarks.needs import needs
-from benchmarks.preparing import write_noise
-from maskdm.data.store import open_prepared
+from benchmarks.speed.measuring import peak_memory
+from benchmarks.speed.preparing import write_noise
+from maskdm.data.prepared import open_prepared
 from stages.check import check
+from tools.tables import gpus
+from tools.tables.needs import needs
 
 values = st.lists(st.integers(1, 10**6), min_size=2, max_size=5, unique=True)
 

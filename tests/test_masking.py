@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from maskdm.errors import UserError
-from maskdm.masking import MaskParams, describe, make_mask, nothing_masked
+from maskdm.diffusion.masking import MaskParams, describe, make_mask, nothing_masked
+from maskdm.runtime.errors import UserError
 
 
 def params(strategy, rate, block_size=2):

@@ -16,9 +16,9 @@ import s3fs
 from moto.server import ThreadedMotoServer
 from test_states import DAMAGES, bits, contents, run, save, step_of, steps_in, tensors
 
-from benchmarks.torture import MODELS_AND_CURVES, Workspace
-from maskdm.errors import UserError
-from maskdm.states import BEGUN, DATA, FACTS, WANTED, States
+from benchmarks.robustness.torture import MODELS_AND_CURVES, Workspace
+from maskdm.runtime.errors import UserError
+from maskdm.training.checkpoints.store import BEGUN, DATA, FACTS, WANTED, States
 
 ROOT = Path(__file__).parent.parent
 BEFORE_FACTS_ARE_READ = {"tensors missing"}  # damage that shows while fetching
@@ -222,7 +222,7 @@ def test_another_machine_goes_on_from_s3(tmp_path, bucket):
         "import sys\n"
         "from pathlib import Path\n"
         "from test_states import bits, run, save, step_of, tensors\n"
-        "from maskdm.states import States\n"
+        "from maskdm.training.checkpoints.store import States\n"
         "there = States(Path(sys.argv[1]), 'pretrain', run(), sys.argv[2])\n"
         "there.open()\n"
         "print(step_of(there.newest(100)))\n"  # which compares the bits

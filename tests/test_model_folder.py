@@ -7,10 +7,7 @@ import torch
 from all_backbones import ALL
 from safetensors.torch import load_file, save_file
 
-from maskdm.backbones.registry import ModelParams, build_backbone
-from maskdm.diffusion import DiffusionParams
-from maskdm.errors import UserError
-from maskdm.model_folder import (
+from maskdm.backbones.model_folder import (
     ModelConfig,
     Trained,
     check_start,
@@ -19,6 +16,9 @@ from maskdm.model_folder import (
     load_weights,
     save_model,
 )
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.diffusion.loss import DiffusionParams
+from maskdm.runtime.errors import UserError
 
 
 def config(**model):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from preparing import params, prepare, sides
 
-from maskdm.data.emoji import emoji_group
-from maskdm.data.emoji_classes import CLASSES, RANGES, emoji_class
-from maskdm.data.sources import open_source, read_samples
-from maskdm.data.store import Sample
+from maskdm.data.prepared import Sample
+from maskdm.data.registry import open_source, read_samples
+from maskdm.data.sources.openmoji_classes import CLASSES, RANGES, emoji_class
+from maskdm.data.sources.openmoji_groups import emoji_group
 
 
 @pytest.fixture(scope="module")

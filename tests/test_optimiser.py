@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from maskdm import optimiser
-from maskdm.optimiser import AdamW, LossScale, clipping
-from maskdm.params import read_section
-from maskdm.phases import FinetuneParams
+from maskdm.runtime.params import read_section
+from maskdm.training import optimiser
+from maskdm.training.optimiser import AdamW, LossScale, clipping
+from maskdm.training.phases import FinetuneParams
 
 PARAMS = read_section("presets/laptop.yaml", "finetune", FinetuneParams)
 NO, YES = torch.tensor(False), torch.tensor(True)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from maskdm.errors import UserError
-from maskdm.params import ParamsError, read_params, read_section
-from maskdm.phases import PretrainParams
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import ParamsError, read_params, read_section
+from maskdm.training.phases import PretrainParams
 from stages.check import check
 
 LAPTOP = "presets/laptop.yaml"
@@ -122,8 +122,8 @@ def test_numbers_as_dvc_writes_them_are_numbers(tmp_path, text):
 
 @given(st.text(min_size=1))
 def test_no_text_passes_for_a_number(tmp_path_factory, text):
-    from maskdm.masking import MaskParams
-    from maskdm.params import validate
+    from maskdm.diffusion.masking import MaskParams
+    from maskdm.runtime.params import validate
 
     with pytest.raises(ParamsError, match=r"mask\.rate"):
         validate({"strategy": "patch", "rate": text, "block_size": 1}, "mask", MaskParams)

@@ -14,7 +14,7 @@ from browser import drawings, needs_browser, visit
 from clones import clone_tree
 from graph import modules_of
 
-from maskdm.solvers import SOLVERS
+from maskdm.sampling.solvers import SOLVERS
 
 SMALLER = {  # than presets/tiny.yaml
     "data.limit": 24,
@@ -125,9 +125,9 @@ def test_each_section_changes_only_the_stages_that_read_it(clone, old, new, chan
 
 
 def test_an_edited_module_reruns_the_stages_that_import_it_and_no_others(clone):
-    with (clone.path / "maskdm/ema.py").open("a") as file:
+    with (clone.path / "maskdm/training/ema.py").open("a") as file:
         file.write("# a comment\n")
-    importing = {stage for stage in STAGES | ROLL if "maskdm/ema.py" in modules_of(stage)}
+    importing = {stage for stage in STAGES | ROLL if "maskdm/training/ema.py" in modules_of(stage)}
     # Training is reproducible to the byte, so nothing behind it runs.
     assert clone.dvc("repro") == importing == {"pretrain", "finetune", *ROLL}
 
@@ -163,7 +163,7 @@ def test_a_number_in_scientific_notation_reaches_training(clone):
 
 
 def test_solvers_are_measured_as_the_pipeline_measures_and_once(clone):
-    command = ("python", "-m", "benchmarks.evaluations", "--count", "8", "--evaluations", "3")
+    command = ("python", "-m", "benchmarks.speed.solver_nfe", "--count", "8", "--evaluations", "3")
     said = clone.call(*command)
     report = json.loads((clone.path / "reports/solvers.json").read_text())
     cells = {cell["solver"]: cell for cell in report["cells"]}
@@ -232,7 +232,7 @@ def test_plots_are_drawn_without_a_network(comparison, tmp_path):
 @pytest.fixture(scope="module")
 def report(finished, other_run):
     """The report of the finished run and of an experiment, side by side."""
-    finished.call("python", "-m", "benchmarks.report.page", "HEAD", "other")
+    finished.call("python", "-m", "tools.report.page", "HEAD", "other")
     return finished.path / "reports/index.html"
 
 
@@ -260,6 +260,6 @@ def test_the_reports_charts_have_a_line_a_run(report, tmp_path):
 
 @pytest.mark.parametrize(("name", "why"), [("nowhere", "no revision"), ("HEAD~1", "no finished")])
 def test_a_report_of_what_is_no_run_is_refused(clone, name, why):
-    said = clone.call("python", "-m", "benchmarks.report.page", "HEAD", name, code=1)
+    said = clone.call("python", "-m", "tools.report.page", "HEAD", name, code=1)
     assert why in said
     assert "Traceback" not in said

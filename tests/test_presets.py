@@ -13,10 +13,10 @@ from graph import ROOT
 from ruamel.yaml import YAML
 
 from maskdm.backbones.registry import ModelParams, build_backbone
-from maskdm.data.sources import DataParams
-from maskdm.masking import MaskParams
-from maskdm.params import read_section
-from maskdm.phases import PretrainParams, pretraining_schedule
+from maskdm.data.registry import DataParams
+from maskdm.diffusion.masking import MaskParams
+from maskdm.runtime.params import read_section
+from maskdm.training.phases import PretrainParams, pretraining_schedule
 from stages import check, finetune, prepare, pretrain, sample
 
 PARAMETERS = {  # paper.md, "Backbone: U-ViT"

@@ -20,10 +20,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.torture import ROOT, Workspace
-from maskdm.model_folder import load_model
-from maskdm.processes import ALONE, NAMES, Processes, worker
-from maskdm.states import FACTS, Name
+from benchmarks.robustness.torture import ROOT, Workspace
+from maskdm.backbones.model_folder import load_model
+from maskdm.runtime.distributed import ALONE, NAMES, Processes, worker
+from maskdm.training.checkpoints.store import FACTS, Name
 
 STEPS, CUT = 50, 20
 # Of 10 images, 4 processes have 2 or 3 each.

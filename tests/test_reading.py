@@ -15,13 +15,13 @@ from PIL import Image
 from preparing import params
 
 from maskdm.data import reading
+from maskdm.data.contract import Picture, Source
 from maskdm.data.files import open_zip
-from maskdm.data.openmoji import OPENMOJI
+from maskdm.data.prepared import Sample, Unreadable
 from maskdm.data.reading import AHEAD, TOGETHER, once_per_process, read_in_order
-from maskdm.data.source import Picture, Source
-from maskdm.data.sources import read_samples
-from maskdm.data.store import Sample, Unreadable
-from maskdm.errors import UserError
+from maskdm.data.registry import read_samples
+from maskdm.data.sources.openmoji import OPENMOJI
+from maskdm.runtime.errors import UserError
 
 CORES = 3
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import recorded
-from benchmarks.rows import Row
+from benchmarks.speed.results import Row
+from tools.tables import measured as recorded
 
 ABOUT = {
     "machine": {"cpu": "Abacus", "cores": 3, "memory": "1 GiB", "device": "cpu"},

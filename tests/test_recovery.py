@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clones import clone_tree
 
-from maskdm.states import FACTS
+from maskdm.training.checkpoints.store import FACTS
 
 PARAMS = {
     "data.limit": 24,
@@ -89,7 +89,7 @@ def test_a_forced_run_says_that_it_found_a_finished_state(pretrained):
     said = pretrained.call("dvc", "repro", "--force", "--single-item", "pretrain")
     lines = [line for line in said.splitlines() if "Found the finished state" in line]
     assert len(lines) == 1
-    assert "To compute it anew: python -m stages.states clear pretrain-" in lines[0]
+    assert "To compute it anew: python -m stages.checkpoints clear pretrain-" in lines[0]
 
 
 def test_a_longer_experiment_computes_the_difference(pretrained):

@@ -7,22 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from maskdm.training.checkpoints.saver import Saver
 from safetensors.torch import load_file
 from test_training import CPU, DIFFUSION, MODEL, masked, phase
 
-from maskdm.arithmetic import arithmetic
 from maskdm.backbones.registry import build_backbone
-from maskdm.batches import Batches
-from maskdm.errors import StoppedError, UserError
-from maskdm.fingerprint import prefix
-from maskdm.masking import nothing_masked
-from maskdm.processes import ALONE
-from maskdm.saving import Saver
-from maskdm.schedule import Leg, Schedule
-from maskdm.states import DATA, FACTS, Name, States
-from maskdm.training import State, train
-from maskdm.trajectory import ELSEWHERE
-from maskdm.validation import Validation
+from maskdm.diffusion.masking import nothing_masked
+from maskdm.runtime.distributed import ALONE
+from maskdm.runtime.errors import StoppedError, UserError
+from maskdm.runtime.numerics import arithmetic
+from maskdm.training.batches import Batches
+from maskdm.training.checkpoints.fingerprint import prefix
+from maskdm.training.checkpoints.store import DATA, FACTS, Name, States
+from maskdm.training.loop import train
+from maskdm.training.schedule import Leg, Schedule
+from maskdm.training.setup import ELSEWHERE
+from maskdm.training.state import State
+from maskdm.training.validation import Validation
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 LABELS = np.arange(40) % 3
@@ -128,7 +129,7 @@ def test_a_second_run_of_the_same_computes_nothing(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "Found the finished state of these 5 steps: nothing is computed. To compute" in said
-    assert f"it anew: python -m stages.states clear {first.states.folder.name}\n" in said
+    assert f"it anew: python -m stages.checkpoints clear {first.states.folder.name}\n" in said
 
 
 def test_a_longer_run_computes_only_what_is_new(tmp_path):

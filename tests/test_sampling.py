@@ -5,19 +5,11 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-from benchmarks.solvers import (
-    GaussianDenoiser,
-    draw,
-    errors,
-    recommended,
-    setting,
-    uniform_in_time,
-    worst_error,
-)
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.diffusion import PATHS
-from maskdm.errors import UserError
-from maskdm.sampling import (
+from maskdm.diffusion.paths import PATHS
+from maskdm.diffusion.tokens import to_images
+from maskdm.runtime.errors import UserError
+from maskdm.sampling.sampler import (
     LOG_SNR_END,
     SampleParams,
     check_sampling,
@@ -27,8 +19,16 @@ from maskdm.sampling import (
     starting_noise,
     x0_denoiser,
 )
-from maskdm.solvers import SOLVERS, ddim, dpmpp_2m, unipc
-from maskdm.tokens import to_images
+from maskdm.sampling.solvers import SOLVERS, ddim, dpmpp_2m, unipc
+from tools.tables.solvers import (
+    GaussianDenoiser,
+    draw,
+    errors,
+    recommended,
+    setting,
+    uniform_in_time,
+    worst_error,
+)
 
 CPU = torch.device("cpu")
 EVERY_PATH = pytest.mark.parametrize("path", PATHS)

@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskdm.backbones.uvit import UViT
-from maskdm.compute import flops_before, training_flops
-from maskdm.errors import UserError
-from maskdm.masking import MaskParams, make_mask, nothing_masked
-from maskdm.params import read_section
-from maskdm.phases import (
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import read_section
+from maskdm.training.flops import flops_before, training_flops
+from maskdm.training.phases import (
     FinetuneParams,
     PretrainParams,
     finetuning_schedule,
     pretraining_schedule,
 )
-from maskdm.schedule import Leg, Schedule
+from maskdm.training.schedule import Leg, Schedule
 
 MASK = MaskParams(strategy="patch", rate=0.9, block_size=1)
 GRID = 8

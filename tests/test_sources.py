@@ -18,10 +18,10 @@ from PIL import Image
 from preparing import jpeg, params, prepare, sides, write, zip_files
 
 from maskdm.data import downloads
-from maskdm.data.fashion_mnist import read_idx
-from maskdm.data.sources import SOURCES, open_source
-from maskdm.data.store import PreparedSet
-from maskdm.errors import UserError
+from maskdm.data.prepared import PreparedSet
+from maskdm.data.registry import SOURCES, open_source
+from maskdm.data.sources.fashion_mnist import read_idx
+from maskdm.runtime.errors import UserError
 
 
 def same(one: PreparedSet, other: PreparedSet) -> bool:
@@ -283,7 +283,7 @@ def test_a_download_through_gdown_that_hangs_ends(
     def from_silent_server(id: str, **asked: Any) -> Any:
         return true(silent_server, **asked)
 
-    monkeypatch.setattr("maskdm.data.celeba.PATIENCE", 0.1)
+    monkeypatch.setattr("maskdm.data.sources.celeba.PATIENCE", 0.1)
     monkeypatch.setattr(gdown, "download", from_silent_server)
     with pytest.raises(UserError, match=r"CelebA's .* could not be downloaded .*timed out.*data\."):
         open_source(params(source="celeba"), tmp_path)
@@ -346,6 +346,6 @@ def test_a_failed_download_is_one_clear_sentence(
         raise URLError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    monkeypatch.setattr("maskdm.data.fashion_mnist.DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("maskdm.data.sources.fashion_mnist.DEBIAN", tmp_path / "none")
     with pytest.raises(UserError, match=r"could not be downloaded .*no route.*data\.path"):
         open_source(params(source="fashion-mnist"), tmp_path)

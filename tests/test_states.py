@@ -18,13 +18,13 @@ from filelock import Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm import fingerprint
-from maskdm.disk import write_tensors
-from maskdm.errors import UserError
-from maskdm.fingerprint import digest, meaning, modules, prefix
-from maskdm.masking import MaskParams, make_mask, nothing_masked
-from maskdm.schedule import Leg, Schedule
-from maskdm.states import BEGUN, DATA, FACTS, WANTED, Name, States, folders
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_tensors
+from maskdm.training.checkpoints import fingerprint
+from maskdm.training.checkpoints.fingerprint import digest, meaning, modules, prefix
+from maskdm.training.checkpoints.store import BEGUN, DATA, FACTS, WANTED, Name, States, folders
+from maskdm.training.schedule import Leg, Schedule
 
 ROOT = Path(__file__).parent.parent
 
@@ -635,7 +635,7 @@ def test_all_that_is_loaded_for_a_step_counts_and_stages_and_evaluation_do_not()
     """Python itself says what the roots load; imports inside functions come on top."""
     script = (
         "import importlib, sys\n"
-        "from maskdm.fingerprint import ROOTS\n"
+        "from maskdm.training.checkpoints.fingerprint import ROOTS\n"
         "before = set(sys.modules)\n"
         "[sys.modules.pop(m) for m in before if m.split('.')[0] == 'maskdm']\n"
         "[importlib.import_module(root) for root in ROOTS]\n"
@@ -646,15 +646,15 @@ def test_all_that_is_loaded_for_a_step_counts_and_stages_and_evaluation_do_not()
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     found = modules()
-    assert {"maskdm.training", "maskdm.ema", "maskdm.backbones.uvit"} <= set(loaded)
+    assert {"maskdm.training.loop", "maskdm.training.ema", "maskdm.backbones.uvit"} <= set(loaded)
     assert set(loaded) <= set(found)
     assert not [name for name in found if name.startswith(("stages", "maskdm.evaluation"))]
-    assert not {"maskdm.states", "maskdm.saving", "maskdm.mirror"} & set(found)
+    assert not {"maskdm.training.checkpoints.store", "maskdm.training.checkpoints.saver", "maskdm.training.checkpoints.remote"} & set(found)
 
 
 @pytest.fixture
 def copied(tmp_path):
-    """``maskdm.fingerprint`` of a copy of the package, and the copy."""
+    """``maskdm.training.checkpoints.fingerprint`` of a copy of the package, and the copy."""
     folder = tmp_path / "maskdm"
     shutil.copytree(ROOT / "maskdm", folder, ignore=shutil.ignore_patterns("__pycache__"))
     spec = importlib.util.spec_from_file_location("copied_fingerprint", folder / "fingerprint.py")
@@ -711,7 +711,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from maskdm.states import States\n"
+        "from maskdm.training.checkpoints.store import States\n"
         "held = States(Path(sys.argv[1]), 'pretrain', lambda step: sys.argv[2])\n"
         "held.open()\n"
         "held.lock.acquire(timeout=0)\n"

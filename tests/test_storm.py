@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from benchmarks.torture import MODELS_AND_CURVES, ROOT, Workspace, differing, storm
-from maskdm.states import BEGUN, DATA, FACTS, WANTED
+from benchmarks.robustness.torture import MODELS_AND_CURVES, ROOT, Workspace, differing, storm
+from maskdm.training.checkpoints.store import BEGUN, DATA, FACTS, WANTED
 
 KILLS = 20
 LONG = {"pretrain": {"steps": 500}}
@@ -161,7 +161,7 @@ def test_states_are_listed_and_cleared_but_not_those_in_use(workspace):
     process = running(workspace, MASKDM_SAVE_STEPS="20")
     (folder,) = (path for path in (workspace.folder / "states").iterdir())
     process.send_signal(signal.SIGSTOP)
-    command = [sys.executable, "-m", "stages.states"]
+    command = [sys.executable, "-m", "stages.checkpoints"]
 
     def states(*arguments, status=0):
         environment = os.environ | {"MASKDM_STATES": str(workspace.folder / "states")}

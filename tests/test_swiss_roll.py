@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from maskdm.diffusion.masking import nothing_masked
+from maskdm.examples.swiss_roll import RollBatches, fresh, roll, sample, sliced_wasserstein, train
 from maskdm.figures import DEEPEST, LETTERS, PALEST, RED, heat_maps
-from maskdm.masking import nothing_masked
-from maskdm.schedule import Leg, Schedule
-from maskdm.swiss_roll import RollBatches, fresh, roll, sample, sliced_wasserstein, train
+from maskdm.training.schedule import Leg, Schedule
 from stages import swissroll
 
 TRUTH = roll(np.random.default_rng(0).random(2000))

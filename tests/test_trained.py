@@ -13,9 +13,9 @@ from graph import ROOT
 from test_model_folder import config
 
 import maskdm
-from maskdm.errors import UserError
-from maskdm.model_folder import save_model
-from maskdm.sampling import SampleParams, starting_noise
+from maskdm.backbones.model_folder import save_model
+from maskdm.runtime.errors import UserError
+from maskdm.sampling.sampler import SampleParams, starting_noise
 from stages import pictures
 
 CLASSES = {"cat": 30, "dog": 0, "owl": 10}

@@ -9,19 +9,20 @@ import pytest
 import torch
 from all_backbones import ALL
 
-from maskdm import ema, optimiser
 from maskdm.backbones.registry import ModelParams, build_backbone
-from maskdm.batches import Batches
-from maskdm.compilation import compile_shapes, with_fallback
-from maskdm.data.sources import DataParams, open_source, read_samples
-from maskdm.diffusion import DiffusionParams, denoising_loss
-from maskdm.errors import UserError
-from maskdm.masking import MaskParams, make_mask, nothing_masked
-from maskdm.phases import PretrainParams
-from maskdm.schedule import Leg, Schedule
-from maskdm.tokens import to_tokens
-from maskdm.training import State, train
-from maskdm.validation import BATCH, LOG_SNRS, MOST_IMAGES, Validation
+from maskdm.data.registry import DataParams, open_source, read_samples
+from maskdm.diffusion.loss import DiffusionParams, denoising_loss
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.diffusion.tokens import to_tokens
+from maskdm.runtime.compile import compile_shapes, with_fallback
+from maskdm.runtime.errors import UserError
+from maskdm.training import ema, optimiser
+from maskdm.training.batches import Batches
+from maskdm.training.loop import train
+from maskdm.training.phases import PretrainParams
+from maskdm.training.schedule import Leg, Schedule
+from maskdm.training.state import State
+from maskdm.training.validation import BATCH, LOG_SNRS, MOST_IMAGES, Validation
 
 CPU = torch.device("cpu")
 DIFFUSION = DiffusionParams(
@@ -335,7 +336,8 @@ def test_validation_error_means_the_same_for_every_path_and_prediction(emoji, pa
         validation = Validation(emoji[:14], 4, setting, CPU)
 
         def says(x0, validation=validation, prediction=prediction, setting=setting):
-            from maskdm.diffusion import PATHS, to_epsilon, to_velocity
+            from maskdm.diffusion.paths import PATHS
+            from maskdm.diffusion.predictions import to_epsilon, to_velocity
 
             convert = {"epsilon": to_epsilon, "v": to_velocity}.get(prediction)
             if convert is None:
@@ -385,7 +387,7 @@ def test_an_error_that_is_not_the_compilers_is_raised():
 
 
 def test_bad_phase_parameters_are_refused():
-    from maskdm.params import ParamsError, validate
+    from maskdm.runtime.params import ParamsError, validate
 
     values = phase().model_dump() | {"lr": "fast"}
     with pytest.raises(ParamsError, match=r"pretrain.lr is 'fast'.*peak learning rate"):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from test_training import DIFFUSION, MODEL, phase
 
+from maskdm.backbones.model_folder import ModelConfig
 from maskdm.backbones.registry import build_backbone
-from maskdm.data.store import PreparedSet
-from maskdm.masking import nothing_masked
-from maskdm.model_folder import ModelConfig
-from maskdm.processes import ALONE
-from maskdm.schedule import Leg, Schedule
-from maskdm.trajectory import begin
+from maskdm.data.prepared import PreparedSet
+from maskdm.diffusion.masking import nothing_masked
+from maskdm.runtime.distributed import ALONE
+from maskdm.training.schedule import Leg, Schedule
+from maskdm.training.setup import begin
 
 IMAGES = np.zeros((16, 32, 32, 3), np.uint8)
 LABELS = np.arange(16) % 2
@@ -84,5 +84,5 @@ def test_what_does_not_shape_it_does_not(change):
 
 def test_the_code_that_computes_a_step_is_part_of_it(monkeypatch):
     before = first_fingerprint()
-    monkeypatch.setattr("maskdm.trajectory.code", lambda: "other code")
+    monkeypatch.setattr("maskdm.training.setup.code", lambda: "other code")
     assert first_fingerprint() != before

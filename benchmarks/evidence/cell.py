@@ -19,14 +19,16 @@ import numpy as np
 import typer
 
 from benchmarks.evidence.plan import HERE, Cell, Params, entry, plan, points, read_matrix
-from maskdm.arithmetic import choose_kernels
-from maskdm.errors import UserError
-from maskdm.evaluation.features import EXTRACTORS
+from maskdm.backbones.model_folder import load_config
+from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.figures import grid, save
-from maskdm.fingerprint import code
-from maskdm.model_folder import load_config
+from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
+from maskdm.runtime.numerics import choose_kernels
+from maskdm.training.checkpoints.fingerprint import code_hash
+from maskdm.training.setup import COMPUTES_STEPS
 from stages import fid, finetune, pretrain, sample
-from stages.command import run, write_json
 
 CELLS = HERE / "cells"
 SETS = HERE / "sets"
@@ -102,7 +104,7 @@ def computed(matrix: Params, cell: Cell) -> dict[str, Any]:
         "params": params,
         "seconds": {phase: told["seconds"] for phase, told in timing.items()},
         "arithmetic": timing["finetune"]["arithmetic"],
-        "code": code(),
+        "code": code_hash(*COMPUTES_STEPS),
     }
 
 

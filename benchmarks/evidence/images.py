@@ -12,10 +12,10 @@ import typer
 
 from benchmarks.evidence.cell import SETS, write_params
 from benchmarks.evidence.plan import data_of, entry, read_matrix
-from maskdm.data.store import PreparedSet, Sample, open_prepared, write_prepared
-from maskdm.errors import UserError
+from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
+from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
 from stages import prepare, reference
-from stages.command import run
 
 PREPARED = Path("data/prepared")
 

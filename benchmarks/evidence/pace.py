@@ -14,14 +14,15 @@ import typer
 
 from benchmarks.evidence.cell import CELLS
 from benchmarks.evidence.results import PACE, Kind, Run, read_runs
-from benchmarks.machine import machine, versions
-from benchmarks.measuring import interleaved, timer
-from benchmarks.training import Work, training_step
-from maskdm.devices import choose_device
-from maskdm.masking import MaskParams, make_mask, nothing_masked
-from maskdm.params import validate
-from maskdm.phases import FinetuneParams
-from stages.command import run, write_json
+from benchmarks.speed.machine import machine, versions
+from benchmarks.speed.measuring import interleaved, timer
+from benchmarks.speed.training import Work, training_step
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.runtime.command import run
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.files import write_json
+from maskdm.runtime.params import validate
+from maskdm.training.phases import FinetuneParams
 
 
 def main(

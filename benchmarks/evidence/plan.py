@@ -2,8 +2,8 @@
 
 A cell is (part, dataset, arm, tuning, share, seed); its part of the matrix sets the budget of
 training FLOPs. ``share`` of the budget goes into masked pretraining and the rest into finetuning on
-whole images; steps follow from the cost model (``maskdm.compute``), so that every cell spends its
-budget to within a step. The learning rate is constant after its warm-up and what is judged is the
+whole images; steps follow from the cost model (``maskdm.training.flops``), so that every cell spends
+its budget to within a step. The learning rate is constant after its warm-up and what is judged is the
 average of the weights, as in the paper: a run then passes through every shorter run with the same
 pretraining, and its points at smaller budgets are those runs' ends.
 
@@ -18,16 +18,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.needs import network_for
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams
-from maskdm.compute import flops_before, training_flops
-from maskdm.data.sources import DataParams
-from maskdm.errors import UserError
-from maskdm.masking import MaskParams
-from maskdm.params import read_params, validate
-from maskdm.phases import PretrainParams, pretraining_schedule
-from maskdm.schedule import Schedule
+from maskdm.data.registry import DataParams
+from maskdm.diffusion.masking import MaskParams
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import read_params, validate
+from maskdm.training.flops import flops_before, training_flops
+from maskdm.training.phases import PretrainParams, pretraining_schedule
+from maskdm.training.schedule import Schedule
+from tools.tables.needs import network_for
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -194,7 +194,9 @@ def pretraining(params: Params) -> Schedule:
     """Return the schedule of the masked phase of whole sections."""
     section = validate(params["pretrain"], "pretrain", PretrainParams, where="matrix")
     mask = validate(params["mask"], "mask", MaskParams, where="matrix")
-    return pretraining_schedule(section, mask, params["data"]["size"] // params["model"]["patch"])
+    return pretraining_schedule(
+        section, mask, params["data"]["resolution"] // params["model"]["patch"]
+    )
 
 
 def pretraining_flops(params: Params) -> int:
@@ -213,7 +215,7 @@ def network_of(params: Params) -> Denoiser:
 
 def whole_step(params: Params) -> int:
     """Return the training FLOPs of a step of finetuning."""
-    patches = (params["data"]["size"] // params["model"]["patch"]) ** 2
+    patches = (params["data"]["resolution"] // params["model"]["patch"]) ** 2
     return training_flops(network_of(params), patches, params["finetune"]["batch_size"])
 
 

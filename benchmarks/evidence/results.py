@@ -66,7 +66,7 @@ class Run:
 
     def steps(self) -> list[tuple[float, dict[Kind, float]]]:
         """Return every leg's FLOPs, and how many steps of which kind it made."""
-        patches = (self.params["data"]["size"] // self.params["model"]["patch"]) ** 2
+        patches = (self.params["data"]["resolution"] // self.params["model"]["patch"]) ** 2
         found = []
         for leg in self.legs:
             batch = leg["batch_size"]

@@ -19,8 +19,8 @@ import typer
 from benchmarks.evidence import images
 from benchmarks.evidence.cell import CELLS, SETS, WORK
 from benchmarks.evidence.plan import Cell, Params, cells, entry, plan, read_matrix
-from maskdm.errors import UserError
-from stages.command import run
+from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
 
 
 def main(

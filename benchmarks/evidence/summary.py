@@ -26,8 +26,8 @@ from benchmarks.evidence.results import (
     read_pace,
     read_runs,
 )
-from maskdm.errors import UserError
-from stages.command import run
+from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
 
 EVIDENCE = ROOT / "reports/evidence.json"
 TRANSFER = ROOT / "reports/transfer.json"

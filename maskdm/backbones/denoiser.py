@@ -8,7 +8,7 @@ A whole image is the set of all its patches, a masked image a subset; the backbo
 import torch
 from torch import Tensor, nn
 
-from maskdm.errors import UserError
+from maskdm.runtime.errors import UserError
 
 
 class Denoiser(nn.Module):
@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
             raise UserError("This model was trained without classes: it takes no label.")
         if label is None:
             return self.label_embedding.weight[self.classes].expand(batch, -1)
-        return self.label_embedding(label)  # type: ignore[no-any-return]
+        return self.label_embedding(label)
 
     def extra_tokens(self, label: Tensor | None, time: Tensor) -> Tensor:
         """Return time and, if there are classes, class as tokens, ``(batch, 1 or 2, dim)``.

@@ -45,7 +45,7 @@ class Block(nn.Module):
         """Map ``(batch, tokens, dim)`` to the same shape; ``condition`` is ``(batch, dim)``."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
         x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))  # type: ignore[no-any-return]
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class DiT(Denoiser):
@@ -136,4 +136,4 @@ class DiT(Denoiser):
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulation(condition).chunk(2, dim=1)
-        return self.head(modulate(self.norm(x), shift, scale))  # type: ignore[no-any-return]
+        return self.head(modulate(self.norm(x), shift, scale))

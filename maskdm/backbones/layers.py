@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskdm.errors import UserError
+from maskdm.runtime.errors import UserError
 
 MAX_PERIOD = 10_000.0
 # Time in [0, 1] is spread over the range of the paper's T = 1000 steps before it is embedded.
@@ -76,7 +76,7 @@ def check_sizes(size: int, patch: int, dim: int, heads: int) -> None:
     if size % patch:
         allowed = [p for p in range(1, size + 1) if size % p == 0]
         raise UserError(
-            f"model.patch is {patch}, which does not divide data.size {size}. "
+            f"model.patch is {patch}, which does not divide data.resolution {size}. "
             f"Allowed: {', '.join(map(str, allowed))}."
         )
     unit = lcm(heads, 4)  # whole heads; a sine and a cosine of both coordinates
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))  # type: ignore[no-any-return]
+        return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
 
 
 def mlp(dim: int) -> nn.Sequential:

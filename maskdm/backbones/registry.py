@@ -10,7 +10,7 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.dit import DiT
 from maskdm.backbones.uvit import UViT
 from maskdm.backbones.vit import ViT
-from maskdm.params import Section
+from maskdm.runtime.params import Section
 
 BACKBONES: dict[str, Callable[..., Denoiser]] = {"uvit": UViT, "dit": DiT, "vit": ViT}
 
@@ -19,7 +19,7 @@ class ModelParams(Section):
     """The section ``model``: the network."""
 
     backbone: str = Field(description=", ".join(BACKBONES))
-    patch: int = Field(ge=1, description="side of a patch in pixels, a divisor of data.size")
+    patch: int = Field(ge=1, description="side of a patch in pixels, a divisor of data.resolution")
     dim: int = Field(ge=8, description="width, a multiple of model.heads and of 4")
     depth: int = Field(ge=1, description="number of blocks; uvit: odd (in, one middle, out)")
     heads: int = Field(ge=1, description="attention heads")

@@ -22,7 +22,7 @@ from maskdm.backbones.layers import (
     resample_places,
     scale_by_inputs,
 )
-from maskdm.errors import UserError
+from maskdm.runtime.errors import UserError
 
 
 class Block(nn.Module):
@@ -41,7 +41,7 @@ class Block(nn.Module):
         if self.merge is not None and skip is not None:
             x = self.merge(torch.cat([x, skip], dim=-1))
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 class UViT(Denoiser):
@@ -153,4 +153,4 @@ class UViT(Denoiser):
         x = self.middle(x)
         for block in self.out_blocks:
             x = block(x, skips.pop())
-        return self.head(self.norm(x[:, self.extras :]))  # type: ignore[no-any-return]
+        return self.head(self.norm(x[:, self.extras :]))

@@ -100,4 +100,4 @@ class ViT(Denoiser):
         x = torch.cat([extra + self.kinds, x], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, self.extras :]))  # type: ignore[no-any-return]
+        return self.head(self.norm(x[:, self.extras :]))

@@ -1,1 +1,1 @@
-"""Images: where they come from and how they lie on disk."""
+"""From images as they are found to the prepared set."""

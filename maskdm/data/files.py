@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from maskdm.data.reading import once_per_process
-from maskdm.errors import UserError
+from maskdm.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

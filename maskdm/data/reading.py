@@ -19,9 +19,9 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
 
-from maskdm.data.source import Picture
-from maskdm.data.store import Sample, Unreadable
-from maskdm.errors import UserError
+from maskdm.data.contract import Picture
+from maskdm.data.prepared import Sample, Unreadable
+from maskdm.runtime.errors import UserError
 
 AHEAD = 16  # pictures a core that may be read before they are taken
 TOGETHER = 8  # of them, asked for and given back at once

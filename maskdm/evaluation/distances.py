@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from maskdm.errors import UserError
-from maskdm.evaluation.features import Extractor, FeatureParams
-from maskdm.params import Section
+from maskdm.evaluation.features.extraction import Extractor
+from maskdm.evaluation.features.registry import FeatureParams
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import Section
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdm.evaluation.distances import measure
-from maskdm.evaluation.features import FeatureNetwork, extract
+from maskdm.evaluation.features.extraction import FeatureNetwork, extract
 
 COUNT = 1500  # images per yardstick: more than the embedded extractor has features
 PATCH = 4

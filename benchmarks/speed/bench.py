@@ -1,0 +1,60 @@
+"""How close the pipeline comes to this machine's limits: ``make bench``.
+
+Model, mask, batches and precision are those of presets/laptop.yaml, and for MaskDM-small those of
+presets/celeba64.yaml. A measurement is a function from a preset to rows (see ``rows.py`` for what
+the columns mean), named in ``MEASUREMENTS``. On a busy machine the figures mean nothing.
+"""
+
+import json
+import sys
+
+from benchmarks.speed.checkpointing import checkpointing
+from benchmarks.speed.commands import ROOT, repro, start_up
+from benchmarks.speed.evaluation import distance, features
+from benchmarks.speed.machine import machine, versions
+from benchmarks.speed.memory import memory
+from benchmarks.speed.overhead import overhead
+from benchmarks.speed.preparing import prepare
+from benchmarks.speed.results import Row, table
+from benchmarks.speed.stage import stage
+from benchmarks.speed.training import training
+from maskdm.runtime.command import run
+
+PRESET = ROOT / "presets/laptop.yaml"
+REPORT = ROOT / "reports/bench.json"
+MEASUREMENTS = {
+    "steps, samples and multiplies": training,
+    "optimiser and the rest of a step": overhead,
+    "saving a checkpoint": checkpointing,
+    "a stage beside its loop": stage,
+    "features": features,
+    "distance": distance,
+    "prepare": prepare,
+    "start-up": start_up,
+    "memory": memory,
+    "dvc repro": repro,
+}
+
+
+def main() -> None:
+    """Measure speed and memory; print a table and write reports/bench.json.
+
+    Takes about eleven minutes on two idle cores. A goal that is missed is marked in the table and
+    is no failure.
+    """
+    rows: list[Row] = []
+    for name, measurement in MEASUREMENTS.items():
+        print(f"{name} …", file=sys.stderr)
+        rows += measurement(PRESET)
+    report = {
+        "machine": machine(),
+        "versions": versions(),
+        "rows": [row.record() for row in rows],
+    }
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,224 @@
+"""A trained model on disk: ``model.safetensors`` and ``config.json``, nothing pickled.
+
+The safetensors file holds every weight twice, as ``raw.NAME`` and ``averaged.NAME``; the config
+holds all that is needed to rebuild the network and to say where it comes from.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.diffusion.loss import DiffusionParams
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_tensors
+from maskdm.runtime.params import Section, validate
+
+Weights = Literal["averaged", "raw"]
+
+
+class TrainedLeg(Section):
+    """What one leg of training did, and what it cost.
+
+    ``flops`` is counted by the cost model, forward and backward, without validation.
+    """
+
+    phase: str
+    data: str = Field(description="content hash of the prepared set")
+    mask: str
+    mask_rate: float = Field(description="the true rate")
+    visible: int = Field(description="patches shown of each image")
+    batch_size: int
+    steps: int
+    images: int
+    full_images: int = Field(description="of them, shown whole by the mixture")
+    flops: int
+
+
+class ModelConfig(Section):
+    """``config.json``: how to rebuild the network, and how it was trained, first leg first.
+
+    ``classes`` maps the names of the classes, in the order of their labels, to how many training
+    images each has; None for an unconditional model.
+    """
+
+    size: int
+    channels: int
+    classes: dict[str, int] | None
+    seed: int
+    model: ModelParams
+    diffusion: DiffusionParams
+    training: list[TrainedLeg]
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of all legs."""
+        return sum(leg.flops for leg in self.training)
+
+    @property
+    def cost(self) -> dict[str, int]:
+        """What the model cost in all."""
+        return {
+            "steps": sum(leg.steps for leg in self.training),
+            "images": sum(leg.images for leg in self.training),
+            "flops": self.flops,
+        }
+
+    def backbone(self) -> Denoiser:
+        """Return the network with fresh weights."""
+        return build_backbone(
+            self.model, self.size, self.channels, self.seed, len(self.classes or ())
+        )
+
+
+def save_model(
+    folder: Path, config: ModelConfig, raw: Mapping[str, Tensor], averaged: Mapping[str, Tensor]
+) -> None:
+    """Write a model folder; both sets of weights have the network's parameter names.
+
+    Raises:
+        UserError: if a weight is not finite; nothing is written then.
+    """
+    tensors = {f"raw.{name}": t.detach().cpu().contiguous() for name, t in raw.items()}
+    tensors |= {f"averaged.{name}": t.detach().cpu().contiguous() for name, t in averaged.items()}
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of the {len(tensors)} tensors of the model for {folder} are not finite "
+            f"({broken[0]} is one): it is not written. Lower the learning rate, or train in fp32."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(tensors, folder / "model.safetensors")
+    text = json.dumps(config.model_dump(), indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Return a model folder's config.
+
+    Raises:
+        UserError: if the folder is no model folder.
+    """
+    path = folder / "config.json"
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no model folder: it has no config.json. Give the folder of a model that "
+            "maskdm trained, such as models/pretrain."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
+    return validate(content, "config", ModelConfig, where=str(path))
+
+
+def check_start(
+    folder: Path,
+    before: ModelConfig,
+    model: ModelParams,
+    diffusion: DiffusionParams,
+    classes: bool,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Check that a model's weights mean the same in the network that is to start from them.
+
+    What changes their shapes is left to ``load_weights``; this is what would go unnoticed.
+
+    Args:
+        folder: the model's.
+        before: its config.
+        model: the network that is to start from it.
+        diffusion: how that network is to be trained.
+        classes: whether it has classes.
+        names: of the classes, once the images are known.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    for section, theirs, ours, keys in (
+        ("diffusion", before.diffusion, diffusion, ("path", "prediction")),
+        ("model", before.model, model, ("backbone", "heads")),
+    ):
+        for key in keys:
+            was, now = getattr(theirs, key), getattr(ours, key)
+            if was != now:
+                raise UserError(
+                    f"The model in {folder} was trained with {section}.{key} '{was}', params.yaml "
+                    f"says '{now}': its weights would be misread. Set {section}.{key} to '{was}', "
+                    "or give another finetune.init."
+                )
+    if bool(before.classes) != classes:
+        have, value = ("has classes", "true") if before.classes else ("has no classes", "false")
+        raise UserError(
+            f"The model in {folder} {have}: set data.classes to {value}, or give another "
+            "finetune.init."
+        )
+    if names is not None and list(before.classes or ()) != list(names):
+        raise UserError(
+            f"The model in {folder} has the classes {', '.join(before.classes or ())}, the images "
+            f"have {', '.join(names)}: give another finetune.init, or set data.classes to false "
+            "for both."
+        )
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the hash of a model folder's weights; the config does not count."""
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
+    """Fill a network with the weights of a model folder, learned positions fitted to its grid.
+
+    Raises:
+        UserError: naming every tensor that is missing, unexpected or of another shape.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    try:
+        stored = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no model folder: it has no model.safetensors.") from None
+    except Exception as error:  # safetensors has one error class for every kind of damage
+        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
+    start = f"{weights}."
+    found = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
+    found = into.fit_weights(found)
+    expected = dict(into.named_parameters())
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is unexpected" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
+        raise UserError(
+            f"The {weights} weights in {path} do not fit the network: {shown}. "
+            "Use the model section (and data.resolution, data.channels) that they were trained "
+            f"with: see {folder / 'config.json'}."
+        )
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(found[name])
+
+
+def load_model(folder: Path, weights: Weights) -> tuple[Denoiser, ModelConfig]:
+    """Return the network of a model folder and its config.
+
+    Raises:
+        UserError: if the folder is no model folder or is damaged.
+    """
+    config = load_config(folder)
+    backbone = config.backbone()
+    load_weights(folder, weights, backbone)
+    return backbone, config

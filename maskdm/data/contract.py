@@ -1,0 +1,101 @@
+"""What a source of images is: what it is asked for and what it offers.
+
+Where a source has no split of its own, held-out pictures are chosen by a hash of the *group* they
+belong to, so that variants of one drawing never stand on both sides, and adding images moves none
+of the others.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+from PIL import Image, ImageColor
+from pydantic import Field, field_validator
+
+from maskdm.runtime.params import Section
+
+
+class SourceParams(Section):
+    """What any source may be asked for; ``DataParams`` in sources.py knows which sources exist."""
+
+    # DVC's run cache ignores keys called size: it would bring back images of another size.
+    former_names: ClassVar[Mapping[str, str]] = {"size": "resolution"}
+
+    source: str = Field(description="the name of a source")
+    path: str | None = Field(description="where the files are, or null")
+    resolution: int = Field(
+        ge=8, le=1024, description="side of the images in pixels, a whole number from 8 to 1024"
+    )
+    channels: Literal[1, 3] = Field(description="1 (grey) or 3 (RGB)")
+    background: str = Field(description="a colour such as white, '#ff8800' or 'hsl(30, 50%, 50%)'")
+    heldout: float = Field(
+        gt=0,
+        lt=1,
+        description="a share between 0 and 1 (a set that has a held-out part keeps to it instead)",
+    )
+    group: str = Field(
+        description="for folder and zip: file, folder, or a regular expression that finds the "
+        "group's name in the path (its first parenthesis, or else the whole match)"
+    )
+    classes: bool = Field(description="true or false; true needs a source with classes")
+    limit: int | None = Field(ge=2, description="a whole number of images >= 2, or null for all")
+    max_unreadable: float = Field(ge=0, lt=1, description="a share of the files, 0 <= share < 1")
+
+    @field_validator("background")
+    @classmethod
+    def _background_is_a_colour(cls, background: str) -> str:
+        ImageColor.getrgb(background)
+        return background
+
+    @field_validator("group")
+    @classmethod
+    def _group_compiles(cls, group: str) -> str:
+        try:
+            re.compile(group)
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        return group
+
+
+class Picture(NamedTuple):
+    """One image that is not read yet."""
+
+    name: str
+    heldout: bool
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source offers: its pictures in order of their names, and how one is read."""
+
+    name: str
+    licence: str
+    classes: list[str] | None
+    pictures: list[Picture]
+    read: Callable[[str], Image.Image]  # from a picture's name to mode RGB or L, any size
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source: what is known of it before any file is touched."""
+
+    listing: Callable[[SourceParams, Path], Source]  # from the files, its pictures, unread
+    path: str | None  # what data.path names; None: nothing, it must be null
+    fetch: Callable[[Path], Path] | None = None  # from a folder for downloads to the files
+    origin: str | None = None  # where to get the files that cannot be fetched
+    classes: str | None = None  # what its classes are; None: it has none
+
+
+def held_out(group: str, params: SourceParams) -> bool:
+    """Return whether a group of pictures is held out."""
+    return hashed(group) < params.heldout
+
+
+def hashed(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

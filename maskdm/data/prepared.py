@@ -1,0 +1,249 @@
+"""The prepared set: two memory-mapped uint8 arrays, their labels, and one JSON that describes them.
+
+A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channels);
+``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes; and
+``dataset.json``. The same images in the same order give the same bytes.
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from maskdm.runtime.errors import UserError
+
+LISTED = 20  # of the skipped files, so many are named in dataset.json
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on its way into the prepared set."""
+
+    pixels: np.ndarray  # uint8 (size, size, channels)
+    label: int | None
+    heldout: bool
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """The images as the other stages see them."""
+
+    train: np.ndarray  # uint8 (count, size, size, channels), memory-mapped
+    heldout: np.ndarray
+    train_labels: np.ndarray | None  # int64 (count,)
+    heldout_labels: np.ndarray | None
+    size: int
+    channels: int
+    classes: list[str] | None
+    source: str
+    licence: str
+    skipped: int  # files that could not be read
+    hash: str  # of all pixels and labels
+
+    @property
+    def class_counts(self) -> dict[str, int] | None:
+        """How many training images each class has, in the order of the labels; None without."""
+        if self.classes is None or self.train_labels is None:
+            return None
+        counts = np.bincount(self.train_labels, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counts, strict=True))
+
+
+def open_prepared(folder: Path) -> PreparedSet:
+    """Open a prepared set without reading its pixels.
+
+    Raises:
+        UserError: if the folder holds no prepared set, or its files disagree with each other.
+    """
+    again = "Run the prepare stage again: dvc repro -f -s prepare."
+    try:
+        about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        shape = (about["size"], about["size"], about["channels"])
+
+        def labels(part: str) -> np.ndarray | None:
+            if about["classes"] is None:
+                return None
+            return _map(folder / f"{part}_labels.npy", (about[part]["count"],), np.int64)
+
+        return PreparedSet(
+            train=_map(folder / "train.npy", (about["train"]["count"], *shape), np.uint8),
+            heldout=_map(folder / "heldout.npy", (about["heldout"]["count"], *shape), np.uint8),
+            train_labels=labels("train"),
+            heldout_labels=labels("heldout"),
+            size=about["size"],
+            channels=about["channels"],
+            classes=about["classes"],
+            source=about["source"],
+            licence=about["licence"],
+            skipped=about["skipped"]["count"],
+            hash=about["hash"],
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {error.filename}. {again}") from None
+    except (KeyError, TypeError, ValueError, EOFError) as error:
+        raise UserError(f"The prepared set in {folder} is damaged: {error}. {again}") from None
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Memory-map an array and check that it is what dataset.json says it is."""
+    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    if mapped.shape != shape or mapped.dtype != dtype:
+        raise ValueError(
+            f"{path.name} holds {mapped.dtype} {mapped.shape}, "
+            f"dataset.json says {np.dtype(dtype)} {shape}"
+        )
+    return mapped
+
+
+def write_prepared(
+    folder: Path,
+    samples: Iterable[Sample | Unreadable],
+    *,
+    size: int,
+    channels: int,
+    classes: list[str] | None,
+    source: str,
+    licence: str,
+) -> PreparedSet:
+    """Write a prepared set, one image in memory at a time.
+
+    An older set in ``folder`` is replaced once all images are written, and is untouched if
+    ``samples`` raises.
+
+    Args:
+        folder: where the files go; made if it is missing.
+        samples: the images in the order in which they are kept.
+        size: the side of every image in pixels.
+        channels: 1 or 3.
+        classes: the name of every label, or None if samples carry no label.
+        source: where the images come from, in words.
+        licence: theirs, in words.
+
+    Raises:
+        UserError: if no training or no held-out image is left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shape, skipped, skipped_count = (size, size, channels), list[str](), 0
+    labels = {False: array("q"), True: array("q")}
+    with (
+        _GrowingArray(folder / "train.npy", shape) as train,
+        _GrowingArray(folder / "heldout.npy", shape) as heldout,
+    ):
+        for sample in samples:
+            if isinstance(sample, Unreadable):
+                skipped_count += 1
+                if skipped_count <= LISTED:
+                    skipped.append(f"{sample.name}: {sample.reason}")
+                continue
+            (heldout if sample.heldout else train).append(sample.pixels)
+            if sample.label is not None:
+                labels[sample.heldout].append(sample.label)
+        require_both(train.count, heldout.count)
+    for part, values in (("train", labels[False]), ("heldout", labels[True])):
+        path = folder / f"{part}_labels.npy"
+        path.unlink(missing_ok=True)
+        if classes is not None:
+            np.save(path, np.frombuffer(values, dtype=np.int64))  # not a copy
+    digest = hashlib.sha256(f"{shape}".encode())
+    for content in (train.digest, heldout.digest, labels[False], labels[True]):
+        digest.update(hashlib.sha256(content).digest())
+    about: dict[str, Any] = {
+        "source": source,
+        "licence": licence,
+        "size": size,
+        "channels": channels,
+        "classes": classes,
+        "train": {"count": train.count, "sha256": train.digest.hex()},
+        "heldout": {"count": heldout.count, "sha256": heldout.digest.hex()},
+        "skipped": {"count": skipped_count, "files": skipped},
+        "hash": digest.hexdigest(),
+    }
+    (folder / "dataset.json").unlink(missing_ok=True)  # never write through a link into a cache
+    (folder / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return open_prepared(folder)
+
+
+def require_both(train: int, heldout: int) -> None:
+    """Check that the split left images on both sides.
+
+    Raises:
+        UserError: saying which side is empty and what to change.
+    """
+    if train + heldout == 0:
+        raise UserError("No image was found: see data.source and data.path.")
+    for name, count, change in (("training", train, "smaller"), ("held-out", heldout, "larger")):
+        if count == 0:
+            raise UserError(
+                f"The split left no {name} image out of {train + heldout}: whole groups of "
+                f"related images go to one side. Use a {change} data.heldout, a finer data.group, "
+                "or more images."
+            )
+
+
+class _GrowingArray:
+    """A .npy file of unknown length: images are appended, the header is put right at the end.
+
+    Written beside its place and moved there on success, so that a half-written file is never
+    taken for a whole one and a hard link into DVC's cache is never written through.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.path, self.partial = path, path.with_suffix(".partial")
+        self.shape, self.count = shape, 0
+        self.hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the pixels so far."""
+        return self.hash.digest()
+
+    def __enter__(self) -> Self:
+        self.file = self.partial.open("wb")
+        self._write_header()
+        return self
+
+    def append(self, pixels: np.ndarray) -> None:
+        """Write one image, uint8 (H, W, C)."""
+        if pixels.shape != self.shape or pixels.dtype != np.uint8:
+            raise ValueError(f"an image is {pixels.dtype} {pixels.shape}, not uint8 {self.shape}")
+        content = pixels.tobytes()
+        self.file.write(content)
+        self.hash.update(content)
+        self.count += 1
+
+    def _write_header(self) -> None:
+        """Write the header; numpy pads it so that its length does not depend on the count."""
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+            "fortran_order": False,
+            "shape": (self.count, *self.shape),
+        }
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.seek(0)
+        self._write_header()
+        self.file.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink()

@@ -1,0 +1,146 @@
+"""Where images come from: every source by its name, and how the pictures of one are read.
+
+To add a source, write a module with a ``Kind`` and give it a name here.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from PIL import UnidentifiedImageError
+from pydantic import Field, ValidationInfo, field_validator
+
+from maskdm.data.contract import Kind, Picture, Source, SourceParams, hashed
+from maskdm.data.images import fit
+from maskdm.data.prepared import Sample, Unreadable, require_both
+from maskdm.data.reading import read_in_order
+from maskdm.data.sources.celeba import CELEBA
+from maskdm.data.sources.celebahq import CELEBAHQ
+from maskdm.data.sources.cifar10 import CIFAR10
+from maskdm.data.sources.fashion_mnist import FASHION_MNIST
+from maskdm.data.sources.folder import FOLDER, ZIP
+from maskdm.data.sources.imagenet import IMAGENET
+from maskdm.data.sources.lsun import CHURCH
+from maskdm.data.sources.openmoji import OPENMOJI
+from maskdm.data.sources.vggface2 import VGGFACE2
+from maskdm.runtime.errors import UserError
+
+SOURCES: dict[str, Kind] = {
+    "openmoji": OPENMOJI,
+    "fashion-mnist": FASHION_MNIST,
+    "folder": FOLDER,
+    "zip": ZIP,
+    "cifar10": CIFAR10,
+    "celeba": CELEBA,
+    "celebahq": CELEBAHQ,
+    "lsun-church": CHURCH,
+    "vggface2": VGGFACE2,
+    "imagenet": IMAGENET,
+}
+
+
+class DataParams(SourceParams):
+    """The section ``data`` of the params file."""
+
+    source: str = Field(description=", ".join(SOURCES))
+    path: str | None = Field(
+        description="the files of the source (docs/data.md), or null for "
+        + ", ".join(name for name, kind in SOURCES.items() if kind.fetch)
+    )
+    classes: bool = Field(
+        description="true or false; true needs a source with classes: "
+        + ", ".join(f"{name} ({kind.classes})" for name, kind in SOURCES.items() if kind.classes)
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _source_exists(cls, source: str) -> str:
+        if source not in SOURCES:
+            raise ValueError("there is no such source")
+        return source
+
+    @field_validator("path")
+    @classmethod
+    def _source_takes_path(cls, path: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("source", "")
+        kind = SOURCES.get(name)
+        if kind and path is None and kind.fetch is None:
+            origin = f", from {kind.origin}" if kind.origin else ""
+            raise ValueError(f"source '{name}' needs {kind.path}{origin}")
+        if kind and path is not None and kind.path is None:
+            raise ValueError(f"source '{name}' comes from its package and takes no path")
+        return path
+
+    @field_validator("classes")
+    @classmethod
+    def _source_has_classes(cls, classes: bool, info: ValidationInfo) -> bool:
+        name = info.data.get("source", "")
+        if classes and name in SOURCES and SOURCES[name].classes is None:
+            raise ValueError(f"source '{name}' has no classes")
+        return classes
+
+
+def open_source(params: DataParams, downloads: Path) -> Source:
+    """List the pictures that ``params`` ask for, without reading them.
+
+    Args:
+        params: the section ``data``.
+        downloads: the folder for what has to be fetched.
+
+    Raises:
+        UserError: if the images cannot be found, or the split leaves one side empty.
+    """
+    kind = SOURCES[params.source]
+    if params.path is None and kind.fetch is not None:
+        path = kind.fetch(downloads)
+    else:
+        path = Path(params.path or "")
+    source = kind.listing(params, path)
+    if params.limit is not None:
+        chosen = heapq.nsmallest(
+            params.limit, source.pictures, key=lambda p: hashed(f"limit {p.name}")
+        )
+        source = replace(source, pictures=sorted(chosen, key=lambda picture: picture.name))
+    heldout = sum(picture.heldout for picture in source.pictures)
+    require_both(len(source.pictures) - heldout, heldout)
+    return source
+
+
+def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unreadable]:
+    """Read the pictures of a source in order, on all cores, a bounded number at a time.
+
+    Raises:
+        UserError: as soon as more files than ``max_unreadable`` allows could not be read.
+    """
+    unreadable: list[Unreadable] = []
+    allowed = params.max_unreadable * len(source.pictures)
+    for sample in read_in_order(partial(_read, source, params), source.pictures):
+        if isinstance(sample, Unreadable):
+            unreadable.append(sample)
+            if len(unreadable) > allowed:
+                raise _too_many(unreadable, len(source.pictures), params)
+        yield sample
+
+
+def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unreadable:
+    """Read one picture, or say why it cannot be read."""
+    try:
+        pixels = fit(source.read(picture.name), params.resolution, params.channels)
+    except UserError:
+        raise  # what ails more than this picture
+    except UnidentifiedImageError:
+        return Unreadable(picture.name, "in no image format that is known here")
+    except Exception as error:  # what a damaged file makes a decoder raise is not documented
+        return Unreadable(picture.name, getattr(error, "strerror", None) or str(error))
+    return Sample(pixels, picture.label, picture.heldout)
+
+
+def _too_many(unreadable: list[Unreadable], total: int, params: DataParams) -> UserError:
+    listed = "; ".join(f"{file.name}: {file.reason}" for file in unreadable[-5:])
+    return UserError(
+        f"At least {len(unreadable)} of {total} images cannot be read, more than the share "
+        f"data.max_unreadable = {params.max_unreadable} allows ({listed}). Mend or remove them, "
+        "or raise data.max_unreadable."
+    )

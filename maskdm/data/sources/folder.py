@@ -1,0 +1,74 @@
+"""Any images, in a folder or in a zip archive of one; sub-folders can be classes."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from maskdm.data.contract import Kind, Picture, Source, SourceParams, held_out
+from maskdm.data.files import Files, open_folder, open_zip
+from maskdm.data.images import read_image
+from maskdm.runtime.errors import UserError
+
+
+def _folder(params: SourceParams, path: Path) -> Source:
+    return _any_images(f"folder {path.resolve().name}", params, open_folder(path))
+
+
+def _zip(params: SourceParams, path: Path) -> Source:
+    """List the images in an archive; a top folder around all of them is looked through.
+
+    So a folder and its archive are one set, with one split, however it was packed. With classes,
+    the top folder stays if it holds images itself: it is the one class there is.
+    """
+    images = open_zip(path).images()
+    top = images.folders()
+    if len(top) == 1 and all(name.count("/") > params.classes for name in images.names):
+        images = images.within(top[0])
+    return _any_images(f"zip {path.name}", params, images)
+
+
+def _any_images(name: str, params: SourceParams, files: Files) -> Source:
+    """List every file whose name ends like an image's."""
+    images = files.images()
+    loose = next((name for name in images.names if "/" not in name), None)
+    if params.classes and loose is not None:
+        raise UserError(
+            f"data.classes is true, so every image must lie in a sub-folder of {files.path}; "
+            f"'{loose}' does not."
+        )
+    label = {name: index for index, name in enumerate(images.folders())}
+    return Source(
+        name=name,
+        licence="not stated",
+        classes=list(label) if params.classes else None,
+        pictures=[
+            Picture(
+                name=name,
+                heldout=held_out(file_group(name, params.group), params),
+                label=label[name.split("/")[0]] if params.classes else None,
+            )
+            for name in images.names
+        ],
+        read=lambda name: read_image(images.read(name), params.resolution, params.background),
+    )
+
+
+def file_group(name: str, rule: str) -> str:
+    """Return the group of a file, by the rule ``data.group``.
+
+    Args:
+        name: the path relative to ``data.path``, with slashes.
+        rule: ``file``, ``folder``, or a regular expression searched for in ``name``: its first
+            parenthesis, or else the whole match, is the group; a file without a match is its own.
+    """
+    if rule == "file":
+        return name
+    if rule == "folder":
+        return str(PurePosixPath(name).parent)
+    match = re.search(rule, name)
+    if match is None:
+        return name
+    return match[1] or match[0] if match.re.groups else match[0]
+
+
+FOLDER = Kind(_folder, path="the folder that holds the images", classes="sub-folders")
+ZIP = Kind(_zip, path="the zip archive that holds the images", classes="sub-folders")

@@ -1,0 +1,1 @@
+"""The formulas: paths, predictions, the loss, masks, tokens, random numbers. Pure functions."""

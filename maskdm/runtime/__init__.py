@@ -1,0 +1,1 @@
+"""What every command stands on: parameters, environment, errors, devices, processes."""

@@ -1,0 +1,60 @@
+"""How a function becomes a command: typer in front, plain sentences for the user's mistakes."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from maskdm.runtime.distributed import rank
+from maskdm.runtime.environment import refuse_former_names
+from maskdm.runtime.errors import StoppedError, UserError
+
+if TYPE_CHECKING:
+    import typer
+
+
+def run(function: Callable[..., None]) -> None:
+    """Run a function as a typer command; see ``run_commands``."""
+    app = plain_app()
+    app.command()(function)
+    run_commands(app)
+
+
+def plain_app() -> typer.Typer:
+    """Return a typer application without colours, frames and shell completion."""
+    import typer
+
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def run_commands(app: typer.Typer) -> None:
+    """Run a typer application; what a user can mend becomes one message and exit status 1.
+
+    A run that a signal stopped ends with 128 + the signal's number, as in a shell.
+    """
+    try:
+        refuse_former_names()
+        app()
+    except StoppedError as stopped:
+        if rank() == 0:
+            say(str(stopped))
+        sys.exit(128 + stopped.signal)
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        file = f" ({error.filename})" if error.filename else ""
+        say(f"error: The disk is full{file}: make room; the same command then goes on.")
+        sys.exit(1)
+
+
+def say(text: str) -> None:
+    """Tell the user why a command ends."""
+    if rank() > 0:
+        time.sleep(2)  # the first process says the same, and then the launcher ends the others
+    print(f"\n{text}\n", file=sys.stderr)

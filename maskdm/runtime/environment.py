@@ -1,0 +1,145 @@
+"""Every variable of the environment that maskdm reads: its name, values, default and meaning.
+
+What stands here belongs to a machine, not to an experiment: a device, a thread count or a
+micro-batch in ``params.yaml`` would make the same experiment another one on each machine. The table
+in docs/running.md is made from ``VARIABLES``.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from maskdm.runtime.errors import UserError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Variable(Generic[Value]):
+    """One variable.
+
+    Attributes:
+        name: as in the environment.
+        parse: text → value; raises ValueError with what is allowed.
+        default: the value where the variable is unset or empty.
+        meaning: what it does, for the documentation.
+        otherwise: what the default amounts to, for the documentation.
+    """
+
+    name: str
+    parse: Callable[[str], Value]
+    default: Value
+    meaning: str
+    otherwise: str
+
+    def get(self) -> Value:
+        """Return its value.
+
+        Raises:
+            UserError: if it is set to something that is not allowed.
+        """
+        text = os.environ.get(self.name, "")
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as allowed:
+            raise UserError(f"{self.name} is '{text}', but must be {allowed}.") from None
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
+        raise ValueError("a whole number >= 1")
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("0 or 1")
+    return text == "1"
+
+
+CHECKPOINTS = Variable(
+    "MASKDM_CHECKPOINTS", str, "checkpoints", "folder of the checkpoints of training",
+    "`checkpoints/` in the repository",
+)  # fmt: skip
+CHECKPOINTS_REMOTE = Variable[str | None](
+    "MASKDM_CHECKPOINTS_REMOTE", str, None,
+    "a second place for them, any [fsspec](https://filesystem-spec.readthedocs.io) location",
+    "none",
+)  # fmt: skip
+CHECKPOINT_SECONDS = Variable(
+    "MASKDM_CHECKPOINT_SECONDS", _whole_number, 60, "seconds between checkpoints",
+    "60, or longer if saving would take more than 2 % of the time",
+)  # fmt: skip
+CHECKPOINT_STEPS = Variable[int | None](
+    "MASKDM_CHECKPOINT_STEPS", _whole_number, None,
+    "save every so many steps, too", "none",
+)  # fmt: skip
+DEVICE = Variable(
+    "MASKDM_DEVICE", str, "", "`cpu`, `cuda`, `cuda:1`, `mps`", "CUDA if torch sees it"
+)
+PROCESSES = Variable[int | None](
+    "MASKDM_PROCESSES", _whole_number, None, "processes on this machine",
+    "one a visible GPU; one without a GPU",
+)  # fmt: skip
+LAUNCHER = Variable(
+    "MASKDM_LAUNCHER", str, "",
+    "the command that starts the processes instead, on several hosts", "none",
+)  # fmt: skip
+SHARD = Variable(
+    "MASKDM_SHARD", _switch, False,
+    "1: spread weights, gradients and moments over the processes (FSDP2)", "0: each has all (DDP)",
+)  # fmt: skip
+MICRO_BATCH = Variable[int | None](
+    "MASKDM_MICRO_BATCH", _whole_number, None,
+    "images in one forward pass of a process, to bound memory", "all",
+)  # fmt: skip
+SAMPLE_BATCH = Variable("MASKDM_SAMPLE_BATCH", _whole_number, 64, "images sampled at once", "64")
+EXACT = Variable("MASKDM_EXACT", _switch, False, "1: bit for bit or not at all (below)", "0")
+# Set by the launcher for the processes that it starts, never by people.
+WORKER = Variable("MASKDM_WORKER", _switch, False, "1 in a process that a launcher started", "0")
+
+VARIABLES: tuple[Variable[Any], ...] = (
+    CHECKPOINTS, CHECKPOINTS_REMOTE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, PROCESSES,
+    LAUNCHER, SHARD, MICRO_BATCH, SAMPLE_BATCH, EXACT, WORKER,
+)  # fmt: skip
+
+# Names of former versions → what they are called now.
+RENAMED = {
+    "MASKDM_STATES": CHECKPOINTS.name,
+    "MASKDM_STATES_MIRROR": CHECKPOINTS_REMOTE.name,
+    "MASKDM_SAVE_SECONDS": CHECKPOINT_SECONDS.name,
+    "MASKDM_SAVE_STEPS": CHECKPOINT_STEPS.name,
+}
+
+
+def refuse_former_names() -> None:
+    """Refuse variables that have another name now: ignored, they would silently do nothing.
+
+    Raises:
+        UserError: naming the old and the new one.
+    """
+    for old, new in RENAMED.items():
+        if os.environ.get(old):
+            raise UserError(f"{old} is called {new} now: set that instead, and unset {old}.")
+
+
+def checkpoints_folder() -> Path:
+    """Return the folder of all checkpoints.
+
+    DVC names the repository in ``DVC_ROOT``, even in the temporary folder of an experiment, which
+    is thrown away; the checkpoints must outlive it.
+    """
+    return Path(os.environ.get("DVC_ROOT") or ".") / CHECKPOINTS.get()
+
+
+def prefer_huge_pages() -> None:
+    """Let torch use huge pages; to be called before torch allocates anything.
+
+    Without them page faults take a third of the CPU time of extracting features.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,0 +1,21 @@
+"""The one kind of error that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something the user can mend: what was wrong, where, what is allowed, what to do.
+
+    The text is one or two plain sentences. Stages print it without a traceback and exit with 1
+    (see ``maskdm/runtime/command.py``); every other exception is a defect of the program.
+    """
+
+
+class StoppedError(UserError):
+    """A run that was asked to stop, and did so in good order.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, text: str, signal: int) -> None:
+        super().__init__(text)
+        self.signal = signal

@@ -1,0 +1,72 @@
+"""Where and how to compute: one object for what changes results by rounding only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal
+
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.distributed import ALONE, Processes, join
+from maskdm.runtime.environment import MICRO_BATCH, SHARD
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a computation runs.
+
+    Attributes:
+        device: where.
+        processes: who shares the work.
+        micro_batch: images in one forward pass of a process, to bound memory; None for all.
+        precision: fp32, or autocast to bf16 or fp16; unlike the rest a tracked parameter.
+    """
+
+    device: torch.device
+    processes: Processes = ALONE
+    micro_batch: int | None = None
+    precision: Precision = "fp32"
+
+    @classmethod
+    def from_environment(cls, precision: Precision = "fp32") -> Execution:
+        """Return what the environment asks for, once all processes are there.
+
+        Raises:
+            UserError: if a variable, the device or the launcher is wrong.
+        """
+        device = choose_device()
+        return cls(device, join(device, SHARD.get()), MICRO_BATCH.get(), precision)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which a forward pass runs at this precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        import torch
+
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+    def passes(self, batch_size: int) -> Iterator[slice]:
+        """Yield the slices of this process's part of a batch that pass through a network at once.
+
+        Every process makes as many passes, however the batch is shared, so that their gradients
+        meet.
+
+        Args:
+            batch_size: images of the global batch.
+        """
+        count = self.processes.count
+        largest, smallest = ceil(batch_size / count), batch_size // count
+        passes = min(smallest, ceil(largest / (self.micro_batch or largest)))
+        own = self.processes.part(batch_size)
+        length = own.stop - own.start
+        for first, last in pairwise(length * number // passes for number in range(passes + 1)):
+            yield slice(first, last)

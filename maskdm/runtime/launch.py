@@ -1,0 +1,139 @@
+"""How a stage becomes several processes: one a visible GPU, or as many as are asked for.
+
+Nothing of it is in ``dvc.yaml`` or ``params.yaml``: DVC runs ``python -m stages.NAME`` once, and
+that process starts the others (docs/running.md).
+
+MASKDM_PROCESSES says how many on this machine. MASKDM_LAUNCHER names the command that starts them
+instead, on several hosts, such as ``srun`` or ``torchrun --nnodes 2 …``; the stage's own command is
+put behind it.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import wraps
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+from maskdm.runtime.distributed import leave, rank, worker
+from maskdm.runtime.environment import DEVICE, LAUNCHER, PROCESSES, WORKER
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.numerics import choose_kernels
+
+# DDP warns on each rank that all parameters are used; it does so from C++.
+OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+GRACE = 120  # seconds that workers have for saving, between a signal and their end
+
+
+def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
+    """Return the stage's command, which starts workers that run it too, or is one of them."""
+
+    def compute() -> None:
+        choose_kernels()
+        stage()
+
+    @wraps(stage)
+    def command() -> None:
+        if WORKER.get() or worker():
+            with redirect_stdout(sys.stdout if rank() == 0 else StringIO()):
+                compute()
+            leave()
+        elif launcher := LAUNCHER.get():
+            launch(shlex.split(launcher))
+        elif (count := processes_here()) > 1:
+            start_here(count)
+        else:
+            compute()
+
+    return command
+
+
+def processes_here() -> int:
+    """Return how many processes are to run on this machine."""
+    asked = PROCESSES.get()
+    if asked is not None:
+        return asked
+    if DEVICE.get() not in ("", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def this_command() -> list[str]:
+    """Return how this process was started: ``python -m stages.NAME …``."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        raise UserError("Several processes need the stage to be run as python -m stages.NAME.")
+    return [sys.executable, "-m", spec.name, *sys.argv[1:]]
+
+
+def launch(launcher: list[str]) -> NoReturn:
+    """Run this command through a launcher, hand SIGTERM on to it, and end as it ends."""
+    if "torchrun" in (Path(word).name for word in launcher) and "--no-python" not in launcher:
+        launcher = [*launcher, "--no-python"]
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    # torchrun says these anew; srun hands them on, and its first task is on this host.
+    meeting = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port)}
+    environment = meeting | os.environ | OF_WORKERS
+    try:
+        child = subprocess.Popen([*launcher, *this_command()], env=environment)
+    except OSError as error:
+        raise UserError(
+            f"{LAUNCHER.name} is '{shlex.join(launcher)}', which cannot be run: {error.strerror}."
+        ) from None
+    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the child as well
+    status = child.wait()
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def start_here(count: int) -> NoReturn:
+    """Run this command in ``count`` processes on this machine, and end as they end."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= OF_WORKERS
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
+    config = LaunchConfig(
+        run_id=f"maskdm-{os.getpid()}",
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        shutdown_timeout=GRACE,
+    )
+    program, *arguments = this_command()
+    logging.disable(logging.CRITICAL)  # the workers say themselves what went wrong
+    with TemporaryDirectory() as logs:
+        config.logs_specs = DefaultLogsSpecs(log_dir=logs)
+        try:
+            elastic_launch(config, program)(*arguments)
+        except SignalException as stopped:
+            sys.exit(128 + stopped.sigval)
+        except ChildFailedError as failed:
+            number, failure = failed.get_first_failure()
+            status = failure.exitcode
+            if status < 0:
+                print(
+                    f"\nProcess {number} was killed by {failure.signal_name()}, and the others "
+                    "ended: the same command goes on from the last state.\n",
+                    file=sys.stderr,
+                )
+            sys.exit(status if status > 0 else 128 - status)
+    sys.exit(0)

@@ -1,0 +1,160 @@
+"""Parameters: one section of a params file, read into the typed class it is given.
+
+The classes themselves stand beside the code that they configure (``MaskParams`` in
+``diffusion/masking.py`` and so on), so that a new key touches only the stages that use it.
+Files are read as YAML 1.2, as DVC writes them: there ``1e-05`` is a number, which in YAML 1.1
+(PyYAML) is a string.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from maskdm.runtime.errors import UserError
+
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
+
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """A section of the params file: immutable, no unknown keys, no silent conversions.
+
+    Every field carries a ``description`` that says what is allowed; it ends up in the message
+    that a wrong value gets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    former_names: ClassVar[Mapping[str, str]] = {}  # keys of former versions → what they are now
+
+
+class ParamsError(UserError):
+    """A parameter is missing, unknown, of the wrong type or outside its range."""
+
+
+def read_params(path: Path | str) -> dict[str, Any]:
+    """Return a params file as plain dicts, lists and scalars.
+
+    Raises:
+        ParamsError: if the file is missing, is not YAML, or has no sections.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"There is no {path}: run from the folder that holds it, or copy one from presets/."
+        ) from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path} holds no sections: it must map section names to parameters.")
+    return content
+
+
+def read_section(path: Path | str, name: str, kind: type[T]) -> T:
+    """Return one section of a params file, validated.
+
+    Args:
+        path: the params file.
+        name: the section, dotted if it is nested (``"fid.features"``).
+        kind: the class (or annotated type) that the section must fit.
+
+    Raises:
+        ParamsError: naming the key, the value and what is allowed.
+    """
+    value: Any = read_params(path)
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise ParamsError(f"{path} has no section '{name}'.")
+        value = value[part]
+    return validate(value, name, kind, where=str(path))
+
+
+def validate(value: Any, name: str, kind: type[T], where: str = "params") -> T:
+    """Return ``value`` as a ``kind``, or say in one sentence per fault what is wrong with it.
+
+    Raises:
+        ParamsError: naming the key, the value and what is allowed.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        sentences = [_sentence(fault, name, kind) for fault in _without_renamed(error, kind)]
+        raise ParamsError(f"{where}: " + " ".join(dict.fromkeys(sentences))) from None
+
+
+def _without_renamed(error: ValidationError, kind: Any) -> list[Any]:
+    """Return pydantic's faults; a key that is there under its former name is not missing too."""
+    faults = list(error.errors())
+    renamed = {
+        (*fault["loc"][:-1], _renamed(fault, kind))
+        for fault in faults
+        if fault["type"] == "extra_forbidden"
+    }
+    return [f for f in faults if f["type"] != "missing" or f["loc"] not in renamed]
+
+
+def _renamed(fault: Any, kind: Any) -> str | None:
+    """Return what an unknown key is called now, None if it never was a key."""
+    *parents, key = (part for part in fault["loc"] if isinstance(part, str))
+    former: Mapping[str, str] = getattr(_lookup(kind, parents), "former_names", {})
+    return former.get(key)
+
+
+def _sentence(fault: Any, name: str, kind: Any) -> str:
+    """Put one pydantic fault into words."""
+    key = ".".join([name, *map(str, fault["loc"])])
+    path = [part for part in fault["loc"] if isinstance(part, str)]  # without places in lists
+    section, allowed = _lookup(kind, path[:-1]), ""
+    fields = getattr(section, "model_fields", {})
+    if fault["type"] == "extra_forbidden":
+        owner = key.rpartition(".")[0]
+        if now := _renamed(fault, kind):
+            return f"{key} is called {owner}.{now} now: rename it."
+        close = difflib.get_close_matches(path[-1], fields, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        return f"{key} is not a parameter; '{owner}' takes {', '.join(fields)}.{hint}"
+    described = _describe(kind, path)
+    if described:
+        allowed = f" Allowed: {described}."
+    if fault["type"] == "missing":
+        return f"{key} is missing.{allowed}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    return f"{key} is {fault['input']!r}: {reason}.{allowed}"
+
+
+def _lookup(kind: Any, path: list[str]) -> Any:
+    """Return the section class found by following field names from ``kind``."""
+    for part in path:
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            break
+        kind = _section_of(fields[part].annotation)
+    return kind
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the Section inside an annotation such as ``A | None`` or ``list[A] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inside = (_section_of(inner) for inner in get_args(annotation))
+    return next((kind for kind in inside if kind is not None), None)
+
+
+def _describe(kind: Any, path: list[str]) -> str:
+    """Return the description of the field at ``path``, or of ``kind`` itself for a scalar."""
+    if not path:
+        metadata = getattr(kind, "__metadata__", ())
+        return next((m.description for m in metadata if getattr(m, "description", None)), "")
+    for end in range(len(path), 0, -1):
+        field = getattr(_lookup(kind, path[: end - 1]), "model_fields", {}).get(path[end - 1])
+        if field is not None and field.description:
+            return str(field.description)
+    return ""

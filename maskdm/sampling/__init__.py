@@ -1,0 +1,1 @@
+"""From noise to images: solvers, the sampler, a trained model in Python."""

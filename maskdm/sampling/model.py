@@ -1,0 +1,206 @@
+"""A trained model in Python: ``maskdm.load("models/finetune").sample(16, seed=0)``.
+
+The stages draw their images through the same class, so the same settings give the same images.
+"""
+
+from collections.abc import Iterator
+from numbers import Integral
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.model_folder import ModelConfig, Weights, load_model
+from maskdm.diffusion.tokens import to_images
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.environment import SAMPLE_BATCH
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import validate
+from maskdm.sampling.sampler import SampleParams, check_sampling, draw_labels, estimates
+from maskdm.sampling.solvers import SOLVERS
+
+
+class TrainedModel:
+    """A model that draws images.
+
+    Attributes:
+        backbone: the network, on ``device``.
+        config: its sizes, classes and history.
+        device: where it computes.
+    """
+
+    def __init__(self, backbone: Denoiser, config: ModelConfig, device: torch.device) -> None:
+        self.backbone, self.config, self.device = backbone.to(device).eval(), config, device
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of their labels; empty if unconditional."""
+        return list(self.config.classes or ())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens of an image, numbers of a token: ``(N, p²·C)``."""
+        patch = self.config.model.patch
+        return (self.config.size // patch) ** 2, patch**2 * self.config.channels
+
+    def sample(
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        label: int | str | None = None,
+        solver: str = "dpmpp-2m",
+        nfe: int | None = None,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> list[Image.Image]:
+        """Draw images.
+
+        Args:
+            count: how many.
+            seed: of the noise; image i is the same in any count.
+            label: a class, by number or name; by default classes come as often as in training.
+            solver: one of ``maskdm.sampling.solvers.SOLVERS``.
+            nfe: network evaluations an image; by default what is recommended for the solver.
+            eta: noise that ddim adds, 0 to 1.
+            guidance_scale: strength of classifier-free guidance; 1 is none.
+            guidance_interval: the times between which it acts.
+
+        Returns:
+            PIL images, mode RGB or L.
+
+        Raises:
+            UserError: if a setting is out of range or does not fit the model.
+        """
+        settings = {
+            "count": int(count) if isinstance(count, Integral) else count,
+            "solver": solver,
+            "nfe": SOLVERS[solver].nfe if nfe is None and solver in SOLVERS else nfe,
+            "eta": eta,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "weights": "averaged",
+            "seed": int(seed) if isinstance(seed, Integral) else seed,
+        }
+        params = validate(settings, "sample", SampleParams, where="sample()")
+        check_sampling(params, conditional=bool(self.classes))
+        images = []
+        for indices in sample_batches(count):
+            drawn = self.draw(params, indices, self.labels(label, seed, indices))
+            images += [Image.fromarray(image.squeeze()) for image in drawn]
+        return images
+
+    def labels(self, label: int | str | None, seed: int, indices: range) -> Tensor | None:
+        """Return the labels of samples ``indices``: the class asked for, or as in training.
+
+        Args:
+            label: a class by number or name, or None.
+            seed: of the sampling noise.
+            indices: of the samples.
+
+        Returns:
+            ``(len(indices),)`` int64, or None for an unconditional model.
+
+        Raises:
+            UserError: if there is no such class.
+        """
+        if self.config.classes is None:
+            if label is not None:
+                raise UserError(
+                    f"There is no class {label!r}: this model was trained without classes."
+                )
+            return None
+        if label is None:
+            return draw_labels(list(self.config.classes.values()), seed, indices)
+        names = self.classes
+        number = names.index(label) if isinstance(label, str) and label in names else label
+        if not isinstance(number, Integral) or number is True or not 0 <= number < len(names):
+            raise UserError(
+                f"There is no class {label!r}; this model has 0 to {len(names) - 1}: "
+                f"{', '.join(names[:20])}{' …' if names[20:] else ''}."
+            )
+        return torch.full((len(indices),), int(number))
+
+    def draw(
+        self,
+        params: SampleParams,
+        indices: range,
+        labels: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> np.ndarray:
+        """Return samples ``indices``.
+
+        Args:
+            params: the section ``sample``.
+            indices: of the samples.
+            labels: their classes, as ``labels`` returns them.
+            start: standard normal noise to start from instead of the samples' own,
+                ``(len(indices), N, p²·C)``.
+
+        Returns:
+            uint8 ``(len(indices), H, W, C)``.
+        """
+        for estimate in self._estimates(params, indices, labels, start):
+            last = estimate
+        return self._images(last)
+
+    def path(
+        self, params: SampleParams, indices: range, labels: Tensor | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield the estimates of samples ``indices`` from noise to image, as ``draw`` returns them.
+
+        Args:
+            params: the section ``sample``.
+            indices: of the samples.
+            labels: their classes, as ``labels`` returns them.
+        """
+        return map(self._images, self._estimates(params, indices, labels, None))
+
+    def _estimates(
+        self, params: SampleParams, indices: range, labels: Tensor | None, start: Tensor | None
+    ) -> Iterator[Tensor]:
+        return estimates(
+            self.backbone,
+            self.config.diffusion,
+            params,
+            self.shape,
+            indices,
+            self.device,
+            labels,
+            start,
+        )
+
+    def _images(self, tokens: Tensor) -> np.ndarray:
+        images = to_images(tokens, self.config.model.patch, self.config.channels)
+        return images.cpu().numpy()
+
+
+def sample_batches(count: int) -> Iterator[range]:
+    """Yield the indices of ``count`` samples, as many at a time as ``MASKDM_SAMPLE_BATCH`` says."""
+    size = SAMPLE_BATCH.get()
+    for first in range(0, count, size):
+        yield range(first, min(first + size, count))
+
+
+def load(
+    folder: Path | str, weights: Weights = "averaged", device: str | None = None
+) -> TrainedModel:
+    """Return the model in a folder, ready to draw images.
+
+    Args:
+        folder: holds ``config.json`` and ``model.safetensors``.
+        weights: ``"averaged"`` or ``"raw"``.
+        device: where to compute; by default a GPU if there is one (or ``MASKDM_DEVICE``).
+
+    Raises:
+        UserError: if the folder is no model folder or is damaged, or there is no such device.
+    """
+    if weights not in get_args(Weights):
+        raise UserError(f"There are no weights {weights!r}: take 'averaged' or 'raw'.")
+    backbone, config = load_model(Path(folder), weights)
+    return TrainedModel(backbone, config, choose_device(device))

@@ -1,0 +1,131 @@
+"""Step → batch: which images, what is visible, which times, which noise.
+
+A batch is a function of (images, schedule, seed, phase, step) and of each sample's index in the
+global batch; there is no iterator to restore. Times are spread evenly over a batch behind one
+random shift (Kingma et al. 2021, appendix I.1), which makes the loss much less noisy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdm.diffusion.randomness import stream
+from maskdm.diffusion.tokens import visible_tokens
+from maskdm.training.schedule import Schedule
+
+WHOLE = slice(None)
+
+
+class Batch(NamedTuple):
+    """The inputs of a training step.
+
+    Attributes:
+        tokens: the clean visible patches, ``(batch, visible, p²·C)`` in [−1, 1].
+        positions: their positions on the grid, ``(batch, visible)`` int64.
+        noise: standard normal, shaped like ``tokens``.
+        uniform: ``(batch,)`` in [0, 1), from which training times are made.
+        labels: the classes, ``(batch,)`` int64, some replaced by the null label; or None.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    noise: Tensor
+    uniform: Tensor
+    labels: Tensor | None = None
+
+    def part(self, samples: slice) -> "Batch":
+        """Return some of its samples."""
+        return self._each(lambda tensor: tensor[samples])
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return it on a device; from pinned memory without waiting for the copy."""
+        asynchronous = device.type == "cuda"  # elsewhere memory may be reused before it is read
+        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def pinned(self) -> "Batch":
+        """Return it in pinned memory, from which a GPU copies by itself."""
+        # Whole images share one row of positions, and torch cannot pin memory that rows share.
+        return self._each(lambda tensor: tensor.contiguous().pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch._make(t if t is None else change(t) for t in self)
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, phase: str, epoch: int) -> np.ndarray:
+    """Return the order of the images in one epoch, ``(count,)``."""
+    return stream(seed, f"{phase}/order", epoch).permutation(count)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one phase.
+
+    Attributes:
+        images: uint8 ``(count, H, W, C)``, memory-mapped or not.
+        schedule: the mask and the size of the global batch at every step.
+        patch: side of a patch in pixels.
+        hflip: probability of mirroring an image.
+        seed: the run's seed.
+        phase: ``"pretrain"`` or ``"finetune"``; the phases share no random numbers.
+        labels: the images' classes, int64 ``(count,)``, or None.
+        classes: their number, which is also the null label.
+        label_dropout: probability of showing the null label instead of the class, which teaches
+            the unconditional model for guidance (Ho & Salimans 2022, algorithm 1).
+    """
+
+    images: np.ndarray
+    schedule: Schedule
+    patch: int
+    hflip: float
+    seed: int
+    phase: str
+    labels: np.ndarray | None = None
+    classes: int = 0
+    label_dropout: float = 0.0
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the indices of the images that step ``step`` (from 0) sees, ``(batch,)``."""
+        count = len(self.images)
+        seen = np.arange(self.schedule.images_before(step), self.schedule.images_before(step + 1))
+        epochs = np.unique(seen // count)
+        orders = {e: _permutation(count, self.seed, self.phase, int(e)) for e in epochs}
+        return np.array([orders[g // count][g % count] for g in seen])
+
+    def at(self, step: int, part: slice = WHOLE) -> Batch:
+        """Return the batch of step ``step`` (from 0), on the CPU.
+
+        Args:
+            step: from 0.
+            part: which samples of it, by their indices in the global batch.
+        """
+        everything, mask = self.indices(step), self.schedule.mask(step)
+        samples = range(len(everything))[part]
+        indices, length = everything[part], len(samples)
+        values = self.patch**2 * self.images.shape[3]
+        labels = None if self.labels is None else np.array(self.labels[indices])
+        flipped = np.empty(length, bool)
+        scores = np.empty((length, mask.units), np.float32)
+        noise = np.empty((length, mask.visible, values), np.float32)
+        for row, sample in enumerate(samples):
+            random = stream(self.seed, self.phase, step, sample)
+            flipped[row] = random.random() < self.hflip
+            random.random(out=scores[row], dtype=np.float32)
+            random.standard_normal(out=noise[row], dtype=np.float32)
+            if labels is not None and random.random() < self.label_dropout:
+                labels[row] = self.classes
+        shift = stream(self.seed, f"{self.phase}/times", step).random()
+        uniform = ((np.array(samples) / len(everything) + shift) % 1).astype(np.float32)
+        positions = mask.draw(torch.from_numpy(scores))
+        return Batch(
+            visible_tokens(self.images, self.patch, indices, positions.numpy(), flipped),
+            positions,
+            torch.from_numpy(noise),
+            torch.from_numpy(uniform),
+            None if labels is None else torch.from_numpy(labels),
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints: kept, found again, copied elsewhere. Knows nothing of training."""

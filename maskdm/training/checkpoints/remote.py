@@ -1,0 +1,135 @@
+"""Copies of checkpoints elsewhere, in case the machine itself is lost.
+
+Any location that fsspec knows: another disk, ``s3://bucket/folder``, ``gs://…``, ``ssh://…``. A
+remote that fails is reported once and costs nothing else: the checkpoints on the disk are the ones
+that count.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maskdm.runtime.environment import CHECKPOINTS_REMOTE
+from maskdm.runtime.errors import UserError
+
+
+class Remote:
+    """The files of one folder of checkpoints, elsewhere.
+
+    Args:
+        url: the folder, which is made if need be.
+
+    Raises:
+        UserError: if fsspec does not know such a location, or cannot reach it.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url, self.failed = url, False
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="remote")
+        self.sending: Future[None] = Future()
+        self.sending.set_result(None)
+        try:
+            self.system, self.folder = fsspec.core.url_to_fs(url)
+            protocols = self.system.protocol
+            names = {protocols} if isinstance(protocols, str) else set(protocols)
+            # Object stores show a file once it is whole; elsewhere a move does.
+            self.atomic = bool(names & {"s3", "gs", "gcs", "abfs", "az", "oss"})
+            self.system.makedirs(self.folder, exist_ok=True)
+        except Exception as error:  # every file system has errors of its own
+            raise UserError(
+                f"{CHECKPOINTS_REMOTE.name} leads to {url}, which cannot be used "
+                f"({_reason(error)}): see docs/running.md, or unset it."
+            ) from None
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Return the names of the remote's files that end in ``suffix``."""
+        self.system.invalidate_cache()
+
+        def look() -> list[str]:
+            try:
+                return list(self.system.ls(self.folder, detail=False))
+            except FileNotFoundError:  # an object store has no folder before it has a file
+                return []
+
+        found = self._try("list", look) or []
+        return sorted(Path(name).name for name in found if name.endswith(suffix))
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy a file of the remote into ``folder``."""
+        begun = folder / f"{name}.begun"
+
+        def copy() -> None:
+            self.system.get_file(f"{self.folder}/{name}", str(begun))
+            begun.replace(folder / name)
+
+        self._try("read", copy)
+
+    def clear(self) -> None:
+        """Remove everything in the remote."""
+        self._try("clear", lambda: self.system.rm(self.folder, recursive=True))
+
+    def send(
+        self,
+        files: Mapping[str, bytes],
+        superfluous: Callable[[list[str]], list[str]],
+        wait: bool,
+    ) -> None:
+        """Write files to the remote, in their order, then remove what is superfluous.
+
+        Args:
+            files: content by name.
+            superfluous: names in the remote → names to remove.
+            wait: until it is done; else it goes on in the background, and not at all if the one
+                before is not done yet.
+        """
+        if not wait and not self.sending.done():
+            return
+        self.sending.result()
+        self.sending = self.thread.submit(self._send, dict(files), superfluous)
+        if wait:
+            self.sending.result()
+
+    def _send(
+        self, files: Mapping[str, bytes], superfluous: Callable[[list[str]], list[str]]
+    ) -> None:
+        for name, content in files.items():
+            if not self._try("write", partial(self._write, f"{self.folder}/{name}", content)):
+                return  # nothing old goes before the new has come
+        for name in superfluous(self.names()):
+            self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
+
+    def _write(self, target: str, content: bytes) -> bool:
+        """Write a file that has its name only once it is whole; return True."""
+        if self.atomic:
+            self.system.pipe_file(target, content)
+        else:
+            self.system.pipe_file(f"{target}.begun", content)
+            self.system.mv(f"{target}.begun", target)
+        return True
+
+    def _remove(self, target: str) -> None:
+        if self.system.exists(target):
+            self.system.rm_file(target)
+
+    def _try(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do ``work``; if it fails, say so once."""
+        try:
+            return work()
+        except Exception as error:
+            if not self.failed:
+                print(
+                    f"The remote of checkpoints at {self.url} fails ({what}: "
+                    f"{_reason(error)}); going on with those on this machine.",
+                    file=sys.stderr,
+                )
+            self.failed = True
+            return None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

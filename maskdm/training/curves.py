@@ -1,0 +1,74 @@
+"""The curves of a phase, as two small TSV files: training and validation.
+
+Images count this phase only, FLOPs also what the model cost before it, so that both phases share
+one axis.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.training.flops import flops_before
+from maskdm.training.history import History
+from maskdm.training.schedule import Schedule
+
+TRAINING = ("step", "images", "flops", "loss", "gradient_norm", "lr", "skipped")
+
+
+class Curves:
+    """Writes the curves of a phase.
+
+    Args:
+        backbone: the network.
+        schedule: the phase's.
+        flops: what the model cost before it.
+    """
+
+    def __init__(self, backbone: Denoiser, schedule: Schedule, flops: int) -> None:
+        self.backbone, self.schedule, self.flops = backbone, schedule, flops
+
+    def write(self, folder: Path, history: History, log_every: int) -> None:
+        """Write ``training.tsv`` and ``validation.tsv``, six significant digits a number.
+
+        Args:
+            folder: the destination.
+            history: all steps of the phase.
+            log_every: steps between rows of the training curve.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        training = [
+            {
+                **self._progress(row.step),
+                "loss": row.loss,
+                "gradient_norm": row.gradient_norm,
+                "lr": self.schedule.learning_rate(row.step - 1),
+                "skipped": row.skipped,
+            }
+            for row in history.rows(log_every)
+        ]
+        _write(folder / "training.tsv", TRAINING, training)
+        errors = history.validations | history.final
+        validation = [self._progress(step) | errors[step] for step in sorted(errors)]
+        _write(folder / "validation.tsv", list(validation[0]), validation)
+
+    def _progress(self, step: int) -> dict[str, float]:
+        images = self.schedule.images_before(step)
+        flops = self.flops + flops_before(self.backbone, self.schedule, step)
+        return {"step": step, "images": images, "flops": flops}
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, float]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow(_number(row[column]) for column in header)
+
+
+def _number(value: float) -> str:
+    """Return a number as a curve has it; nothing for what is not finite (skipped steps)."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.6g}" if isfinite(value) else ""

@@ -1,0 +1,24 @@
+"""FLOPs of training, for x axes on which masked and full runs compare honestly."""
+
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.training.schedule import Schedule, Stretch
+
+
+def training_flops(backbone: Denoiser, visible: int, images: int) -> int:
+    """Return the FLOPs of training on ``images`` images with ``visible`` patches shown of each.
+
+    A step costs three forward passes: one forward, two backward (docs/method.md, "Network").
+    """
+    return 3 * backbone.forward_flops(visible) * images
+
+
+def stretch_flops(backbone: Denoiser, stretch: Stretch) -> int:
+    """Return the training FLOPs of a stretch of one leg, its steps on whole images included."""
+    mask = stretch.leg.mask
+    masked = training_flops(backbone, mask.visible, stretch.images - stretch.full_images)
+    return masked + training_flops(backbone, mask.grid**2, stretch.full_images)
+
+
+def flops_before(backbone: Denoiser, schedule: Schedule, step: int) -> int:
+    """Return the training FLOPs of the first ``step`` steps of a phase."""
+    return sum(stretch_flops(backbone, stretch) for stretch in schedule.stretches(step))

@@ -1,0 +1,208 @@
+"""The training loop, the same for both phases: masked pretraining and finetuning.
+
+The phases differ in what is visible (the mask), in length and in learning rate, and in nothing
+else. The loop is a generator: it computes one step at a time; files, progress bars and clocks
+belong to whoever drives it. Between two steps ``State`` is all that the steps to come depend on,
+besides the batches, which are a function of the step: a state that was saved and restored goes on
+to the same bits.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from maskdm.diffusion.loss import DiffusionParams, denoising_loss, training_times
+from maskdm.runtime.compile import compiled
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.execution import Execution
+from maskdm.training import ema
+from maskdm.training.batches import Batch
+from maskdm.training.history import Errors
+from maskdm.training.optimiser import LossScale, clipping
+from maskdm.training.phases import PhaseParams
+from maskdm.training.prefetch import prefetched
+from maskdm.training.schedule import Schedule
+from maskdm.training.state import State
+
+MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient before a run stops
+
+
+class StepBatches(Protocol):
+    """The batch of every step: ``Batches``, or another source of token sets."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many steps, and the learning rate of each."""
+
+    def at(self, step: int, part: slice) -> Batch:
+        """Return samples ``part`` of the batch of step ``step`` (from 0), on the CPU."""
+
+
+class Validator(Protocol):
+    """Measures how good a network is: ``HeldOutValidator``."""
+
+    def errors(self, denoise: Callable[..., Tensor]) -> Errors:
+        """Return errors by name; ``"mean"`` is the one that counts."""
+
+
+def train(
+    state: State,
+    batches: StepBatches,
+    validator: Validator,
+    diffusion: DiffusionParams,
+    params: PhaseParams,
+    execution: Execution,
+) -> Iterator[int]:
+    """Train ``state`` in place to the end of the batches' schedule.
+
+    Losses, gradient norms and validations are in ``state.history``. A step whose loss or gradients
+    are not finite changes no weight.
+
+    Args:
+        state: the start; its tensors must be on the device of ``execution``.
+        batches: the batch of every step.
+        validator: of the network, every ``validate_every`` steps and at the end.
+        diffusion: path, prediction and loss.
+        params: the phase.
+        execution: where and how; it changes results by rounding only.
+
+    Yields:
+        The steps made so far: before the first step of this call, and after each.
+
+    Raises:
+        UserError: if ``MOST_SKIPPED`` steps in a row were not finite.
+    """
+    backbone, parameters = state.backbone.train(), list(state.backbone.parameters())
+    schedule, history, processes = batches.schedule, state.history, execution.processes
+    network = processes.data_parallel(backbone, compiled(backbone, execution.device))
+
+    def make(step: int) -> Batch:
+        return batches.at(step, processes.part(schedule.batch_size(step)))
+
+    validate_if_due(state, schedule.steps, validator, params, execution)
+    yield state.step
+
+    with prefetched(make, schedule.steps, execution.device) as batch_of:
+        while state.step < schedule.steps:
+            batch_size = schedule.batch_size(state.step)
+            learning_rate = schedule.learning_rate(state.step)
+
+            batch = batch_of(state.step)
+            loss = accumulate(network, batch, batch_size, diffusion, state.scale, execution)
+            norm = optimise(state, loss, learning_rate, params.clip, execution)
+
+            state.step += 1
+            history.add(loss, norm)
+            beta = ema.decay(schedule.images_before(state.step), batch_size, params.ema_images)
+            ema.update(state.averaged.values(), parameters, beta)
+
+            if state.step % MOST_SKIPPED == 0 or state.step == schedule.steps:
+                stop_if_failing(state, schedule, params)
+            validate_if_due(state, schedule.steps, validator, params, execution)
+            yield state.step
+
+
+def accumulate(
+    network: Callable[..., Tensor],
+    batch: Batch,
+    batch_size: int,
+    diffusion: DiffusionParams,
+    scale: LossScale | None,
+    execution: Execution,
+) -> Tensor:
+    """Add the gradients of one global batch to the parameters; return its mean loss, detached.
+
+    Args:
+        network: the network; with several processes its backward pass averages over them.
+        batch: this process's part of the batch.
+        batch_size: images in the global batch.
+        diffusion: path, prediction and loss.
+        scale: of the loss in fp16, or None.
+        execution: its micro-batch decides how many passes are made.
+    """
+    processes = execution.processes
+    total = torch.zeros((), device=execution.device)
+    for samples in execution.passes(batch_size):
+        tokens, positions, noise, uniform, labels = batch.part(samples)
+
+        denoise = partial(_on_set, network, positions, labels)
+        with processes.no_sync(network, last=samples.stop == len(batch.uniform)):
+            with execution.autocast():
+                times = training_times(uniform, diffusion)
+                per_image = denoising_loss(denoise, tokens, noise, times, diffusion)
+            loss = per_image.sum() / batch_size
+            # The gradients of the processes are averaged, and are to be summed.
+            (loss * processes.count * (scale.scale if scale else 1)).backward()
+        total += loss.detach()
+    return processes.sum(total)
+
+
+def _on_set(
+    network: Callable[..., Tensor], positions: Tensor, labels: Tensor | None, x_t: Tensor, t: Tensor
+) -> Tensor:
+    """Call a network on noisy tokens at fixed positions, with fixed labels."""
+    return network(x_t, positions, t, labels)
+
+
+def optimise(
+    state: State, loss: Tensor, learning_rate: float, clip: float | None, execution: Execution
+) -> Tensor:
+    """Make the optimiser's step, unless loss or gradients are not finite; return their norm.
+
+    Nothing here waits for the device.
+    """
+    gradients = torch.nn.utils.get_total_norm(state.optimiser.gradients())
+    norm = execution.processes.full_tensor(gradients)
+    divisor = torch.ones_like(norm)
+    if state.scale:
+        divisor = state.scale.scale.clone()
+        norm = norm / divisor
+    skip = ~(loss.isfinite() & norm.isfinite())
+    state.optimiser.step(learning_rate, divisor * clipping(norm, clip), skip)
+    if state.scale:
+        state.scale.update(skip)
+    return norm
+
+
+def stop_if_failing(state: State, schedule: Schedule, params: PhaseParams) -> None:
+    """Raise a UserError if too many of the last steps in a row were not finite."""
+    failed = state.history.failing()
+    if failed < MOST_SKIPPED:
+        return
+    first = state.step - failed + 1
+    leg, _ = schedule.leg(first - 1)
+    instead = "" if params.precision == "fp32" else ", or train in fp32"
+    raise UserError(
+        f"Loss or gradients have not been finite from step {first} to step {state.step} (loss "
+        f"{state.history.losses[-1]:g}): such steps change nothing, and {MOST_SKIPPED} in a row "
+        f"are too many. Lower the learning rate ({leg.lr:g}) or lengthen the warm-up "
+        f"({leg.warmup} steps){instead}."
+    )
+
+
+def validate_if_due(
+    state: State, steps: int, validator: Validator, params: PhaseParams, execution: Execution
+) -> None:
+    """Validate every ``validate_every`` steps, and after the last of ``steps``."""
+    history, regular = state.history, state.step % params.validate_every == 0
+    if state.step in history.validations or not (regular or state.step == steps):
+        return
+    kept = history.validations if regular else history.final
+    kept[state.step] = validate(state, validator, execution)
+
+
+def validate(state: State, validator: Validator, execution: Execution) -> Errors:
+    """Return the x0 errors of raw and averaged weights, by column name."""
+    parameters = dict(state.backbone.named_parameters())
+    with execution.autocast():
+        by_weights = {"raw": validator.errors(state.backbone)}
+        with ema.applied(parameters, state.averaged):
+            by_weights["averaged"] = validator.errors(state.backbone)
+    return {
+        weights if name == "mean" else f"{weights}[{name}]": value
+        for weights, errors in by_weights.items()
+        for name, value in errors.items()
+    }

@@ -1,0 +1,132 @@
+"""The two phases of the method: their parameters, and the schedule that these make.
+
+Masked pretraining has one leg at ``mask.rate``, or those of ``pretrain.legs``; finetuning has one
+leg on whole images. The loop (``loop.py``) cannot tell them apart.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, Strict
+
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import Section
+from maskdm.training.schedule import Leg, Schedule
+
+
+class PhaseParams(Section):
+    """What both training sections, ``pretrain`` and ``finetune``, hold."""
+
+    steps: int = Field(ge=0, description="optimiser steps, a whole number >= 0")
+    batch_size: int = Field(ge=1, description="images a step, a whole number >= 1")
+    lr: float = Field(gt=0, description="peak learning rate of AdamW, > 0")
+    warmup: int = Field(ge=0, description="steps of linear warm-up, >= 0")
+    cooldown: int = Field(ge=0, description="last steps, over which the rate falls to 0, >= 0")
+    betas: Annotated[tuple[float, float], Strict(False)] = Field(
+        description="AdamW's two decay rates, a list of two numbers"
+    )
+    weight_decay: float = Field(ge=0, description="AdamW's weight decay, >= 0")
+    clip: float | None = Field(gt=0, description="largest gradient norm, > 0, or null for none")
+    hflip: float = Field(ge=0, le=1, description="probability of mirroring an image, 0 to 1")
+    ema_images: int = Field(ge=1, description="horizon of the weight average in images, >= 1")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        description="fp32, or autocast to bf16 or fp16"
+    )
+    log_every: int = Field(ge=1, description="steps between rows of the training curve, >= 1")
+    validate_every: int = Field(ge=1, description="steps between validations, >= 1")
+    label_dropout: float = Field(
+        ge=0, le=1, description="probability of hiding an image's class, 0 to 1"
+    )
+
+
+class LegParams(Section):
+    """One entry of ``pretrain.legs``; what it leaves out is the section's."""
+
+    rate: float = Field(ge=0, lt=1, description="the share of patches hidden, 0 <= rate < 1")
+    steps: int = Field(ge=1, description="optimiser steps, a whole number >= 1")
+    batch_size: int | None = Field(None, ge=1, description="images a step, a whole number >= 1")
+    lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW, > 0")
+    warmup: int | None = Field(None, ge=0, description="steps of linear warm-up, >= 0")
+
+
+class PretrainParams(PhaseParams):
+    """The section ``pretrain``: masked pretraining; ``steps: 0`` is training from scratch."""
+
+    former_names: ClassVar[Mapping[str, str]] = {"stages": "legs"}
+
+    legs: Annotated[list[LegParams], Field(min_length=1)] | None = Field(
+        description="a list of {rate, steps, batch_size, lr, warmup}, or null for mask.rate "
+        "throughout"
+    )
+    full_share: float = Field(
+        ge=0, lt=1, description="share of steps on whole images among the masked ones, 0 to 1"
+    )
+
+
+class FinetuneParams(PhaseParams):
+    """The section ``finetune``: whole images, from a model folder."""
+
+    init: str = Field(description="the model folder to start from, such as models/pretrain")
+    init_weights: Literal["averaged", "raw"] = Field(
+        description="which of its weights to start from: averaged or raw"
+    )
+
+
+def pretraining_schedule(params: PretrainParams, mask: MaskParams, grid: int) -> Schedule:
+    """Return the legs of masked pretraining on a G×G grid of patches.
+
+    Raises:
+        UserError: if a mask does not fit the grid, or steps, warm-ups and cool-down do not fit
+            together.
+    """
+    planned = params.legs or [LegParams(rate=mask.rate, steps=max(1, params.steps))]
+    if planned[0].rate != mask.rate:
+        raise UserError(
+            f"mask.rate is {mask.rate:g}, but pretrain.legs begins with {planned[0].rate:g}: make "
+            "them equal, or set pretrain.legs to null to have mask.rate throughout."
+        )
+    legs = tuple(
+        Leg(
+            mask=make_mask(mask.model_copy(update={"rate": leg.rate}), grid),
+            steps=leg.steps,
+            batch_size=leg.batch_size or params.batch_size,
+            lr=leg.lr or params.lr,
+            warmup=params.warmup if leg.warmup is None else leg.warmup,
+        )
+        for leg in planned
+    )
+    steps = sum(leg.steps for leg in planned)
+    if params.legs and params.steps > steps:
+        raise UserError(
+            f"pretrain.steps is {params.steps}, but pretrain.legs hold only {steps} steps: "
+            "lengthen the last leg. (Fewer steps are allowed: they stop the legs early.)"
+        )
+    schedule = Schedule(legs, params.steps, params.cooldown, params.full_share)
+    return _fitting(schedule, "pretrain")
+
+
+def finetuning_schedule(params: FinetuneParams, grid: int) -> Schedule:
+    """Return the one leg of finetuning, on whole images.
+
+    Raises:
+        UserError: if warm-up and cool-down are longer than the phase.
+    """
+    mask = nothing_masked(grid)
+    leg = Leg(mask, params.steps, params.batch_size, params.lr, params.warmup)
+    return _fitting(Schedule((leg,), params.steps, params.cooldown), "finetune")
+
+
+def _fitting(schedule: Schedule, phase: str) -> Schedule:
+    """Return the schedule if every warm-up fits into its leg, the last with the cool-down."""
+    made = schedule.stretches(schedule.steps)
+    for stretch in made:
+        # A run that stops within a warm-up is a prefix like any other.
+        cooldown = schedule.cooldown if stretch is made[-1] else 0
+        steps = stretch.steps if cooldown else stretch.leg.steps
+        if stretch.leg.warmup + cooldown > steps:
+            raise UserError(
+                f"{phase}.warmup ({stretch.leg.warmup}) and {phase}.cooldown ({cooldown}) together "
+                f"are longer than the {steps} steps they have: shorten them."
+            )
+    return schedule

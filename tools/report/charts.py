@@ -1,0 +1,119 @@
+"""The charts of the report, as Vega-Lite that Altair writes.
+
+A chart against compute has a parameter ``axis`` (``flops``, ``seconds`` or ``images``) that the
+page's one switch sets in all of them. Both axes are logarithmic: speed-ups are distances then.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+WIDTH, HEIGHT = 380, 260  # pixels
+LINE = 17  # pixels, of a name
+AXES = {"flops": "training FLOPs", "seconds": "seconds", "images": "images"}
+
+Spec = dict[str, Any]
+Rows = Sequence[dict[str, Any]]
+
+
+def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
+    """Return lines against compute, each with a band if its rows have one.
+
+    Args:
+        rows: ``line, flops, seconds, images, value``, and for a band ``low`` and ``high``; with
+            ``dashed`` also ``phase``, one dash each.
+        title: what the values are.
+        dashed: whether phases are told apart.
+    """
+    lines = list(dict.fromkeys(row["line"] for row in rows))
+    axis = alt.param(name="axis", value="flops")
+    logarithmic = alt.Scale(type="log", nice=False)
+    x = alt.X("x:Q", title=None, scale=logarithmic, axis=alt.Axis(format="~s"))
+    # A logarithm has no place for the start.
+    base = (
+        alt.Chart(_data(rows))
+        .transform_calculate(x="datum[axis]")
+        .transform_filter("isValid(datum.x) && datum.x > 0")
+        .encode(
+            x=x,
+            color=alt.Color(
+                "line:N",
+                title=None,
+                scale=alt.Scale(domain=lines, scheme="tableau10"),
+                legend=alt.Legend(orient="bottom", columns=2, labelLimit=400),
+            ),
+        )
+    )
+    y = alt.Y("value:Q", title=title, scale=logarithmic, axis=alt.Axis(format="~g"))
+    formats = {"x:Q": ".3~s", "value:Q": ".4~g"}
+    tooltip = ["line:N", *(alt.Tooltip(name, format=how) for name, how in formats.items())]
+    line = base.mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.8).encode(
+        y=y, tooltip=tooltip
+    )
+    if dashed:
+        legend = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeColor="gray")
+        line = line.encode(strokeDash=alt.StrokeDash("phase:N", title=None, legend=legend))
+    layers = [line]
+    if any("low" in row for row in rows):
+        band = base.mark_area(opacity=0.18).encode(
+            y=alt.Y("low:Q", scale=logarithmic), y2=alt.Y2("high:Q")
+        )
+        layers.insert(0, band)
+    chart = alt.layer(*layers).add_params(axis).properties(width="container", height=HEIGHT)
+    return _spec(chart)
+
+
+def side_by_side(charts: Mapping[str, Rows], columns: int = 2) -> Spec:
+    """Return charts against training FLOPs as one picture, by their titles.
+
+    Args:
+        charts: title → rows as of ``against_compute``.
+        columns: charts in a row.
+    """
+    parts, shared = [], {}
+    for title, rows in charts.items():
+        part = against_compute(rows, "") | {"title": f"{title}, against FLOPs", "width": WIDTH}
+        shared = {key: part.pop(key) for key in ("$schema", "config", "params")}
+        parts.append(part)
+    return {**shared, "concat": parts, "columns": columns, "background": "white"}
+
+
+def dots(rows: Rows, title: str) -> Spec:
+    """Return values as dots, best first, a line each.
+
+    Args:
+        rows: ``name, kind, value``; ``kind`` gives the colour.
+        title: what the values are.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    chart = (
+        alt.Chart(_data(rows))
+        .mark_circle(size=70, opacity=1)
+        .encode(
+            x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "name:N",
+                title=None,
+                sort=alt.EncodingSortField("value"),
+                axis=alt.Axis(labelLimit=300, grid=True),
+            ),
+            color=alt.Color(
+                "kind:N",
+                title=None,
+                scale=alt.Scale(domain=kinds, scheme="tableau10"),
+                legend=alt.Legend(orient="bottom", columns=4),
+            ),
+            tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q")],
+        )
+        .properties(width="container", height=LINE * len(rows))
+    )
+    return _spec(chart)
+
+
+def _data(rows: Rows) -> alt.Data:
+    return alt.Data(values=list(rows))
+
+
+def _spec(chart: alt.TopLevelMixin) -> Spec:
+    return dict(chart.to_dict())

@@ -1,0 +1,128 @@
+"""The report as one page: ``make report``, or ``python -m tools.report.page REVISION …``.
+
+Charts, pictures and the JavaScript that draws are inside the page: it needs no internet. Without
+revisions it shows the evidence and the workspace's run, otherwise the runs of the revisions side
+by side.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.speed.machine import machine, versions
+from maskdm.runtime.command import run
+from tools.report import evidence
+from tools.report.charts import AXES, Spec, against_compute
+from tools.report.evidence import inline
+from tools.report.experiments import Experiment, experiments
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
+PAGE = Path("reports/index.html")
+CURVES = {
+    "validation": ("averaged", "x0 error on held-out images"),
+    "training": ("loss", "training loss"),
+}
+PICTURES = {  # of a run, if it has them
+    "samples": "Samples",
+    "classes": "A class a row, a noise a column",
+    "neighbours": "Samples and the training images nearest to them",
+    "denoising": "From noise to sample",
+    "interpolation": "Between two samples",
+    "masks": "What pretraining sees: images, then three draws of the mask",
+    "strategies": "The strategies of masking at three rates",
+    "swissroll": "The idea in two dimensions",
+}
+
+
+def main(
+    revisions: Annotated[
+        list[str] | None,
+        typer.Argument(help="revisions, experiments or 'workspace'; by default the workspace"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the page to write")] = PAGE,
+) -> None:
+    """Write the report."""
+    runs = experiments(revisions or [], ROOT)
+    charts: dict[str, Spec] = {}
+
+    def place(name: str, spec: Spec) -> str:
+        """Keep a chart for the script that draws, and return the name of its element."""
+        charts[name] = spec
+        return name
+
+    found = {
+        "revisions": revisions or [],
+        "axes": AXES,
+        "comparisons": [] if revisions else evidence.comparisons(),
+        "screening": {} if revisions else evidence.screening(),
+        "transfer": None if revisions else evidence.transfer(),
+        "runs": runs,
+        "curves": {file: chart for file in CURVES if (chart := curves(runs, file))},
+        "metrics": compared([one.metrics() for one in runs]),
+        "params": compared([one.params() for one in runs]),
+        "pictures": pictures(runs),
+        "machine": machine() | versions(),
+        "place": place,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html(found, charts), encoding="utf-8")
+    print(f"{out}: {len(charts)} charts, {out.stat().st_size / 2**20:.1f} MiB")
+
+
+def html(found: dict[str, Any], charts: dict[str, Spec]) -> str:
+    """Return the page; filling it in also fills ``charts``."""
+    import jinja2
+    import vl_convert
+
+    loader = jinja2.FileSystemLoader(HERE)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    environment.filters["shown"] = shown
+    page = environment.get_template("page.html").render(found)
+    bundle = vl_convert.javascript_bundle((HERE / "page.js").read_text(encoding="utf-8"))
+    # Nothing in a script may look like its end.
+    page = page.replace("@CHARTS@", json.dumps(charts).replace("</", "<\\/"))
+    return page.replace("@BUNDLE@", bundle.replace("</script", "<\\/script"))
+
+
+def shown(value: Any) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return evidence.NOTHING
+    large = isinstance(value, int) and abs(value) >= 10**7
+    return f"{value:.3g}" if large else str(value)
+
+
+def curves(runs: Sequence[Experiment], file: str) -> Spec | None:
+    """Return the chart of a curve of all runs, None if none has it."""
+    column, title = CURVES[file]
+    rows = [{"line": one.name, **row} for one in runs for row in one.curve(file, column)]
+    return against_compute(rows, title, dashed=True) if rows else None
+
+
+def compared(found: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool]]:
+    """Return names, values in each of the runs, and whether these differ."""
+    names = dict.fromkeys(name for one in found for name in one)
+    rows = [(name, [one.get(name) for one in found]) for name in names]
+    return [(name, values, any(v != values[0] for v in values)) for name, values in rows]
+
+
+def pictures(runs: Sequence[Experiment]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return titles, and every run's picture of it; the same picture stands once."""
+    found = []
+    for name, title in PICTURES.items():
+        named: dict[bytes, list[str]] = {}
+        for one in runs:
+            png = one.read(f"reports/{name}.png")
+            if png is not None:
+                named.setdefault(png, []).append(one.name)
+        if named:
+            found.append((title, [(", ".join(names), inline(png)) for png, names in named.items()]))
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

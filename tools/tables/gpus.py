@@ -1,0 +1,118 @@
+"""What a preset is computed to take on one H100 and on eight. Nothing here is measured.
+
+The second table in docs/presets.md. FLOPs are those of the cost model, memory is counted as in
+``needs.py``, rates are assumed. On several GPUs each has the whole network (DDP) and an equal part
+of the batch, and gradients are added up once a step by a ring of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskdm.training.flops import stretch_flops
+from tools.tables.needs import (
+    BYTES_PER_PARAMETER,
+    MICRO_BATCH,
+    PRESETS,
+    bytes_kept_by,
+    network_of,
+    parameters_of,
+    schedules,
+)
+
+PRESET = PRESETS / "celebahq256.yaml"
+FLOPS_PER_SECOND = 0.4 * 989e12  # an assumed 40 % of an H100's dense 16-bit peak (SXM)
+NVLINK = 300e9  # bytes/s that a GPU sends in an all-reduce, assumed: two thirds of the 450e9 it can
+GRADIENT = 4  # bytes a parameter
+SEVERAL = 8  # GPUs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a preset's training on one mask.
+
+    Attributes:
+        name: for people.
+        steps: how many.
+        images: of the global batch.
+        flops: of all steps.
+        parameters: of the network.
+        kept: bytes that autograd keeps of one image, as much of it as is visible.
+    """
+
+    name: str
+    steps: int
+    images: int
+    flops: int
+    parameters: int
+    kept: int
+
+    def computing(self, gpus: int) -> float:
+        """Return the seconds a step computes."""
+        return self.flops / self.steps / gpus / FLOPS_PER_SECOND
+
+    def adding(self, gpus: int) -> float:
+        """Return the seconds a step adds up gradients: each GPU sends 2(n − 1)/n of them."""
+        return 2 * (gpus - 1) / gpus * GRADIENT * self.parameters / NVLINK
+
+    def seconds(self, gpus: int) -> float:
+        """Return the seconds a step takes if nothing is computed while gradients travel."""
+        return self.computing(gpus) + self.adding(gpus)
+
+    def memory(self, gpus: int) -> int:
+        """Return the bytes on each GPU; on several, DDP holds the gradients once more."""
+        a_parameter = BYTES_PER_PARAMETER + (GRADIENT if gpus > 1 else 0)
+        in_flight = min(MICRO_BATCH, -(-self.images // gpus))
+        return a_parameter * self.parameters + in_flight * self.kept
+
+
+def stages(preset: Path) -> list[Stage]:
+    """Return the stretches of a preset's pretraining and finetuning."""
+    network = network_of(preset)
+    whole = bytes_kept_by(preset)
+    return [
+        Stage(
+            name=f"{mask.rate:.0%} masked" if mask.rate else "whole images",
+            steps=stretch.steps,
+            images=stretch.leg.batch_size,
+            flops=stretch_flops(network, stretch),
+            parameters=parameters_of(network),
+            kept=whole * mask.visible // mask.grid**2,
+        )
+        for schedule in schedules(preset)
+        for stretch in schedule.stretches(schedule.steps)
+        for mask in [stretch.leg.mask]
+    ]
+
+
+def table() -> str:
+    """Return the stages of ``PRESET`` and their sum on one GPU and on several, in Markdown."""
+    head = ["stage", "steps", "images a step", "PFLOP"]
+    for where in ("1 GPU", f"{SEVERAL} GPUs"):
+        head += [f"{where}: images/s", "hours", "GiB each"]
+    lines = [f"| {' | '.join([*head, 'adding gradients'])} |", "|---" * (len(head) + 1) + "|"]
+    made = stages(PRESET)
+    for stage in made:
+        figures = [stage.flops / 1e15]
+        for gpus in (1, SEVERAL):
+            seconds = stage.seconds(gpus)
+            figures += [
+                stage.images / seconds,
+                stage.steps * seconds / 3600,
+                stage.memory(gpus) / 2**30,
+            ]
+        share = stage.adding(SEVERAL) / stage.seconds(SEVERAL)
+        cells = [stage.name, f"{stage.steps:,}", f"{stage.images}", *map(two_digits, figures)]
+        lines.append(f"| {' | '.join(cells)} | {share:.0%} |")
+    one, several = (
+        two_digits(sum(stage.steps * stage.seconds(gpus) for stage in made) / 3600)
+        for gpus in (1, SEVERAL)
+    )
+    flops = two_digits(sum(stage.flops for stage in made) / 1e15)
+    steps = sum(stage.steps for stage in made)
+    lines.append(f"| all | {steps:,} | | {flops} | | {one} | | | {several} | | |")
+    return "\n".join(lines)
+
+
+def two_digits(figure: float) -> str:
+    """Return a number with two significant digits."""
+    return f"{float(f'{figure:.2g}'):,g}"

@@ -1,0 +1,89 @@
+"""What was measured, as tables in docs/speed.md: reports/bench.json, growth.json, solvers.json."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.results import Row
+
+REPORTS = Path("reports")
+
+
+def speed() -> str:
+    """Return the table of ``make bench``, below the machine that it was measured on."""
+    report = _read("bench.json")
+    rows = [
+        (
+            row.name,
+            f"{_number(row.value)} {row.unit}",
+            f"{_number(row.limit)} {row.unit}",
+            f"{row.ratio:.2f}",
+            f"{'≥' if row.higher_is_better else '≤'} {row.goal:g}"
+            + ("" if row.meets_goal else ", missed"),
+        )
+        for row in map(Row.of, report["rows"])
+    ]
+    return f"{_machine(report)}\n\n{_table(('', 'value', 'limit', 'ratio', 'goal'), rows)}"
+
+
+def growth() -> str:
+    """Return the exponents of reports/growth.json, below the machine."""
+    report = _read("growth.json")
+    rows = []
+    for whole in report["overall"]:
+        of = ("factor", "quantity")
+        along = [row for row in report["rows"] if all(row[key] == whole[key] for key in of)]
+        goal = whole["goal"]
+        met = goal is None or whole["exponent_measured"] <= goal
+        rows.append(
+            (
+                whole["quantity"],
+                f"{whole['factor']} " + " → ".join(f"{row['value']:,}" for row in along),
+                " → ".join(_number(row["measured"]) for row in along) + f" {along[0]['unit']}",
+                f"{whole['exponent_measured']:.2f}",
+                f"{whole['exponent_computed']:.2f}"
+                if goal is None
+                else f"≤ {goal:g}" + ("" if met else ", missed"),
+            )
+        )
+    head = ("", "grows with", "measured", "exponent", "of the FLOPs, or goal")
+    return f"{_machine(report)}\n\n{_table(head, rows)}"
+
+
+def evaluations() -> str:
+    """Return the distances of reports/solvers.json, a solver a row, below what was drawn."""
+    report = _read("solvers.json")
+    cells = report["cells"]
+    name = next(key for key in cells[0] if key not in ("solver", "nfe"))
+    found = {(cell["solver"], cell["nfe"]): cell[name] for cell in cells}
+    counts = sorted({nfe for _, nfe in found})
+    solvers = list(dict.fromkeys(solver for solver, _ in found))
+    rows = [(f"`{solver}`", *(_number(found[solver, nfe]) for nfe in counts)) for solver in solvers]
+    table = _table((f"`{name}` after …", *(f"{nfe} evaluations" for nfe in counts)), rows)
+    deviation = max(cell[f"{name}_std"] for cell in cells)
+    said = f"{report['images']} images a cell, deviation over subsets at most {deviation:.2g}:"
+    return f"{said}\n\n{table}"
+
+
+def _read(name: str) -> Any:
+    return json.loads((REPORTS / name).read_text(encoding="utf-8"))
+
+
+def _number(value: float) -> str:
+    """Return three significant digits."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+def _machine(report: dict[str, Any]) -> str:
+    """Return a sentence that says what was measured on, and with what."""
+    machine, versions = report["machine"], report["versions"]
+    return (
+        f"On {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, device "
+        f"{machine['device']}; Python {versions['python']}, torch {versions['torch']}:"
+    )
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))

@@ -1,0 +1,50 @@
+"""The tables in README.md and docs/ that are computed.
+
+``python -m tools.tables.pages`` writes them, and so does ``make docs``. A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; what stands
+between is replaced.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tools.report import tables
+from tools.tables import gpus, needs, parameters, solvers, sources
+from tools.tables import measured as recorded
+
+README, DOCS = Path("README.md"), Path("docs")
+TABLES: dict[str, Callable[[], str]] = {
+    "gpus": gpus.table,
+    "needs": needs.table,
+    "parameters": parameters.table,
+    "solvers": solvers.table,
+    "grid": solvers.table_of_the_papers_grid,
+    "sources": sources.table,
+    "speed": recorded.speed,
+    "growth": recorded.growth,
+    "evaluations": recorded.evaluations,
+    "headline": tables.headline,
+    "confirmation": tables.confirmation,
+    "transfer": tables.transferred,
+    "screening": tables.screening,
+    "fine": tables.fine_screening,
+}
+MARKED = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """Return a page with its tables computed anew."""
+    return MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n\n{m[4]}", page)
+
+
+def main() -> None:
+    """Compute the tables of every page."""
+    for path in (README, *sorted(DOCS.glob("*.md"))):
+        page = path.read_text(encoding="utf-8")
+        if MARKED.search(page):
+            path.write_text(filled(page), encoding="utf-8")
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
