@@ -14,7 +14,7 @@ help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (10 to 27 minutes on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
 	@echo 'make setup           only the environment: .venv from requirements.lock'
-	@echo 'make preset NAME=…   copy presets/NAME.yaml over params.yaml ($(PRESETS))'
+	@echo 'make preset NAME=…   write params.yaml from a preset ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
 	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
 	@echo 'make evidence        does masking pay? 15 minutes; on your images: make evidence IMAGES=folder'
@@ -61,7 +61,7 @@ torture: setup
 	python -m benchmarks.robustness.torture
 
 evidence: setup
-	python -m benchmarks.evidence.run reduced $(if $(IMAGES),--own '$(IMAGES)')
+	python -m benchmarks.evidence.matrix reduced $(if $(IMAGES),--own '$(IMAGES)')
 	python -m tools.report.page
 
 report: setup
@@ -71,10 +71,8 @@ docs: setup
 	python -m tools.tables.pages
 	python -m tools.report.figure
 
-preset:
-	@test -f 'presets/$(NAME).yaml' || { \
-	  echo 'There is no preset "$(NAME)". Say make preset NAME=… with one of: $(PRESETS)'; exit 1; }
-	cp presets/$(NAME).yaml params.yaml
+preset: setup
+	python -m tools.preset '$(NAME)'
 
 clean:
 	rm -rf $(VENV) dvc_plots

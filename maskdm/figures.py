@@ -1,4 +1,4 @@
-"""Pictures: grids, strips and masks as small PNGs, and curves drawn by Vega-Lite."""
+"""Figures: grids, rows and masks of images as small PNGs, and curves drawn by Vega-Lite."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 2
-PAPER = 255
+GAP = 2  # pixels between images
+PAPER = 255  # grey level of the background
 LETTERS = 14  # height of written names in pixels
-# Hidden patches are shown in this grey, which no emoji's flat colours contain in quantity.
-HIDDEN = (128, 128, 140)
+HIDDEN = (128, 128, 140)  # grey of hidden patches, which emoji hardly contain
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 1) -> Image.Image:
@@ -18,26 +17,26 @@ def grid(images: np.ndarray, columns: int, scale: int = 1) -> Image.Image:
 
     Args:
         images: uint8 ``(count, H, W, C)``.
-        columns: images a row.
-        scale: how many pixels a pixel becomes.
+        columns: images in a row.
+        scale: side of the square that a pixel becomes.
     """
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     step_y, step_x = height + GAP, width + GAP
     sheet = np.full((rows * step_y + GAP, columns * step_x + GAP, channels), PAPER, np.uint8)
-    for place, image in enumerate(images):
-        y, x = place // columns * step_y + GAP, place % columns * step_x + GAP
+    for index, image in enumerate(images):
+        y, x = index // columns * step_y + GAP, index % columns * step_x + GAP
         sheet[y : y + height, x : x + width] = image
     large = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(large if channels == 3 else large[:, :, 0])
 
 
 def rows(named: list[tuple[str, np.ndarray]], scale: int = 1) -> Image.Image:
-    """Return rows of images, each with its name at the left; rows without names stand alone.
+    """Return rows of images, each with its name on its left; names may be empty.
 
     Args:
         named: names, and uint8 ``(count, H, W, C)``.
-        scale: how many pixels a pixel becomes.
+        scale: side of the square that a pixel becomes.
     """
     strips = [grid(images, len(images), scale).convert("RGB") for _, images in named]
     font = ImageFont.load_default(LETTERS)
@@ -77,11 +76,11 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def curves(series: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None:
-    """Draw one chart a quantity against training FLOPs, side by side, as a PNG.
+    """Draw a chart of each quantity against training FLOPs, side by side, as a PNG.
 
     Args:
         series: rows of ``{"flops", "quantity", "value", "curve"}``.
-        titles: quantity → what its axis is called, in the order of the charts.
+        titles: quantity → title of its axis, in the order of the charts.
         path: the PNG to write.
     """
     import vl_convert

@@ -1,1 +1,5 @@
 """The stages of the pipeline: one file, one command each."""
+
+from maskdm.runtime.renamed import refuse_renamed
+
+refuse_renamed({"stages.states": "stages.checkpoints", "stages.plots_page": "tools.plots_page"})

@@ -41,7 +41,7 @@ def main() -> None:
     """Check params.yaml.
 
     Reads all of params.yaml. Writes data/checked, a file that is always the same: the other
-    stages depend on it, so they start only after this one has passed, yet never rerun for it.
+    stages come after it, so they start only once this one has passed, yet never rerun for it.
     """
     try:
         check(PARAMS)

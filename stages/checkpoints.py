@@ -1,4 +1,4 @@
-"""Checkpoints of training: which there are, and how to remove them."""
+"""Checkpoints of training: list them, remove them."""
 
 from typing import Annotated
 
@@ -37,7 +37,7 @@ def clear(
     names: Annotated[list[str] | None, typer.Argument(help="folders, as list shows them")] = None,
     everything: Annotated[bool, typer.Option("--all", help="all of them")] = False,
 ) -> None:
-    """Remove checkpoints: a run then computes anew. Those in use are left alone."""
+    """Remove checkpoints, but for those in use; runs then start from their first step again."""
     root, remote = checkpoints_folder(), CHECKPOINTS_REMOTE.get()
     there = {folder.name: folder for folder in store.folders(root)}
     chosen = list(there) if everything else names or []

@@ -2,16 +2,77 @@
 
 import os
 
+import hypothesis
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test measures time: on a busy machine an example may take seconds.
+hypothesis.settings.register_profile("maskdm", deadline=None)
+hypothesis.settings.load_profile("maskdm")
 
 
 @pytest.fixture
 def own_is_registered(monkeypatch):
     """The backbone of docs/own-backbone.md is known as 'own'."""
-    from all_backbones import ALL
-
     from maskdm.backbones.registry import BACKBONES
+    from tests.support.backbones import ALL
 
     monkeypatch.setitem(BACKBONES, "own", ALL["own"])
+
+
+@pytest.fixture(scope="session")
+def emoji() -> np.ndarray:
+    """128 emoji, uint8 (128, 32, 32, 3)."""
+    from maskdm.data.registry import DataParams, open_source, read_samples
+
+    params = DataParams(
+        source="openmoji",
+        path=None,
+        resolution=32,
+        channels=3,
+        background="white",
+        heldout=0.1,
+        group="file",
+        classes=False,
+        limit=128,
+        max_unreadable=0.0,
+    )
+    return np.stack([sample.pixels for sample in read_samples(open_source(params, None), params)])
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A model of random weights for colour images of 16 pixels, without classes."""
+    import maskdm
+    from tests.support.models import saved
+
+    return maskdm.load(saved(tmp_path_factory.mktemp("model")), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory):
+    """The same with the classes cat, dog and owl."""
+    import maskdm
+    from tests.support.models import CLASSES, saved
+
+    folder = saved(tmp_path_factory.mktemp("conditional"), classes=CLASSES)
+    return maskdm.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A workspace with prepared images of the preset tiny, and no training yet."""
+    from benchmarks.robustness.torture import Workspace
+
+    return Workspace.make(tmp_path_factory.mktemp("prepared") / "workspace")
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    """The embedded extractor on the CPU."""
+    import torch
+
+    from maskdm.evaluation.features.registry import load_network
+
+    return load_network("efficientnet-lite0", torch.device("cpu"))

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from all_backbones import ALL
 from torch.nn import functional
 
 from maskdm.backbones.dit import DiT
-from maskdm.backbones.layers import Attention, embed_places, embed_time, resample_places
+from maskdm.backbones.layers import Attention, embed_positions, embed_time, resample_positions
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.backbones.uvit import UViT
 from maskdm.runtime.errors import UserError
+from tests.support.backbones import ALL
 
 TOKENS, VALUES, CLASSES = 16, 48, 3
 
@@ -23,7 +23,7 @@ def small(backbone="uvit", size=16, classes=0, **changes):
 
 
 def shaken(network):
-    """Return the network away from its near-linear start, so that attention and places matter."""
+    """Return the network away from its near-linear start: attention and positions matter."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -62,7 +62,7 @@ def test_it_is_permutation_equivariant(backbone, inputs):
     torch.testing.assert_close(shuffled, output[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_places_and_times_and_neighbours_matter(backbone, inputs):
+def test_positions_and_times_and_neighbours_matter(backbone, inputs):
     tokens, positions, time = inputs
     output = backbone(tokens, positions, time)
     assert not torch.allclose(output, backbone(tokens, positions.flip(1), time), atol=1e-3)
@@ -132,7 +132,7 @@ def test_only_parameters_are_stored(backbone):
 
 @pytest.mark.parametrize("classes", [0, CLASSES])
 def test_a_model_goes_on_at_three_times_the_resolution(name, classes):
-    """A place in the image keeps its embedding: the middle of three patches is where one was."""
+    """A point of the image keeps its embedding: the middle of three patches is where one was."""
     before, after = shaken(small(name, 16, classes)), small(name, 48, classes).eval()
     weights = {n: p.detach() for n, p in before.named_parameters()}
     after.load_state_dict(after.fit_weights(weights))
@@ -147,7 +147,7 @@ def test_a_model_goes_on_at_three_times_the_resolution(name, classes):
     )
 
 
-def test_resampled_positions_are_a_smooth_field_at_the_new_places():
+def test_resampled_positions_are_a_smooth_field_on_the_new_grid():
     """A field linear in row and column is met exactly, away from the border."""
 
     def field(grid):
@@ -155,13 +155,13 @@ def test_resampled_positions_are_a_smooth_field_at_the_new_places():
         rows, columns = torch.meshgrid(middles, middles, indexing="ij")
         return torch.stack([rows, columns, rows + 2 * columns], dim=2).view(grid**2, 3)
 
-    fine = resample_places(field(8), 256).view(16, 16, 3)[4:-4, 4:-4]
+    fine = resample_positions(field(8), 256).view(16, 16, 3)[4:-4, 4:-4]
     torch.testing.assert_close(fine, field(16).view(16, 16, 3)[4:-4, 4:-4])
-    assert torch.equal(resample_places(field(8), 64), field(8))
+    assert torch.equal(resample_positions(field(8), 64), field(8))
 
 
-def test_places_of_one_extent_agree_between_grids():
-    coarse, fine = embed_places(8, 64, extent=16), embed_places(24, 64, extent=16)
+def test_positions_of_one_extent_agree_between_grids():
+    coarse, fine = embed_positions(8, 64, extent=16), embed_positions(24, 64, extent=16)
     thirds = fine.view(24, 24, 64)[1::3, 1::3].reshape(64, 64)  # the middle one of three
     torch.testing.assert_close(coarse, thirds, atol=1e-5, rtol=1e-5)
 
@@ -184,7 +184,7 @@ def test_the_seed_decides_the_initial_weights_and_the_global_generator_is_left_a
     assert all(torch.equal(first[key], tensor) for key, tensor in small(name).state_dict().items())
 
 
-# paper.md, "Backbone: U-ViT"; ImageNet-64's networks have 1 000 classes and a null label
+# The paper's networks; those of ImageNet-64 are U-ViT's, with 1 000 classes and a null label.
 @pytest.mark.parametrize(
     ("size", "patch", "dim", "depth", "heads", "classes", "parameters"),
     [
@@ -200,13 +200,13 @@ def test_parameter_counts_are_the_papers(size, patch, dim, depth, heads, classes
     with torch.device("meta"):
         network = UViT(size, 3, patch, dim, depth, heads, classes=classes)
     assert sum(p.numel() for p in network.parameters()) == parameters
-    # written out: blocks (qkv without biases, projection, MLP, norms), merges of the skips, ends
+    # Written out: blocks (qkv without biases, projection, MLP, norms), merges of the skips, ends
     block = 3 * dim**2 + (dim**2 + dim) + (8 * dim**2 + 5 * dim) + 4 * dim
-    places, values = (size // patch) ** 2 + (2 if classes else 1), patch**2 * 3
+    positions, values = (size // patch) ** 2 + (2 if classes else 1), patch**2 * 3
     ends = (values + 1) * dim + 2 * dim + (dim + 1) * values
     labels = (classes + 1) * dim if classes else 0
     merges = (depth // 2) * (2 * dim**2 + dim)
-    assert parameters == depth * block + merges + ends + places * dim + labels
+    assert parameters == depth * block + merges + ends + positions * dim + labels
 
 
 # DiT's paper, table 4, counts DiT-S/2 with its 1 000 classes at 33 M and DiT-B/2 at 130 M; theirs
@@ -235,15 +235,15 @@ def test_initialisation_is_truncated_normal_with_zero_biases():
 
 def test_a_spatial_start_makes_neighbours_alike_and_keeps_the_variance_of_activations():
     grid, dim = 8, 64
-    places = embed_places(grid, dim)
-    distance = torch.cdist(places, places)
+    positions = embed_positions(grid, dim)
+    distance = torch.cdist(positions, positions)
     nearest = distance.fill_diagonal_(torch.inf).argsort(dim=1)[:, :2]
     steps = (nearest // grid - torch.arange(grid**2)[:, None] // grid).abs() + (
         nearest % grid - torch.arange(grid**2)[:, None] % grid
     ).abs()
     assert (steps == 1).all()
     network = UViT(size=32, channels=3, patch=4, dim=dim, depth=3, heads=2, init="spatial")
-    torch.testing.assert_close(network.positions[1:], 0.5 * places)
+    torch.testing.assert_close(network.positions[1:], 0.5 * positions)
     assert network.middle.mlp[2].weight.std().item() == pytest.approx((0.5 / 256) ** 0.5, rel=0.05)
     assert not network.middle.mlp[2].bias.any()
     assert network.positions.requires_grad
@@ -261,7 +261,7 @@ def test_the_time_embedding_tells_close_times_apart_and_is_cos_then_sin():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"patch": 5}, r"model.patch is 5.*data.size 16.*Allowed: 1, 2, 4, 8, 16"),
+        ({"patch": 5}, r"model.patch is 5.*data.resolution 16.*Allowed: 1, 2, 4, 8, 16"),
         ({"dim": 30}, r"model.dim is 30.*multiple of 4 for 2 heads.*fits: 32"),
         ({"depth": 4}, r"model.depth is 4.*odd number, 3 or 5"),
     ],

@@ -1,13 +1,15 @@
-"""A batch is a function of seed, phase, step and place, and of nothing that was drawn before."""
+"""A batch is a function of seed, phase, step and index, and of nothing that was drawn before."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
 from maskdm.diffusion.randomness import stream
 from maskdm.diffusion.tokens import to_images, to_tokens
-from maskdm.training.batches import Batches
+from maskdm.training.batches import Batch, Batches
 from maskdm.training.schedule import Leg, Schedule
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
@@ -70,8 +72,8 @@ def test_tokens_are_the_visible_patches_of_the_images(hflip, mask):
     batch = one.at(2)
     images = torch.from_numpy(IMAGES[one.indices(2)])
     whole = to_tokens(images.flip(2) if hflip else images, 2)
-    places = batch.positions[:, :, None].expand(-1, -1, whole.shape[2])
-    assert torch.equal(batch.tokens, whole.gather(1, places))
+    positions = batch.positions[:, :, None].expand(-1, -1, whole.shape[2])
+    assert torch.equal(batch.tokens, whole.gather(1, positions))
 
 
 def test_flipping_mirrors_about_the_asked_for_share_of_images():
@@ -106,11 +108,11 @@ def test_noise_is_standard_normal_and_independent_between_samples_and_steps():
 
 def test_streams_of_neighbouring_counters_do_not_overlap():
     draws = [
-        tuple(stream(seed, purpose, step, place).integers(0, 2**62, 8))
+        tuple(stream(seed, purpose, step, sample).integers(0, 2**62, 8))
         for seed in (0, 1)
         for purpose in ("a", "b")
         for step in (0, 1)
-        for place in (0, 1)
+        for sample in (0, 1)
     ]
     assert len({number for row in draws for number in row}) == 16 * 8
 
@@ -143,6 +145,24 @@ def test_labels_are_those_of_the_images_and_some_are_dropped():
     everything_else = kept.at(0)[:4]
     plain = batches(batch_size=400).at(0)[:4]
     assert all(torch.equal(a, b) for a, b in zip(everything_else, plain, strict=True))
+
+
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_a_part_of_a_batch_is_those_samples_of_each_of_its_tensors(first, last):
+    """It is also what a process makes that makes these samples alone."""
+    labels, part = np.arange(23), slice(first, last)
+    whole = batches(labels=labels, classes=23, label_dropout=0.3)
+    batch = whole.at(3)
+    taken = batch.part(part)
+    assert type(taken) is Batch
+    assert len(taken.uniform) == max(0, last - first)
+    for name, made in whole.at(3, part)._asdict().items():
+        assert torch.equal(getattr(taken, name), getattr(batch, name)[part]), name
+        assert torch.equal(getattr(taken, name), made), name
+
+
+def test_a_part_of_a_batch_without_labels_has_none():
+    assert batches().at(0).part(slice(2)).labels is None
 
 
 def test_what_is_pinned_shares_no_memory_between_rows(monkeypatch):

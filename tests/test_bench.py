@@ -52,8 +52,9 @@ from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 from stages.check import check
+from tools.preset import read_preset
 
-TINY = Path("presets/tiny.yaml")
+TINY = read_preset("tiny")
 positive = st.floats(1e-3, 1e3)
 
 
@@ -162,7 +163,7 @@ def test_a_product_is_the_product_however_its_matrices_lie(way):
 def test_the_step_that_is_timed_is_a_step_of_the_training_loop():
     params = read_section(TINY, "finetune", FinetuneParams)
     work = training_step(TINY, nothing_masked(8), params)
-    assert [work.call().step for _ in range(2)] == [1, 2]
+    assert [work.call() for _ in range(2)] == [1, 2]
     dim, tokens = 32, 65  # 3 blocks, 1 skip, patches of 48 numbers
     forward = 2 * ((12 * 3 + 2) * dim**2 * tokens + 2 * 3 * dim * tokens**2 + 2 * 64 * 48 * dim)
     assert work.products.flops == 3 * forward * params.batch_size
@@ -291,7 +292,7 @@ def test_peak_memory_of_code_counts_what_it_held_for_a_while():
     assert 0.24 < something - nothing < 0.26
 
 
-def test_a_stage_is_timed_with_the_states_that_it_saves(monkeypatch):
+def test_a_stage_is_timed_with_the_checkpoints_that_it_saves(monkeypatch):
     monkeypatch.setattr(stage, "STEPS", 6)
     monkeypatch.setattr(stage, "SAVE", 3)
     ran = []
@@ -317,7 +318,7 @@ def test_a_stage_is_timed_with_the_states_that_it_saves(monkeypatch):
     timing, command = json.loads(saved[0]), saved[1]
     assert timing["steps_computed"] == 6
     assert ran == [timing["seconds"] / 6]
-    assert "MASKDM_SAVE_STEPS=3" in command
+    assert "MASKDM_CHECKPOINT_STEPS=3" in command
 
 
 def test_a_command_that_fails_says_what_it_said():
@@ -326,12 +327,13 @@ def test_a_command_that_fails_says_what_it_said():
 
 
 def test_the_short_demo_is_valid_and_keeps_what_memory_depends_on():
-    with workspace(PRESET, SHORT) as folder:
+    whole = read_preset(PRESET)
+    with workspace(whole, SHORT) as folder:
         check(folder / "params.yaml")
-        short, whole = read_params(folder / "params.yaml"), read_params(PRESET)
+        short = read_params(folder / "params.yaml")
     for section, values in SHORT.items():
         assert short[section] == whole[section] | values
-        assert not {"size", "channels", "batch_size", "precision"} & set(values)
+        assert not {"resolution", "channels", "batch_size", "precision"} & set(values)
     assert {name: part for name, part in short.items() if name not in SHORT} == {
         name: part for name, part in whole.items() if name not in SHORT
     }

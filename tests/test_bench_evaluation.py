@@ -1,7 +1,6 @@
 """The arithmetic of the benchmark of evaluation, and that it times what the stages do."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ from benchmarks.speed import evaluation
 from benchmarks.speed.evaluation import bare_pass, correlated, distance_row, features_row
 from maskdm.evaluation.features.extraction import FeatureNetwork
 from maskdm.evaluation.features.registry import EXTRACTORS
+from tools.preset import read_preset
 
-LAPTOP = Path("presets/laptop.yaml")
+LAPTOP = read_preset("laptop")
 seconds = st.floats(1e-3, 1e3)
 
 
@@ -35,12 +35,12 @@ def test_a_distance_is_held_against_the_fastest_eigendecomposition(least, times,
 
 @pytest.fixture
 def untimed(monkeypatch):
-    """Let every measurement run once and take as many seconds as its place says."""
+    """Let every measurement run once and take 1 s, 2 s, … in turn."""
     monkeypatch.setattr(evaluation, "timer", lambda call, device: call)
 
     def once(measurements, least, most):
         results.update({name: call() for name, call in measurements.items()})
-        return {name: 1.0 + place for place, name in enumerate(measurements)}
+        return {name: 1.0 + index for index, name in enumerate(measurements)}
 
     results = {}
     monkeypatch.setattr(evaluation, "interleaved", once)
@@ -67,7 +67,7 @@ def test_what_is_timed_is_extraction_from_images_of_the_presets_shape(monkeypatc
     np.testing.assert_array_equal(untimed["extract"], evaluation.extract(images, network))
     sizes = evaluation.BATCHES["cpu"]
     assert {(size, 3, 16, 16) for size in sizes} <= set(seen)
-    assert row.limit == max(size / (2.0 + place) for place, size in enumerate(sizes))
+    assert row.limit == max(size / (2.0 + index) for index, size in enumerate(sizes))
 
 
 def test_the_bare_network_is_called_and_nothing_else():

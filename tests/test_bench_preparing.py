@@ -1,7 +1,6 @@
 """The benchmark of preparing: what its value and its limit count."""
 
 import os
-from pathlib import Path
 
 from benchmarks.speed import preparing
 from benchmarks.speed.commands import workspace
@@ -10,8 +9,9 @@ from benchmarks.speed.preparing import both, listed, save_jpegs, write
 from maskdm.data.prepared import open_prepared
 from maskdm.data.registry import DataParams
 from maskdm.runtime.params import read_section
+from tools.preset import read_preset
 
-TINY = Path("presets/tiny.yaml")
+TINY = read_preset("tiny")
 
 
 def test_the_limit_is_the_loops_rate_on_every_core(monkeypatch):
@@ -51,7 +51,7 @@ def test_the_photographs_are_as_large_as_their_row_says(tmp_path, monkeypatch):
     save_jpegs(tmp_path)
     params = read_section(TINY, "data", DataParams)
     photos = params.model_copy(
-        update={"source": "folder", "path": str(tmp_path), "limit": None, "size": 512}
+        update={"source": "folder", "path": str(tmp_path), "limit": None, "resolution": 512}
     )
     source = listed(photos)
     assert [source.read(picture.name).size for picture in source.pictures] == [(512, 384)] * 3

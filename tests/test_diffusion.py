@@ -9,9 +9,12 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskdm.backbones.registry import build_backbone
 from maskdm.diffusion.loss import DiffusionParams, denoising_loss, training_times
-from maskdm.diffusion.paths import PATHS, add_noise
-from maskdm.diffusion.predictions import to_epsilon, to_velocity, to_x0
+from maskdm.diffusion.paths import PATHS
+from maskdm.diffusion.predictions import from_truth, to_epsilon, to_velocity, to_x0
+from maskdm.diffusion.tokens import to_tokens
+from tests.support.training import MODEL
 
 PREDICTIONS = ("epsilon", "x0", "v")
 CONVERSIONS = {"epsilon": to_epsilon, "x0": to_x0, "v": to_velocity}
@@ -31,34 +34,64 @@ def params(**changes):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_time_1_is_the_noise_end_and_levels_are_monotone(name):
-    alpha, sigma = PATHS[name].levels(torch.linspace(0, 1, 101))
-    assert (alpha.diff() <= 0).all()
-    assert (sigma.diff() >= 0).all()
-    assert alpha[0] > 0.9999
-    assert sigma[0] < 0.02
-    assert alpha[-1] < 0.01
-    assert sigma[-1] > 0.9999
+    level = PATHS[name].level(torch.linspace(0, 1, 101))
+    assert (level.alpha.diff() <= 0).all()
+    assert (level.sigma.diff() >= 0).all()
+    assert level.alpha[0] > 0.9999
+    assert level.sigma[0] < 0.02
+    assert level.alpha[-1] < 0.01
+    assert level.sigma[-1] > 0.9999
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_levels_satisfy_the_paths_own_sum(name):
-    path = PATHS[name]
-    alpha, sigma = path.levels(torch.linspace(0.01, 0.99, 50))
-    total = alpha**2 + sigma**2 if path.preserves_variance else alpha + sigma
+    level = PATHS[name].level(torch.linspace(0.01, 0.99, 50))
+    alpha, sigma = level.alpha, level.sigma
+    total = alpha**2 + sigma**2 if PATHS[name].preserves_variance else alpha + sigma
     torch.testing.assert_close(total, torch.ones(50))
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_grids_levels_are_those_of_a_batch_as_numbers(name):
+    """log_snr is λ = log(α/σ), ratio σ/α, and the time leads back to the level."""
+    path = PATHS[name]
+    log_snrs = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    levels = path.levels(log_snrs)
+    batch = path.level(path.time(log_snrs))
+    for number, level in enumerate(levels):
+        assert type(level.alpha) is float
+        assert level.log_snr == log_snrs[number].item()
+        assert math.log(level.alpha / level.sigma) == pytest.approx(level.log_snr, abs=1e-6)
+        assert level.ratio == pytest.approx(math.exp(-level.log_snr))
+        assert level.time == batch.time[number].item()
+        assert (level.alpha, level.sigma) == (
+            batch.alpha[number].item(),
+            batch.sigma[number].item(),
+        )
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 6)])
+def test_a_batchs_levels_have_as_many_axes_as_what_they_are_multiplied_with(shape):
+    x0, noise, t = torch.randn(shape), torch.randn(shape), torch.tensor([0.1, 0.5, 0.9])
+    level = PATHS["flow"].level(t, like=x0)
+    assert level.time.ndim == level.alpha.ndim == level.sigma.ndim == len(shape)
+    noisy = level.noisy(x0, noise)
+    assert noisy.shape == shape
+    for row, time in enumerate(t):  # straight lines from image to noise
+        torch.testing.assert_close(noisy[row], (1 - time) * x0[row] + time * noise[row])
 
 
 def test_vp_linear_is_the_limit_of_the_papers_discrete_steps():
     beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     discrete = torch.cumprod(1 - beta, 0).sqrt()
-    alpha, _ = PATHS["vp-linear"].levels((torch.arange(1000, dtype=torch.float64) + 1) / 1000)
-    assert (alpha - discrete).abs().max() < 2e-3
+    level = PATHS["vp-linear"].level((torch.arange(1000, dtype=torch.float64) + 1) / 1000)
+    assert (level.alpha - discrete).abs().max() < 2e-3
 
 
 def test_vp_cosine_is_nichol_and_dhariwals():
     t = torch.linspace(0, 0.99, 100, dtype=torch.float64)
     f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-    alpha, _ = PATHS["vp-cosine"].levels(t)
+    alpha = PATHS["vp-cosine"].level(t).alpha
     torch.testing.assert_close(alpha[1:] ** 2, (f / f[0])[1:])
 
 
@@ -75,16 +108,26 @@ def test_velocity_is_the_derivative_of_x_along_its_path(name):
     path = PATHS[name]
     x0, noise = torch.randn(2, 1, 5, dtype=torch.float64)
     t, h = torch.tensor([0.4], dtype=torch.float64), 1e-5
-    alpha, sigma = path.levels(t)
-    a, b = path.velocity_weights(alpha, sigma)
-    difference = add_noise(x0, noise, t + h, path) - add_noise(x0, noise, t - h, path)
+    here, after, before = (path.level(time, like=x0) for time in (t, t + h, t - h))
+    a, b = here.velocity_weights
+    difference = after.noisy(x0, noise) - before.noisy(x0, noise)
     if path.preserves_variance:
-        after, before = path.levels(t + h), path.levels(t - h)
-        h = (torch.atan2(after[1], after[0]) - torch.atan2(before[1], before[0])) / 2
+        angles = [torch.atan2(level.sigma, level.alpha) for level in (after, before)]
+        h = (angles[0] - angles[1]) / 2
     torch.testing.assert_close(a * x0 + b * noise, difference / (2 * h), atol=1e-6, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("name", PATHS)
+@given(st.floats(0, 1))
+def test_conversions_have_no_determinant_since_alpha_b_minus_sigma_a_is_1(name, time):
+    level = PATHS[name].level(torch.tensor([time], dtype=torch.float64))
+    (number,) = PATHS[name].levels(level.log_snr)
+    for one in (level, number):
+        a, b = one.velocity_weights
+        assert float(one.alpha * b - one.sigma * a) == pytest.approx(1, abs=1e-12)
+
+
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(PATHS)),
     st.sampled_from(PREDICTIONS),
@@ -93,16 +136,16 @@ def test_velocity_is_the_derivative_of_x_along_its_path(name):
     st.integers(0, 99),
 )
 def test_conversions_round_trip(name, source, target, time, seed):
-    path = PATHS[name]
     generator = torch.Generator().manual_seed(seed)
     x0, noise = torch.randn(2, 3, 4, 6, generator=generator, dtype=torch.float64)
-    t = torch.full((3,), time, dtype=torch.float64)
-    x_t = add_noise(x0, noise, t, path)
-    a, b = path.velocity_weights(*(level[:, None, None] for level in path.levels(t)))
+    level = PATHS[name].level(torch.full((3,), time, dtype=torch.float64), like=x0)
+    x_t = level.noisy(x0, noise)
+    a, b = level.velocity_weights
     truth = {"x0": x0, "epsilon": noise, "v": a * x0 + b * noise}
-    converted = CONVERSIONS[target](truth[source], x_t, t, path, source)
+    assert torch.equal(from_truth(x0, noise, level, source), truth[source])
+    converted = CONVERSIONS[target](truth[source], x_t, level, source)
     torch.testing.assert_close(converted, truth[target])
-    back = CONVERSIONS[source](converted, x_t, t, path, target)
+    back = CONVERSIONS[source](converted, x_t, level, target)
     torch.testing.assert_close(back, truth[source])
 
 
@@ -110,10 +153,9 @@ def test_conversions_round_trip(name, source, target, time, seed):
 @pytest.mark.parametrize("loss", ["epsilon", "velocity"])
 @pytest.mark.parametrize("name", PATHS)
 def test_a_perfect_network_has_no_loss_at_any_time_not_even_the_ends(name, prediction, loss):
-    path = PATHS[name]
     x0, noise = torch.randn(2, 9, 4, 6)
     t = torch.tensor([0, 1e-6, 1e-3, 0.02, 0.3, 0.7, 0.99, 1 - 1e-6, 1])
-    a, b = path.velocity_weights(*(level[:, None, None] for level in path.levels(t)))
+    a, b = PATHS[name].level(t, like=x0).velocity_weights
     truth = {"x0": x0, "epsilon": noise, "v": a * x0 + b * noise}[prediction]
     values = denoising_loss(
         lambda x_t, t: truth, x0, noise, t, params(path=name, prediction=prediction, loss=loss)
@@ -131,15 +173,15 @@ def test_a_perfect_network_has_no_loss_at_any_time_not_even_the_ends(name, predi
 
 
 def test_the_same_error_costs_the_same_whatever_is_predicted():
-    """The loss is on ε or velocity; what the network outputs only changes how it is told."""
+    """The loss is on ε or velocity; what the network outputs only changes the notation."""
     x0, noise, wrong = torch.randn(3, 5, 4, 6, dtype=torch.float64)
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
-    path = PATHS["vp-cosine"]
-    x_t = add_noise(x0, noise, t, path)
+    level = PATHS["vp-cosine"].level(t, like=x0)
+    x_t = level.noisy(x0, noise)
     for loss in ("epsilon", "velocity"):
         values = []
         for prediction in PREDICTIONS:
-            output = CONVERSIONS[prediction](x0 + 0.1 * wrong, x_t, t, path, "x0")
+            output = CONVERSIONS[prediction](x0 + 0.1 * wrong, x_t, level, "x0")
             setting = params(path="vp-cosine", prediction=prediction, loss=loss)
             values.append(denoising_loss(lambda *_, out=output: out, x0, noise, t, setting))
         torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
@@ -155,6 +197,60 @@ def test_logit_normal_times_have_the_asked_for_mean_and_spread():
     assert training_times(torch.tensor([0.0, 1.0]), setting).isfinite().all()
 
 
+def pixel_space_simple_loss(network, images, noise, alpha_bar, t):
+    """L_simple on images (batch, C, H, W), written from the paper's formula with numpy's loops."""
+    noisy = np.empty_like(images)
+    for i in range(len(images)):
+        noisy[i] = np.sqrt(alpha_bar[i]) * images[i] + np.sqrt(1 - alpha_bar[i]) * noise[i]
+    total = []
+    for i, predicted in enumerate(network(noisy, t)):
+        total.append(((noise[i] - predicted) ** 2).mean())
+    return np.array(total)
+
+
+def test_mdsm_at_rate_0_is_the_pixel_space_simple_loss():
+    """Same images, same noise, same network: tokens on one side, whole images on the other."""
+    rng, patch, size = np.random.default_rng(0), 4, 8
+    pixels = rng.integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    noise = rng.standard_normal((5, 3, size, size))
+    t = np.linspace(0.1, 0.9, 5)
+    # VP linear, its ᾱ written out once more
+    alpha_bar = np.exp(-(0.1 * t + 0.5 * 19.9 * t**2))
+    backbone = build_backbone(MODEL, size, 3, 0).double()
+    positions = torch.arange(4).expand(5, 4)
+
+    def cut(images):  # (batch, C, H, W) → (batch, patches, p²·C), pixel by pixel
+        tokens = np.empty((len(images), 4, patch * patch * 3))
+        for n, (y, x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+            for dy in range(patch):
+                for dx in range(patch):
+                    for c in range(3):
+                        index = (dy * patch + dx) * 3 + c
+                        tokens[:, n, index] = images[:, c, y + dy, x + dx]
+        return tokens
+
+    def network(images, t):  # a pixel-space network: images in, images out
+        tokens = torch.from_numpy(cut(images))
+        out = backbone(tokens, positions, torch.from_numpy(t)).detach().numpy()
+        whole = np.empty_like(images)
+        for n, (y, x) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+            block = out[:, n].reshape(-1, patch, patch, 3).transpose(0, 3, 1, 2)
+            whole[:, :, y : y + patch, x : x + patch] = block
+        return whole
+
+    scaled = pixels.transpose(0, 3, 1, 2) / 127.5 - 1
+    expected = pixel_space_simple_loss(network, scaled, noise, alpha_bar, t)
+    setting = params(path="vp-linear", prediction="epsilon", loss="epsilon")
+    ours = denoising_loss(
+        lambda x_t, time: backbone(x_t, positions, time),
+        to_tokens(torch.from_numpy(pixels), patch).double(),
+        torch.from_numpy(cut(noise)),
+        torch.from_numpy(t),
+        setting,
+    )
+    np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-5)
+
+
 # The paper's discrete time
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_discrete_paths_are_ddpms(name):
@@ -166,9 +262,9 @@ def test_the_discrete_paths_are_ddpms(name):
         f = np.cos((n / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
     alpha_bar = np.cumprod(1 - betas)
-    alpha, sigma = path.levels(torch.arange(1, 1001) / 1000)
-    np.testing.assert_allclose(alpha.square(), alpha_bar, rtol=1e-4, atol=1e-8)
-    np.testing.assert_allclose(sigma.square(), 1 - alpha_bar, rtol=1e-4)
+    level = path.level(torch.arange(1, 1001) / 1000)
+    np.testing.assert_allclose(level.alpha.square(), alpha_bar, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(level.sigma.square(), 1 - alpha_bar, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +272,7 @@ def test_the_discrete_paths_are_ddpms(name):
 )
 def test_the_discrete_paths_are_those_of_diffusers(name, theirs):
     scheduler = DDPMScheduler(1000, beta_schedule=theirs)
-    alpha, _ = PATHS[f"ddpm-{name}"].levels(torch.arange(1, 1001) / 1000)
+    alpha = PATHS[f"ddpm-{name}"].level(torch.arange(1, 1001) / 1000).alpha
     torch.testing.assert_close(alpha**2, scheduler.alphas_cumprod, atol=2e-6, rtol=1e-3)
 
 
@@ -188,14 +284,7 @@ def test_a_discrete_path_is_close_to_its_continuous_one(name):
 
 
 def test_discrete_times_are_the_steps_each_as_often():
-    setting = DiffusionParams(
-        path="ddpm-linear",
-        prediction="epsilon",
-        loss="epsilon",
-        times="uniform",
-        times_mean=0.0,
-        times_std=1.0,
-    )
+    setting = params(path="ddpm-linear", prediction="epsilon", loss="epsilon")
     uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     steps = training_times(uniform, setting) * 1000
     assert torch.equal(steps.round().long().bincount(), torch.tensor([0] + [4] * 1000))

@@ -13,7 +13,7 @@ import pytest
 from browser import drawings, needs_browser, visit
 from clones import clone_tree
 from dvc.repo import Repo
-from preparing import save_images
+from tests.support.preparing import save_images
 
 from benchmarks.evidence import images, results, summary
 from benchmarks.evidence.images import classes_kept, keep

@@ -10,8 +10,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
 def test_a_grid_holds_every_image_pixel_by_pixel():
     sheet = np.array(grid(IMAGES, columns=3, scale=2))
-    for place, image in enumerate(IMAGES):
-        y, x = (place // 3 * 10 + GAP) * 2, (place % 3 * 10 + GAP) * 2
+    for index, image in enumerate(IMAGES):
+        y, x = (index // 3 * 10 + GAP) * 2, (index % 3 * 10 + GAP) * 2
         assert np.array_equal(sheet[y : y + 16 : 2, x : x + 16 : 2], image)
 
 

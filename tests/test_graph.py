@@ -1,25 +1,41 @@
-"""dvc.yaml says what the code does: dependencies, parameters, commands; params files are whole."""
+"""dvc.yaml says what the code does: dependencies, parameters, commands; imports point one way."""
 
 import ast
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from graph import ROOT, modules_of
-from ruamel.yaml import YAML
 
 from maskdm.runtime.params import read_params
+from maskdm.training.checkpoints.fingerprint import imports
 from stages.check import check
+from tests.support.graph import ROOT, STAGES, lies_under, modules_of
 
-STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 CODE = [*(ROOT / "maskdm").rglob("*.py"), *(ROOT / "stages").rglob("*.py")]
 PARAMS_FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
 SECTIONS = ["seed", "data", "model", "diffusion", "mask", "pretrain", "finetune", "sample", "fid"]
 
-RUN_CACHE = {"size", "nfiles"}  # dvc.stage.cache: dict_sha256(..., exclude=[...])
+RUN_CACHE = {"size", "nfiles"}  # keys that it ignores: dvc.stage.cache, dict_sha256(exclude=...)
+MOST_DEPS, MOST_LINES = 8, 200
+
+# Room of maskdm -> the rooms that it may import from.
+ROOMS = {
+    "runtime": set(),
+    "diffusion": {"runtime"},
+    "backbones": {"diffusion", "runtime"},
+    "data": {"runtime"},
+    "training.checkpoints": {"runtime"},
+    "training": {"backbones", "data", "diffusion", "runtime", "training.checkpoints"},
+    "sampling": {"backbones", "diffusion", "runtime"},
+    "evaluation": {"runtime"},
+    "figures": set(),
+}
+ROOMS["examples"] = set(ROOMS)
+OURS = ("maskdm", "stages", "benchmarks", "tools", "tests")
 
 each_stage = pytest.mark.parametrize("stage", STAGES)
 each_params_file = pytest.mark.parametrize("path", PARAMS_FILES, ids=lambda path: path.stem)
@@ -44,9 +60,52 @@ def sections_read(path):
     }
 
 
+def outputs(stage):
+    """Return the paths that a stage writes."""
+    kinds = ("outs", "metrics", "plots")
+    return names(entry for kind in kinds for entry in STAGES[stage].get(kind, []))
+
+
+def before(stage):
+    """Return the stages that run before a stage, because it needs what they write."""
+    params = read_params(ROOT / "params.yaml")
+    found = set()
+    for dep in STAGES[stage]["deps"]:
+        path = dep.replace("${finetune.init}", params["finetune"]["init"])
+        for other in STAGES:
+            written = outputs(other)
+            if any(lies_under(path, out) or lies_under(out, path) for out in written):
+                found |= {other} | before(other)
+    return found
+
+
 @each_stage
-def test_a_stage_depends_on_exactly_the_modules_that_it_imports(stage):
-    assert sorted(filter(is_code, STAGES[stage]["deps"])) == sorted(modules_of(stage))
+def test_whatever_a_stage_imports_lies_under_one_of_its_deps(stage):
+    deps = [dep for dep in STAGES[stage]["deps"] if is_code(dep)]
+    missing = [
+        module for module in modules_of(stage) if not any(lies_under(module, dep) for dep in deps)
+    ]
+    assert missing == []
+
+
+@each_stage
+def test_of_whatever_code_a_stage_depends_on_it_imports_something(stage):
+    deps = [dep for dep in STAGES[stage]["deps"] if is_code(dep)]
+    needless = [
+        dep for dep in deps if not any(lies_under(module, dep) for module in modules_of(stage))
+    ]
+    assert needless == []
+    assert [dep for dep in deps for other in deps if dep != other and lies_under(dep, other)] == []
+    assert [dep for dep in deps if not (ROOT / dep).exists()] == []
+
+
+def test_the_graph_can_be_read_in_one_sitting():
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) < MOST_LINES
+    assert {
+        stage: len(entry["deps"])
+        for stage, entry in STAGES.items()
+        if len(entry["deps"]) > MOST_DEPS
+    } == {}
 
 
 @each_stage
@@ -55,20 +114,31 @@ def test_a_stage_declares_exactly_the_sections_that_it_reads(stage):
     if stage == "check":
         assert declared == [{"params.yaml": None}]  # all of it, parsed: comments do not count
     else:
-        read = set().union(*(sections_read(ROOT / m) for m in modules_of(stage)))
-        # the one key that DVC's run cache would not see within its section
-        assert set(declared) == read | ({"data.size"} if "data" in read else set())
+        assert set(declared) == set().union(*(sections_read(ROOT / m) for m in modules_of(stage)))
 
 
-def test_no_other_parameter_has_a_name_that_the_run_cache_leaves_out():
-    def keys(section, prefix=""):
+def test_no_parameter_has_a_name_that_the_run_cache_ignores():
+    def keys(section):
         for key, value in section.items():
-            yield f"{prefix}{key}"
+            yield key
             if isinstance(value, dict):
-                yield from keys(value, f"{prefix}{key}.")
+                yield from keys(value)
 
-    hidden = [k for k in keys(read_params(ROOT / "params.yaml")) if k.split(".")[-1] in RUN_CACHE]
-    assert hidden == ["data.size"]
+    assert RUN_CACHE.isdisjoint(keys(read_params(ROOT / "params.yaml")))
+
+
+def test_compiled_files_are_no_part_of_a_dependency():
+    """A folder with one is the same folder to DVC: importing a module would change it else."""
+    command = [
+        sys.executable,
+        "-m",
+        "dvc",
+        "check-ignore",
+        "maskdm/__pycache__/a.pyc",
+        "stages/a.pyc",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == command[4:]
 
 
 @each_stage
@@ -85,7 +155,7 @@ def test_every_command_of_the_stages_is_in_the_graph():
 
 @each_stage
 def test_all_stages_but_the_first_wait_for_the_check(stage):
-    assert ("data/checked" in STAGES[stage]["deps"]) == (stage != "check")
+    assert ("check" in before(stage)) == (stage != "check")
 
 
 @each_stage
@@ -98,13 +168,10 @@ def test_help_names_what_a_stage_reads_and_writes(stage, monkeypatch, capsys):
     said = set(re.findall(r"[\w./-]*\w", capsys.readouterr().out))
 
     entries = STAGES[stage]
-    written = names(
-        [*entries.get("outs", []), *entries.get("metrics", []), *entries.get("plots", [])]
-    )
     read = [re.sub(r"\$\{(.*)}", r"\1", dep) for dep in entries["deps"] if not is_code(dep)]
-    for path in {*written, *read} - {"data/checked"}:
+    for path in {*outputs(stage), *read} - {"data/checked"}:
         assert {path, str(Path(path).parent)} & said - {"data", "models", "reports"}, path
-    assert set(names(entries.get("params", []))) - {"data.size"} <= said
+    assert set(names(entries.get("params", []))) <= said
 
 
 def test_package_files_hold_nothing_that_a_stage_uses():
@@ -120,6 +187,39 @@ def test_package_files_hold_nothing_that_a_stage_uses():
             assert not isinstance(node, ast.Import) or "maskdm" not in {
                 alias.name for alias in node.names
             }, path
+
+
+def room(module):
+    """Return the room of maskdm that a module is in, or what it is in besides."""
+    top, *below = module.split(".")
+    if top != "maskdm":
+        return top
+    return "training.checkpoints" if below[:2] == ["training", "checkpoints"] else below[0]
+
+
+def test_imports_point_one_way():
+    arrows = set()
+    for path in (ROOT / "maskdm").rglob("*.py"):
+        module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        ours = {name for name in imports(path) if name.split(".")[0] in OURS}
+        if path != ROOT / "maskdm/__init__.py":
+            arrows |= {(room(module), room(name)) for name in ours}
+    wrong = {(here, there) for here, there in arrows if there not in {here, *ROOMS[here]}}
+    assert wrong == set()
+    assert {here for here, _ in arrows} | {there for _, there in arrows} == set(ROOMS) - {"figures"}
+
+
+def test_nothing_leads_back_to_a_room_that_imports_it():
+    def below(room):
+        return ROOMS[room].union(*(below(other) for other in ROOMS[room]))
+
+    assert [room for room in ROOMS if room in below(room)] == ["examples"]
+
+
+def test_stages_import_the_library_and_no_other_stage():
+    for path in (ROOT / "stages").glob("*.py"):
+        ours = {name for name in imports(path) if name.split(".")[0] in OURS}
+        assert [name for name in ours if not name.startswith("maskdm.")] == [], path
 
 
 def test_imports_are_absolute():

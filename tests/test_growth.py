@@ -25,15 +25,18 @@ from benchmarks.speed.growth import (
     step,
     step_flops,
     table,
-    write_preset,
 )
 from benchmarks.speed.measuring import peak_memory
 from benchmarks.speed.preparing import write_noise
 from maskdm.data.prepared import open_prepared
+from maskdm.runtime.files import write_json
+from maskdm.runtime.params import merge
 from stages.check import check
+from tools.preset import read_preset
 from tools.tables import gpus
 from tools.tables.needs import needs
 
+CELEBAHQ = read_preset(gpus.PRESET)
 values = st.lists(st.integers(1, 10**6), min_size=2, max_size=5, unique=True)
 
 
@@ -93,12 +96,13 @@ def test_the_table_marks_what_grows_and_should_not():
 def test_a_step_varies_one_factor_of_the_demo_and_costs_what_its_tokens_say(factor, tmp_path):
     flops = {}
     for value, changes in STEPS[factor].items():
-        write_preset(tmp_path / "params.yaml", changes)
+        preset = merge(read_preset("laptop"), changes)
+        write_json(tmp_path / "params.yaml", preset)
         check(tmp_path / "params.yaml")
-        flops[value] = step_flops(tmp_path / "params.yaml")
-        shape = {"size": 32, "patch": 4, "dim": 256, "depth": 7, "images": 16, "heads": 4}
+        flops[value] = step_flops(preset)
+        shape = {"resolution": 32, "patch": 4, "dim": 256, "depth": 7, "images": 16, "heads": 4}
         shape |= changes.get("data", {}) | changes.get("model", {})
-        tokens = (shape["size"] // shape["patch"]) ** 2
+        tokens = (shape["resolution"] // shape["patch"]) ** 2
         batch = changes["finetune"]["batch_size"]
         matrices = (12 * 7 + 2 * 3) * shape["dim"] ** 2 * (tokens + 1)
         attention = 2 * 7 * shape["dim"] * (tokens + 1) ** 2
@@ -109,11 +113,10 @@ def test_a_step_varies_one_factor_of_the_demo_and_costs_what_its_tokens_say(fact
     assert len({c["finetune"]["batch_size"] for c in STEPS[factor].values()}) == 1
 
 
-def test_the_step_that_is_timed_trains(tmp_path):
+def test_the_step_that_is_timed_trains():
     small = {"model": {"dim": 32, "depth": 1, "heads": 1}, "finetune": {"batch_size": 2}}
-    write_preset(tmp_path / "params.yaml", small)
-    call = step(tmp_path / "params.yaml")
-    assert [call().step for _ in range(2)] == [1, 2]
+    call = step(merge(read_preset("laptop"), small))
+    assert [call() for _ in range(2)] == [1, 2]
 
 
 # Images
@@ -147,7 +150,7 @@ def test_every_epoch_that_is_timed_is_new_and_timed_from_its_first_batch(tmp_pat
         measure()
     assert asked == [45, 90, 135]
     for first in (0, *asked):
-        epoch = np.concatenate([batches.indices(first + place) for place in range(45)])
+        epoch = np.concatenate([batches.indices(first + step) for step in range(45)])
         assert sorted(epoch) == list(range(900))
     assert all(0.9 * number % BATCH == 0 for number in IMAGES)
 
@@ -178,7 +181,7 @@ def test_dvc_is_content_with_a_set_of_any_size_and_notices_when_it_changes():
 
 
 def test_the_stages_are_the_whole_of_the_preset():
-    stages, whole = gpus.stages(gpus.PRESET), needs(gpus.PRESET)
+    stages, whole = gpus.stages(CELEBAHQ), needs(CELEBAHQ)
     assert [stage.name for stage in stages] == ["90% masked", "50% masked", "whole images"]
     assert sum(stage.flops for stage in stages) == whole.masked + whole.full
     assert stages[-1].memory(1) == whole.memory
@@ -202,7 +205,7 @@ def test_a_gpu_holds_the_network_and_its_part_of_the_batch(number, in_flight, ea
 
 
 def test_hidden_patches_take_no_memory():
-    masked, half, whole = gpus.stages(gpus.PRESET)
+    masked, half, whole = gpus.stages(CELEBAHQ)
     assert half.kept == whole.kept // 2
     assert masked.kept == pytest.approx(whole.kept * 0.1, rel=0.1)
 

@@ -20,7 +20,7 @@ def draw(mask, batch, seed=0):
     return mask.draw(torch.rand(batch, mask.units, generator=generator))
 
 
-# paper.md, "The three masking strategies": G = 16, m = 0.9
+# MaskDM, section 3, and the authors' code (docs/method.md, "Masks"): G = 16, m = 0.9
 @pytest.mark.parametrize(
     ("strategy", "block_size", "visible"),
     [("patch", 1, 26), ("block", 2, 28), ("block", 4, 32), ("crop", 1, 25)],
@@ -93,9 +93,9 @@ def test_pairs_of_patches_are_equally_likely_too():
 def test_every_window_position_of_a_crop_is_equally_likely():
     draws, grid = 20_000, 8
     mask = make_mask(params("crop", 0.7), grid)
-    places = grid - round(mask.visible**0.5) + 1
+    offsets = grid - round(mask.visible**0.5) + 1
     corners, counts = torch.unique(draw(mask, draws)[:, 0], return_counts=True)
-    assert len(corners) == places**2
+    assert len(corners) == offsets**2
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 

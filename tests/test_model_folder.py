@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from all_backbones import ALL
 from safetensors.torch import load_file, save_file
 
 from maskdm.backbones.model_folder import (
     ModelConfig,
-    Trained,
+    TrainedLeg,
     check_start,
     load_config,
     load_model,
@@ -19,6 +18,7 @@ from maskdm.backbones.model_folder import (
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
+from tests.support.backbones import ALL
 
 
 def config(**model):
@@ -38,7 +38,7 @@ def config(**model):
             times_std=1.0,
         ),
         training=[
-            Trained(
+            TrainedLeg(
                 phase=name,
                 data="abc",
                 mask="patch",

@@ -4,36 +4,43 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import ParamsError, read_params, read_section
+from maskdm.runtime.params import ParamsError, read_params, read_section, validate
 from maskdm.training.phases import PretrainParams
 from stages.check import check
+from tools.preset import read_preset
 
 LAPTOP = "presets/laptop.yaml"
 
 
+def written(content, path):
+    """Write params and return their file."""
+    with path.open("w") as file:
+        YAML().dump(content, file)
+    return path
+
+
 @pytest.fixture
 def with_change(tmp_path):
-    """Return a function that writes the laptop preset with one key changed, and its path."""
+    """Return a function that writes the laptop preset with some keys changed, and its path."""
 
-    def write(key, value):
+    def write(*changes):
         content = read_params(LAPTOP)
-        *sections, last = key.split(".")
-        place = content
-        for name in sections:
-            place = place[name]
-        if value is ...:
-            del place[last]
-        else:
-            place[last] = value
-        path = tmp_path / "params.yaml"
-        with path.open("w") as file:
-            YAML().dump(content, file)
-        return path
+        for key, value in zip(changes[::2], changes[1::2], strict=True):
+            *sections, last = key.split(".")
+            section = content
+            for name in sections:
+                section = section[name]
+            if value is ...:
+                del section[last]
+            else:
+                section[last] = value
+        return written(content, tmp_path / "params.yaml")
 
     return write
 
@@ -56,24 +63,25 @@ def with_change(tmp_path):
         ("pretrain.steps", 10.5, r"pretrain\.steps is 10\.5.*whole number"),
         ("pretrain.betas", [0.9], r"pretrain\.betas.*list of two numbers"),
         (
-            "pretrain.stages",
+            "pretrain.legs",
             [{"rat": 0.75, "steps": 5}],
-            r"stages\.0\.rat is not a parameter; 'pretrain\.stages\.0' takes rate, steps, "
+            r"legs\.0\.rat is not a parameter; 'pretrain\.legs\.0' takes rate, steps, "
             r"batch_size, lr, warmup\. Did you mean 'rate'\?",
         ),
         (
-            "pretrain.stages",
+            "pretrain.legs",
             [{"rate": 0.75, "steps": 5}, {"rate": 1.5, "steps": 5}],
-            r"pretrain\.stages\.1\.rate is 1\.5.*the share of patches hidden, 0 <= rate < 1",
+            r"pretrain\.legs\.1\.rate is 1\.5.*the share of patches hidden, 0 <= rate < 1",
         ),
-        ("pretrain.stages", [], r"pretrain\.stages is \[\].*a list of \{rate, steps"),
+        ("pretrain.legs", [], r"pretrain\.legs is \[\].*a list of \{rate, steps"),
+        ("pretrain.lr", "fast", r"pretrain\.lr is 'fast'.*peak learning rate"),
         ("finetune.clip", 0, r"finetune\.clip is 0.*greater than 0"),
         ("finetune.precision", "int8", r"finetune\.precision is 'int8'.*fp32.*bf16.*fp16"),
         ("data.source", "imagenette", r"data\.source is 'imagenette'.*openmoji"),
         ("data.background", "vanilla", r"data\.background is 'vanilla'.*colour"),
         ("data.heldout", 0, r"data\.heldout is 0.*between 0 and 1"),
         ("fid.features.extractor", "vgg", r"fid\.features\.extractor is 'vgg'.*inception"),
-        ("model.patch", 5, r"model\.patch is 5.*data\.size 32.*1, 2, 4, 8, 16, 32"),
+        ("model.patch", 5, r"model\.patch is 5.*data\.resolution 32.*1, 2, 4, 8, 16, 32"),
         ("model.depth", 8, r"model\.depth is 8.*odd number, 7 or 9"),
         ("model.heads", 3, r"model\.dim is 256.*multiple of 12 for 3 heads.*264"),
         ("finetune.init", "models/none", r"finetune\.init is 'models/none'.*no model folder"),
@@ -93,6 +101,33 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(
     assert re.search(sentence, str(refusal.value), re.DOTALL), str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [("data.size", 32, "data.resolution"), ("pretrain.stages", None, "pretrain.legs")],
+)
+def test_a_key_of_a_former_version_is_refused_by_its_new_name_and_by_nothing_else(
+    with_change, old, value, new
+):
+    """The new key is not there, but that it is missing is no second fault."""
+    with pytest.raises(ParamsError) as refusal:
+        check(with_change(old, value, new, ...))
+    assert str(refusal.value).endswith(f"params.yaml: {old} is called {new} now: rename it.")
+    with pytest.raises(ParamsError) as refusal:  # the rest is still told
+        check(with_change(old, value, new, ..., f"{old.split('.')[0]}.nonsense", 1))
+    assert "missing" not in str(refusal.value)
+    assert "nonsense is not a parameter" in str(refusal.value)
+    check(with_change())
+
+
+def test_a_key_that_is_missing_is_told_beside_one_that_was_renamed(with_change):
+    path = with_change("pretrain.stages", None, "pretrain.legs", ..., "pretrain.lr", ...)
+    with pytest.raises(ParamsError) as refusal:
+        check(path)
+    assert "pretrain.stages is called pretrain.legs now" in str(refusal.value)
+    assert "pretrain.lr is missing" in str(refusal.value)
+    assert "pretrain.legs is missing" not in str(refusal.value)
+
+
 def test_a_block_size_that_does_not_fit_is_refused_only_where_blocks_are_used(with_change):
     content = read_params(LAPTOP)["mask"] | {"block_size": 3}
     check(with_change("mask", content | {"strategy": "patch"}))
@@ -101,12 +136,7 @@ def test_a_block_size_that_does_not_fit_is_refused_only_where_blocks_are_used(wi
 
 
 def test_all_faults_are_told_at_once(with_change):
-    content = read_params(with_change("seed", -1))
-    content["mask"]["rate"] = "abc"
-    content["pretrain"]["lr"] = 0
-    path = with_change("seed", -1)
-    with path.open("w") as file:
-        YAML().dump(content, file)
+    path = with_change("seed", -1, "mask.rate", "abc", "pretrain.lr", 0)
     with pytest.raises(ParamsError) as refusal:
         check(path)
     assert all(key in str(refusal.value) for key in ("seed", "mask.rate", "pretrain.lr"))
@@ -120,11 +150,9 @@ def test_numbers_as_dvc_writes_them_are_numbers(tmp_path, text):
     assert read_section(path, "pretrain", PretrainParams).lr == 1e-5
 
 
+@settings(max_examples=50)
 @given(st.text(min_size=1))
-def test_no_text_passes_for_a_number(tmp_path_factory, text):
-    from maskdm.diffusion.masking import MaskParams
-    from maskdm.runtime.params import validate
-
+def test_no_text_passes_for_a_number(text):
     with pytest.raises(ParamsError, match=r"mask\.rate"):
         validate({"strategy": "patch", "rate": text, "block_size": 1}, "mask", MaskParams)
 
@@ -148,13 +176,9 @@ def test_sections_cannot_be_changed_after_reading():
 
 
 def test_guidance_of_a_network_that_never_saw_the_null_label_is_refused(tmp_path):
-    content = read_params("presets/emoji-groups.yaml")
-    path = tmp_path / "params.yaml"
-    for dropout in (0.1, 0.0):
-        content["finetune"]["label_dropout"] = dropout
-        with path.open("w") as file:
-            YAML().dump(content, file)
-        if dropout:
-            check(path)
+    content, path = read_preset("emoji-groups"), tmp_path / "params.yaml"
+    content["finetune"]["label_dropout"] = 0.1
+    check(written(content, path))
+    content["finetune"]["label_dropout"] = 0.0
     with pytest.raises(UserError, match=r"guidance_scale is 2, but finetune\.label_dropout is 0"):
-        check(path)
+        check(written(content, path))

@@ -12,7 +12,7 @@ import shutil
 import pytest
 from browser import drawings, needs_browser, visit
 from clones import clone_tree
-from graph import modules_of
+from tests.support.graph import modules_of
 
 from maskdm.sampling.solvers import SOLVERS
 

@@ -8,8 +8,8 @@ import json
 
 import pytest
 import torch
-from formats import FILES
-from graph import ROOT
+from tests.support.formats import FILES
+from tests.support.graph import ROOT
 from ruamel.yaml import YAML
 
 from maskdm.backbones.registry import ModelParams, build_backbone

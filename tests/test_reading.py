@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from preparing import params
 
 from maskdm.data import reading
 from maskdm.data.contract import Picture, Source
@@ -22,13 +21,14 @@ from maskdm.data.reading import AHEAD, TOGETHER, once_per_process, read_in_order
 from maskdm.data.registry import read_samples
 from maskdm.data.sources.openmoji import OPENMOJI
 from maskdm.runtime.errors import UserError
+from tests.support.preparing import params
 
 CORES = 3
 
 
 @pytest.fixture(params=["processes", "threads"], autouse=True)
 def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What reads: with ``CORES`` cores, all tests hold for both."""
+    """Processes or threads, on ``CORES`` cores: all tests hold for both."""
     if request.param == "processes" and not reading.FORKS:
         pytest.skip("processes cannot be forked here")
     monkeypatch.setattr(reading, "FORKS", request.param == "processes")
@@ -112,8 +112,8 @@ def test_nothing_is_read_any_more_once_nobody_takes_it(tmp_path: Path) -> None:
 
     samples = read_all(paint, 1000)
     next(samples)
-    samples.close()  # type: ignore[attr-defined]  # as an error or Ctrl-C in the consumer does
-    # What was asked for already is still read.
+    samples.close()  # as an error or Ctrl-C in the consumer does
+    # Pictures that were requested already are still read.
     assert len(list(tmp_path.iterdir())) <= (AHEAD + TOGETHER) * CORES
 
 
@@ -125,7 +125,7 @@ def test_what_the_user_must_mend_is_no_unreadable_file() -> None:
         list(read_all(paint, 9, max_unreadable=0.9))
 
 
-def test_a_process_that_is_killed_is_told_of(readers: str, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_is_reported(readers: str, tmp_path: Path) -> None:
     if readers == "threads":
         pytest.skip("a thread cannot be killed")
 
@@ -168,7 +168,7 @@ def test_the_processes_end_with_one_that_is_killed(readers: str) -> None:
 
 
 def lives(process: int) -> bool:
-    """Return whether a process has not ended, be it that nobody has asked how."""
+    """Return whether a process still runs; a zombie does not."""
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -176,7 +176,7 @@ def lives(process: int) -> bool:
 
 
 def test_all_read_one_archive_and_none_disturbs_another(tmp_path: Path) -> None:
-    """A place in an open file is shared with a forked process unless that opens it again."""
+    """A forked process shares the offset of an open file unless it opens the file again."""
     random = np.random.default_rng(0)
     contents = {f"{n:05}": random.bytes(50_000) for n in range(200)}
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -188,7 +188,7 @@ def test_all_read_one_archive_and_none_disturbs_another(tmp_path: Path) -> None:
         return Unreadable(picture.name, files.read(picture.name).hex())
 
     pictures = [Picture(name, False, None) for name in files.names]
-    found = {each.name: each.reason for each in read_in_order(read, pictures)}  # type: ignore[union-attr]
+    found = {each.name: each.reason for each in read_in_order(read, pictures)}
     assert found == {name: content.hex() for name, content in contents.items()}
 
 

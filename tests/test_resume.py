@@ -1,66 +1,20 @@
 """A run that stops and goes on, is extended or branched off, is the run that never was."""
 
-import os
-import signal
 from dataclasses import replace
+from time import sleep
 
 import numpy as np
 import pytest
 import torch
-from maskdm.training.checkpoints.saver import Saver
 from safetensors.torch import load_file
-from test_training import CPU, DIFFUSION, MODEL, masked, phase
 
-from maskdm.backbones.registry import build_backbone
 from maskdm.diffusion.masking import nothing_masked
-from maskdm.runtime.distributed import ALONE
 from maskdm.runtime.errors import StoppedError, UserError
-from maskdm.runtime.numerics import arithmetic
-from maskdm.training.batches import Batches
-from maskdm.training.checkpoints.fingerprint import prefix
-from maskdm.training.checkpoints.store import DATA, FACTS, Name, States
-from maskdm.training.loop import train
-from maskdm.training.schedule import Leg, Schedule
-from maskdm.training.setup import ELSEWHERE
-from maskdm.training.state import State
-from maskdm.training.validation import Validation
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-LABELS = np.arange(40) % 3
-
-
-class Run:
-    """Training as a stage does it, in a folder of states, up to the step it is stopped at."""
-
-    def __init__(self, root, params, schedule, classes=False, stop=None, spoil=None):
-        labels, few = (LABELS, LABELS[:14]) if classes else (None, None)
-        backbone = build_backbone(MODEL, 32, 3, 0, 3 if classes else 0)
-        self.state = State.start(backbone, params)
-        batches = Batches(IMAGES, schedule, 4, 0.5, 0, "test", labels, backbone.classes, 0.2)
-        if spoil:
-            batches = spoil(batches)
-        validation = Validation(IMAGES[:14], 4, DIFFUSION, CPU, few)
-        trajectory = params.model_dump(exclude=ELSEWHERE) | {"classes": classes}
-        self.states = States(root, "test", lambda step: prefix(trajectory, schedule, step))
-        self.saver = Saver(self.states, self.state, schedule, arithmetic(CPU, ALONE, None), ALONE)
-        reports = train(self.state, batches, validation, DIFFUSION, params, CPU)
-        self.computed, self.last = 0, None
-        with self.saver.watching():
-            for report in reports:
-                self.computed += report.lr is not None
-                if report.step == stop:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                self.saver.after_step()
-                self.last = report
-
-    def result(self):
-        """Return everything that a stage would write."""
-        history = self.state.history
-        return {
-            "tensors": {name: t.clone() for name, t in self.state.tensors().items()},
-            "rows": [vars(row) for row in history.rows(3)],
-            "validations": history.validations | {self.last.step: self.last.validation},
-        }
+from maskdm.training.batches import WHOLE, Batches
+from maskdm.training.checkpoints.store import TENSORS, CheckpointStore
+from maskdm.training.schedule import Schedule
+from tests.support.checkpoints import steps_in
+from tests.support.training import Run, leg, masked, phase, whole
 
 
 def same(one, other):
@@ -69,18 +23,6 @@ def same(one, other):
     assert one["tensors"].keys() == other["tensors"].keys()
     for name, tensor in one["tensors"].items():
         assert torch.equal(tensor, other["tensors"][name]), name
-
-
-def whole(params):
-    return Schedule((leg(nothing_masked(8), params),), params.steps, params.cooldown)
-
-
-def leg(mask, params, steps=None):
-    return Leg(mask, steps or params.steps, params.batch_size, params.lr, params.warmup)
-
-
-def steps_in(folder):
-    return sorted(Name.of(path).step for path in folder.rglob(f"*{FACTS}"))
 
 
 KINDS = {
@@ -106,7 +48,7 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(kind, tmp_path):
         same(again.result(), never.result())
 
 
-def test_a_staged_mixture_stopped_three_times_goes_on_to_the_same_bits(tmp_path):
+def test_a_mixture_of_legs_stopped_three_times_goes_on_to_the_same_bits(tmp_path):
     params = phase(steps=12, validate_every=5, full_share=0.25)
     legs = (leg(masked(0.75), params, 5), replace(leg(masked(0.5), params, 7), batch_size=4))
     schedule = Schedule(legs, 12, 0, 0.25)
@@ -128,8 +70,8 @@ def test_a_second_run_of_the_same_computes_nothing(tmp_path, capsys):
     same(second.result(), first.result())
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "Found the finished state of these 5 steps: nothing is computed. To compute" in said
-    assert f"it anew: python -m stages.checkpoints clear {first.states.folder.name}\n" in said
+    assert "Found the finished checkpoint of these 5 steps: nothing is computed. To compute" in said
+    assert f"it anew: python -m stages.checkpoints clear {first.store.folder.name}\n" in said
 
 
 def test_a_longer_run_computes_only_what_is_new(tmp_path):
@@ -184,26 +126,48 @@ def test_rows_of_the_curve_can_be_had_closer_without_computing(tmp_path):
     assert len(again.state.history.rows(1)) == 6
 
 
-def test_states_of_another_arithmetic_are_gone_on_with_and_said_unless_exactness_is_asked_for(
+def test_checkpoints_of_other_numerics_are_gone_on_with_and_said_unless_exactness_is_asked_for(
     tmp_path, capsys, monkeypatch
 ):
     params, longer = phase(steps=3), phase(steps=5)
-    monkeypatch.setattr("test_resume.arithmetic", lambda *_: {"device": "cpu", "threads": 64})
-    Run(tmp_path, params, whole(params))
-    monkeypatch.setattr("test_resume.arithmetic", lambda *_: {"device": "cpu", "threads": 1})
+    Run(tmp_path, params, whole(params), changed={"threads": 64})
     monkeypatch.setenv("MASKDM_EXACT", "1")
-    assert Run(tmp_path, params, whole(params)).computed == 3  # and its state replaces the other
-    monkeypatch.setattr("test_resume.arithmetic", lambda *_: {"device": "cpu", "threads": 2})
+    again = Run(tmp_path, params, whole(params), changed={"threads": 1})
+    assert again.computed == 3  # and its checkpoint replaces the other
     monkeypatch.delenv("MASKDM_EXACT")
     capsys.readouterr()
-    run = Run(tmp_path, longer, whole(longer))
+    run = Run(tmp_path, longer, whole(longer), changed={"threads": 2})
     assert run.computed == 2
     assert "threads 1 → 2: equal up to rounding" in capsys.readouterr().out
-    assert [part["threads"] for part in run.saver.arithmetic] == [1, 2]
+    assert [part["threads"] for part in run.checkpointer.numerics] == [1, 2]
+
+
+def test_the_checkpoints_are_held_until_the_last_write_has_ended(tmp_path, monkeypatch):
+    """A run that fails during a write would else let another one remove what it is writing."""
+    save, held = CheckpointStore.save, []
+
+    def slow(store, *arguments):
+        sleep(0.5)
+        held.append(store.is_held)
+        save(store, *arguments)
+
+    class Failing(Batches):
+        def at(self, step, part=WHOLE):
+            if step == 3:
+                raise OSError("the images are gone")
+            return super().at(step, part)
+
+    monkeypatch.setattr(CheckpointStore, "save", slow)
+    monkeypatch.setenv("MASKDM_CHECKPOINT_STEPS", "2")
+    params = phase(steps=6)
+    with pytest.raises(OSError, match="images are gone"):
+        Run(tmp_path, params, whole(params), spoil=lambda batches: Failing(**vars(batches)))
+    assert held == [True]
+    assert steps_in(tmp_path) == [2]
 
 
 def test_the_interval_in_steps_is_kept_and_what_is_superfluous_removed(tmp_path, monkeypatch):
-    monkeypatch.setenv("MASKDM_SAVE_STEPS", "2")
+    monkeypatch.setenv("MASKDM_CHECKPOINT_STEPS", "2")
     params = phase(steps=9, cooldown=2)
     with pytest.raises(StoppedError):
         Run(tmp_path, params, whole(params), stop=6)
@@ -216,7 +180,7 @@ def spoiled(at):
     """Batches that hold NaN at the steps ``at``."""
 
     class Spoiled(Batches):
-        def at(self, step, part=slice(None)):
+        def at(self, step, part=WHOLE):
             batch = super().at(step, part)
             return batch._replace(tokens=batch.tokens * torch.nan) if step in at else batch
 
@@ -236,16 +200,16 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_is_counted(tmp_path):
     assert all(weight.isfinite().all() for weight in run.state.averaged.values())
 
 
-def test_too_many_such_steps_in_a_row_stop_the_run_and_keep_the_last_good_state(
+def test_too_many_such_steps_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("MASKDM_SAVE_STEPS", "1")
+    monkeypatch.setenv("MASKDM_CHECKPOINT_STEPS", "1")
     params = phase(steps=60, log_every=7)
     sentence = r"not been finite from step 5 to step \d+ .*Lower the learning rate"
     with pytest.raises(UserError, match=sentence):
         Run(tmp_path, params, whole(params), spoil=spoiled(set(range(4, 60))))
     good = Run(tmp_path / "good", phase(steps=4), whole(phase(steps=4))).state.tensors()
-    kept = load_file(max(tmp_path.glob(f"test-*/*{DATA}")))
+    kept = load_file(max(tmp_path.glob(f"test-*/*{TENSORS}")))
     assert kept.keys() == good.keys()
     for name, tensor in kept.items():
         if name.startswith(("raw.", "exp_avg", "step")):
@@ -253,7 +217,7 @@ def test_too_many_such_steps_in_a_row_stop_the_run_and_keep_the_last_good_state(
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MASKDM_SAVE_STEPS", "1")
+    monkeypatch.setenv("MASKDM_CHECKPOINT_STEPS", "1")
     params = phase(steps=2, lr=1e38)
     with pytest.raises(StoppedError):
         Run(tmp_path, params, whole(params), stop=1)

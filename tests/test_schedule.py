@@ -21,8 +21,9 @@ from maskdm.training.schedule import Leg, Schedule
 
 MASK = MaskParams(strategy="patch", rate=0.9, block_size=1)
 GRID = 8
+DEFAULTS = read_section("presets/laptop.yaml", "pretrain", PretrainParams).model_dump()
 # The paper's progression on CelebA-HQ in small: the batch grows as the mask does.
-STAGES = [
+LEGS = [
     {"rate": 0.9, "steps": 10, "batch_size": 40},
     {"rate": 0.5, "steps": 6, "batch_size": 8, "lr": 0.1, "warmup": 2},
     {"rate": 0.0, "steps": 4, "batch_size": 4, "lr": 0.05, "warmup": 0},
@@ -30,12 +31,11 @@ STAGES = [
 
 
 def pretrain(**changes):
-    values = read_section("presets/laptop.yaml", "pretrain", PretrainParams).model_dump()
-    changes = {"steps": 20, "lr": 0.2, "warmup": 0, "stages": STAGES} | changes
-    return PretrainParams.model_validate(values | changes)
+    changes = {"steps": 20, "lr": 0.2, "warmup": 0, "legs": LEGS} | changes
+    return PretrainParams.model_validate(DEFAULTS | changes)
 
 
-def staged(**changes):
+def of_legs(**changes):
     return pretraining_schedule(pretrain(**changes), MASK, GRID)
 
 
@@ -45,7 +45,7 @@ def plain(rate=0.5, steps=10, batch_size=4, **changes):
 
 
 def test_one_leg_is_the_common_case():
-    schedule = staged(stages=None, steps=7, batch_size=3, warmup=2)
+    schedule = of_legs(legs=None, steps=7, batch_size=3, warmup=2)
     assert [schedule.mask(step).visible for step in range(7)] == [7] * 7
     assert schedule.images_before(7) == 21
     np.testing.assert_allclose(
@@ -53,19 +53,19 @@ def test_one_leg_is_the_common_case():
     )
 
 
-def test_stages_follow_each_other_with_their_own_rate_batch_and_learning_rate():
-    schedule = staged()
+def test_legs_follow_each_other_with_their_own_rate_batch_and_learning_rate():
+    schedule = of_legs()
     assert [schedule.mask(step).visible for step in range(20)] == [7] * 10 + [32] * 6 + [64] * 4
     assert [schedule.leg(step)[0].batch_size for step in (0, 9, 10, 15, 16)] == [40, 40, 8, 8, 4]
     assert schedule.images_before(20) == 400 + 48 + 16
     rates = [schedule.learning_rate(step) for step in range(20)]
-    assert rates[:10] == [0.2] * 10  # what a stage leaves out is the section's
+    assert rates[:10] == [0.2] * 10  # what a leg leaves out is the section's
     np.testing.assert_allclose(rates[10:16], [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1, 0.1])
     assert rates[16:] == [0.05] * 4
 
 
 def test_a_batch_that_grows_with_the_mask_keeps_the_tokens_per_step_near_constant():
-    """paper.md, "Recipes": 106.8 k, 131.1 k and 131.1 k tokens at 256/64/32 images."""
+    """The paper's CelebA-HQ at 256 pixels (docs/method.md, "Schedule"): 256, 64 and 32 images."""
     grid, blocks = 64, MaskParams(strategy="block", rate=0.9, block_size=4)
     tokens = [
         make_mask(blocks.model_copy(update={"rate": rate}), grid).visible * batch
@@ -75,7 +75,7 @@ def test_a_batch_that_grows_with_the_mask_keeps_the_tokens_per_step_near_constan
 
 
 def test_the_learning_rate_warms_up_holds_and_cools_down_to_zero():
-    schedule = staged(stages=None, steps=10, warmup=2, cooldown=4, lr=0.3)
+    schedule = of_legs(legs=None, steps=10, warmup=2, cooldown=4, lr=0.3)
     rates = [schedule.learning_rate(step) for step in range(11)]
     np.testing.assert_allclose(rates[:3], [0.1, 0.2, 0.3])
     assert rates[3:6] == [0.3] * 3
@@ -84,7 +84,7 @@ def test_the_learning_rate_warms_up_holds_and_cools_down_to_zero():
 
 @given(st.integers(0, 20), st.integers(0, 20))
 def test_a_shorter_run_is_a_prefix_of_a_longer_one(step, steps):
-    short, long = staged(steps=steps), staged()
+    short, long = of_legs(steps=steps), of_legs()
     if step < steps:
         assert short.learning_rate(step) == long.learning_rate(step)
         assert short.mask(step).visible == long.mask(step).visible
@@ -103,7 +103,7 @@ def test_a_mixture_shows_its_share_of_whole_images_evenly(share, steps):
 
 @given(st.integers(0, 20), st.sampled_from([0.0, 0.1, 0.5]))
 def test_images_and_flops_are_the_sums_over_the_steps(step, share):
-    schedule = staged(full_share=share)
+    schedule = of_legs(full_share=share)
     with torch.device("meta"):
         network = UViT(size=32, channels=3, patch=4, dim=32, depth=3, heads=2)
     images = [schedule.leg(k)[0].batch_size for k in range(step)]
@@ -123,14 +123,14 @@ def test_finetuning_shows_everything():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"steps": 21}, r"pretrain\.steps is 21, but pretrain\.stages hold only 20 steps"),
-        ({"stages": STAGES[1:], "steps": 10}, r"mask\.rate is 0\.9, but .* begins with 0\.5"),
-        ({"stages": None, "warmup": 15, "cooldown": 6}, r"warmup \(15\).*cooldown \(6\).*20 steps"),
+        ({"steps": 21}, r"pretrain\.steps is 21, but pretrain\.legs hold only 20 steps"),
+        ({"legs": LEGS[1:], "steps": 10}, r"mask\.rate is 0\.9, but .* begins with 0\.5"),
+        ({"legs": None, "warmup": 15, "cooldown": 6}, r"warmup \(15\).*cooldown \(6\).*20 steps"),
         ({"cooldown": 5}, r"cooldown \(5\).*4 steps"),
         ({"steps": 12, "cooldown": 1}, r"warmup \(2\).*the 2 steps"),
-        ({"stages": [{"rate": 0.9, "steps": 20, "warmup": 21}]}, r"warmup \(21\).*the 20 steps"),
+        ({"legs": [{"rate": 0.9, "steps": 20, "warmup": 21}]}, r"warmup \(21\).*the 20 steps"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        staged(**changes)
+        of_legs(**changes)

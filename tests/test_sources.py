@@ -15,13 +15,13 @@ import lmdb
 import numpy as np
 import pytest
 from PIL import Image
-from preparing import jpeg, params, prepare, sides, write, zip_files
 
-from maskdm.data import downloads
 from maskdm.data.prepared import PreparedSet
 from maskdm.data.registry import SOURCES, open_source
 from maskdm.data.sources.fashion_mnist import read_idx
+from maskdm.runtime import downloads
 from maskdm.runtime.errors import UserError
+from tests.support.preparing import jpeg, params, prepare, sides, write, zip_files
 
 
 def same(one: PreparedSet, other: PreparedSet) -> bool:
@@ -267,7 +267,7 @@ def silent_server() -> Iterator[str]:
 def test_a_download_that_hangs_ends(
     silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "PATIENCE", 0.1)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.1)
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", silent_server)
     with pytest.raises(
         UserError, match=r"CIFAR-10 could not be downloaded .*timed out.*data\.path"
@@ -283,7 +283,7 @@ def test_a_download_through_gdown_that_hangs_ends(
     def from_silent_server(id: str, **asked: Any) -> Any:
         return true(silent_server, **asked)
 
-    monkeypatch.setattr("maskdm.data.sources.celeba.PATIENCE", 0.1)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.1)
     monkeypatch.setattr(gdown, "download", from_silent_server)
     with pytest.raises(UserError, match=r"CelebA's .* could not be downloaded .*timed out.*data\."):
         open_source(params(source="celeba"), tmp_path)
@@ -311,7 +311,9 @@ def idx_files(tmp_path: Path) -> Path:
 def test_fashion_mnist_keeps_its_own_test_set_and_is_framed(
     idx_files: Path, tmp_path: Path
 ) -> None:
-    asked = params(source="fashion-mnist", path=str(idx_files), size=32, channels=1, classes=True)
+    asked = params(
+        source="fashion-mnist", path=str(idx_files), resolution=32, channels=1, classes=True
+    )
     kept = prepare(tmp_path, asked)
     original = read_idx(idx_files / "train-images-idx3-ubyte.gz")
     assert (kept.train[:, 2:30, 2:30, 0] == original).all()

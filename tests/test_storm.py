@@ -2,43 +2,39 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from benchmarks.robustness.torture import MODELS_AND_CURVES, ROOT, Workspace, differing, storm
-from maskdm.training.checkpoints.store import BEGUN, DATA, FACTS, WANTED
+from maskdm.training.checkpoints.store import BEGUN, KEEP, METADATA, TENSORS
+from tests.support.workspaces import checkpointed, like
+
+pytestmark = pytest.mark.slow
 
 KILLS = 20
-LONG = {"pretrain": {"steps": 500}}
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """A workspace with prepared images and no training yet."""
-    return Workspace.make(tmp_path_factory.mktemp("storm") / "calm", **LONG)
+STEPS = 500
 
 
 @pytest.fixture
-def workspace(calm, tmp_path):
-    """Another one like it."""
-    shutil.copytree(calm.folder / "data", tmp_path / "w/data")
-    shutil.copy(calm.folder / "params.yaml", tmp_path / "w")
-    return Workspace(tmp_path / "w")
+def workspace(prepared, tmp_path):
+    """A workspace with prepared images, in which pretraining takes seconds."""
+    return like(prepared, tmp_path / "w", pretrain={"steps": STEPS})
+
+
+@pytest.fixture(scope="module")
+def calm(prepared, tmp_path_factory):
+    """Another one like it, which nobody disturbs."""
+    return like(prepared, tmp_path_factory.mktemp("storm") / "calm", pretrain={"steps": STEPS})
 
 
 def running(workspace, **environment):
-    """Start pretraining and wait until a state is there."""
+    """Start pretraining and wait until a checkpoint is there."""
     workspace.environment |= environment
     process = workspace.start("pretrain")
-    states = workspace.folder / "states"
-    while not list(states.rglob(f"*{FACTS}")):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
+    checkpointed(process, workspace.checkpoints)
     return process
 
 
@@ -48,14 +44,14 @@ def ended(process):
 
 
 def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_untouched_run(calm, workspace):
-    workspace.environment["MASKDM_SAVE_STEPS"] = "5"
+    workspace.environment["MASKDM_CHECKPOINT_STEPS"] = "5"
     result = storm(calm, workspace, "pretrain", KILLS, seed=4)
     assert result.differing == []
     assert sum(result.signals.values()) == KILLS
     assert len(result.signals) == 3
     assert len(set(result.resumed)) >= 8
-    left = {path.suffix for path in (workspace.folder / "states").rglob("*-*.*")}
-    assert left == {FACTS, DATA, WANTED}
+    left = {path.suffix for path in workspace.checkpoints.rglob("*-*.*")}
+    assert left == {METADATA, TENSORS, KEEP}
 
 
 def test_the_storm_names_what_differs(tmp_path):
@@ -71,21 +67,22 @@ def test_the_storm_names_what_differs(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_before_it_stops_the_run(number, status, workspace):
-    process = running(workspace, MASKDM_SAVE_STEPS="40")
+    process = running(workspace, MASKDM_CHECKPOINT_STEPS="40")
     os.kill(process.pid, number)
     code, said = ended(process)
     assert code == status, said
     assert "Traceback" not in said
     stopped = re.search(r"Stopped after step (\d+)", said)[1]
-    assert f"Going on from the state after step {stopped} of 500" in workspace.stage("pretrain")
+    again = workspace.stage("pretrain")
+    assert f"Going on from the checkpoint after step {stopped} of {STEPS}" in again
 
 
 def test_a_second_trainer_of_the_same_waits_and_takes_over_when_the_first_is_killed(
     workspace, tmp_path
 ):
-    shutil.copytree(workspace.folder, tmp_path / "other")
-    other = Workspace(tmp_path / "other", {"MASKDM_STATES": str(workspace.folder / "states")})
-    first = running(workspace, MASKDM_SAVE_STEPS="20")
+    other = like(workspace, tmp_path / "other")
+    other.environment["MASKDM_CHECKPOINTS"] = str(workspace.checkpoints)
+    first = running(workspace, MASKDM_CHECKPOINT_STEPS="20")
     second = other.start("pretrain")
     line = second.stdout.readline()
     while "Waiting" not in line:
@@ -98,25 +95,23 @@ def test_a_second_trainer_of_the_same_waits_and_takes_over_when_the_first_is_kil
     first.wait()
     code, said = ended(second)
     assert code == 0, said
-    assert "Going on from the state after step" in said
+    assert "Going on from the checkpoint after step" in said
     assert other.files("models") == calm_result(workspace).files("models")
 
 
 def calm_result(workspace):
-    """Run to the end in a workspace whose states are there."""
+    """Run to the end in a workspace whose checkpoints are there."""
     workspace.stage("pretrain")
     return workspace
 
 
-def test_who_waits_takes_the_finished_state_as_soon_as_it_is_there(workspace, tmp_path):
-    """A shorter run that comes second gets its state from the longer one that holds the folder."""
-    shutil.copytree(workspace.folder, tmp_path / "short")
-    text = (tmp_path / "short/params.yaml").read_text()
-    (tmp_path / "short/params.yaml").write_text(text.replace("steps: 500", "steps: 450"))
-    short = Workspace(tmp_path / "short", {"MASKDM_STATES": str(workspace.folder / "states")})
-    first = running(workspace, MASKDM_SAVE_STEPS="1")
+def test_who_waits_takes_the_finished_checkpoint_as_soon_as_it_is_there(workspace, tmp_path):
+    """A shorter run that comes second gets it from the longer one that holds the folder."""
+    short = like(workspace, tmp_path / "short", pretrain={"steps": STEPS - 50})
+    short.environment["MASKDM_CHECKPOINTS"] = str(workspace.checkpoints)
+    first = running(workspace, MASKDM_CHECKPOINT_STEPS="1")
     said = short.stage("pretrain")
-    assert "Found the finished state of these 450 steps" in said
+    assert f"Found the finished checkpoint of these {STEPS - 50} steps" in said
     assert ended(first)[0] == 0
 
 
@@ -127,29 +122,27 @@ def fill(path):
 
 
 def test_a_disk_that_fills_up_costs_no_more_than_the_interval(calm, workspace, tmp_path):
-    """A small tmpfs holds a few states; a file then takes the rest of its room."""
+    """A small tmpfs holds a few checkpoints; a file then takes the rest of its room."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)]
     if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("only root may mount a small tmpfs, and not in every container")
     try:
-        workspace.environment |= {"MASKDM_STATES": str(small), "MASKDM_SAVE_STEPS": "30"}
+        workspace.environment |= {"MASKDM_CHECKPOINTS": str(small), "MASKDM_CHECKPOINT_STEPS": "30"}
         process = workspace.start("pretrain")
-        while not list(small.rglob(f"*{FACTS}")):
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.02)
+        checkpointed(process, small)
         with pytest.raises(OSError, match="No space"):
             fill(small / "ballast")
         code, said = ended(process)
         assert code == 1, said
         assert "No space left on device" in said
-        assert "Make room there, or name another folder in MASKDM_STATES" in said
+        assert "Make room there, or name another folder in MASKDM_CHECKPOINTS" in said
         assert "Traceback" not in said
         assert not list(small.rglob(f"*{BEGUN}"))
         (small / "ballast").unlink()
         said = workspace.stage("pretrain")
-        step = int(re.search(r"Going on from the state after step (\d+)", said)[1])
+        step = int(re.search(r"Going on from the checkpoint after step (\d+)", said)[1])
         assert step >= 30
         calm.stage("pretrain")
         assert workspace.files(*MODELS_AND_CURVES) == calm.files(*MODELS_AND_CURVES)
@@ -157,14 +150,14 @@ def test_a_disk_that_fills_up_costs_no_more_than_the_interval(calm, workspace, t
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_states_are_listed_and_cleared_but_not_those_in_use(workspace):
-    process = running(workspace, MASKDM_SAVE_STEPS="20")
-    (folder,) = (path for path in (workspace.folder / "states").iterdir())
+def test_checkpoints_are_listed_and_cleared_but_not_those_in_use(workspace):
+    process = running(workspace, MASKDM_CHECKPOINT_STEPS="20")
+    (folder,) = workspace.checkpoints.iterdir()
     process.send_signal(signal.SIGSTOP)
     command = [sys.executable, "-m", "stages.checkpoints"]
 
-    def states(*arguments, status=0):
-        environment = os.environ | {"MASKDM_STATES": str(workspace.folder / "states")}
+    def checkpoints(*arguments, status=0):
+        environment = os.environ | {"MASKDM_CHECKPOINTS": str(workspace.checkpoints)}
         done = subprocess.run(
             [*command, *arguments],
             cwd=workspace.folder,
@@ -175,11 +168,11 @@ def test_states_are_listed_and_cleared_but_not_those_in_use(workspace):
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 
-    assert f"{folder.name} (in use)" in states("list")
-    assert "is in use and stays" in states("clear", "--all")
+    assert f"{folder.name} (in use)" in checkpoints("list")
+    assert "is in use and stays" in checkpoints("clear", "--all")
     process.send_signal(signal.SIGCONT)
     assert ended(process)[0] == 0
-    assert re.search(r"step      500 .* MiB  kept", states("list"))
-    assert "There are no states called nothing" in states("clear", "nothing", status=1)
-    states("clear", folder.name)
-    assert states("list").startswith("0.0 MiB in ")
+    assert re.search(rf"step {STEPS:>8} .* MiB  kept", checkpoints("list"))
+    assert "There are no checkpoints called nothing" in checkpoints("clear", "nothing", status=1)
+    checkpoints("clear", folder.name)
+    assert checkpoints("list").startswith("0.0 MiB in ")

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from maskdm.diffusion.masking import nothing_masked
+from maskdm.examples.heat_maps import DEEPEST, LETTERS, PALEST, RED, heat_maps
 from maskdm.examples.swiss_roll import RollBatches, fresh, roll, sample, sliced_wasserstein, train
-from maskdm.figures import DEEPEST, LETTERS, PALEST, RED, heat_maps
 from maskdm.training.schedule import Leg, Schedule
 from stages import swissroll
 
@@ -18,7 +18,8 @@ TRUTH = roll(np.random.default_rng(0).random(2000))
 
 @pytest.fixture(scope="module")
 def primer():
-    return train(fresh(0), "pretrain", 300, shown=1, seed=0)
+    """A network that has begun to learn the marginals."""
+    return train(fresh(0), "pretrain", 30, shown=1, seed=0)
 
 
 def batch(shown, step=3):
@@ -54,7 +55,9 @@ def test_after_masked_pretraining_a_coordinate_knows_nothing_of_the_other(primer
     assert not torch.allclose(one[:, 0], two[:, 0], atol=1e-4)
 
 
-def test_the_primer_covers_the_roll_and_finetuning_contracts_it(primer):
+@pytest.mark.slow
+def test_the_primer_covers_the_roll_and_finetuning_contracts_it():
+    primer = train(fresh(0), "pretrain", 300, shown=1, seed=0)
     dense = roll(np.linspace(0, 1, 2000))
 
     def off(points):
@@ -104,5 +107,5 @@ def test_the_stage_writes_the_figure_and_the_distances(tmp_path, monkeypatch):
     (tmp_path / "reports").mkdir()
     swissroll.learn(masked=4, full=2, samples=500)
     assert Image.open("reports/swissroll.png").width > 1000
-    told = json.loads((tmp_path / "reports/swissroll.json").read_text())
-    assert 0 < told["sliced_wasserstein"]["resampled"] < told["sliced_wasserstein"]["primer"]
+    distances = json.loads((tmp_path / "reports/swissroll.json").read_text())["sliced_wasserstein"]
+    assert 0 < distances["resampled"] < distances["primer"]

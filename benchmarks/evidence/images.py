@@ -1,17 +1,17 @@
-"""The images of a dataset of the matrix, prepared, and their features: once for all its cells."""
+"""The images of a dataset of the matrix, prepared, and their features: once for all its runs."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.evidence.cell import SETS, write_params
 from benchmarks.evidence.plan import data_of, entry, read_matrix
+from benchmarks.evidence.train import SETS, write_params
 from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
@@ -21,7 +21,7 @@ PREPARED = Path("data/prepared")
 
 
 def main(
-    dataset: Annotated[str, typer.Argument(help="a key of datasets in the matrix's params.yaml")],
+    dataset: Annotated[str, typer.Argument(help="a key of datasets in matrix.yaml")],
     path: Annotated[
         str | None, typer.Option(help="the folder of images of the dataset own")
     ] = None,
@@ -34,8 +34,8 @@ def make(dataset: str, path: str | None = None) -> None:
     """Run the stages prepare and reference for a dataset, in a folder of its own.
 
     A dataset with ``select`` is a part of its images: ``classes`` names the classes that are kept,
-    or ``without`` those that are not; of the training images the ``share`` is kept, while the
-    distances are to all of them.
+    or ``without`` those that are not; of the training images ``share`` are kept, while distances
+    are measured to all of them.
 
     Args:
         dataset: a key of ``datasets``.
@@ -51,7 +51,7 @@ def make(dataset: str, path: str | None = None) -> None:
     folder = SETS / dataset
     wanted = {"params": params, "select": select}
     mark = folder.resolve() / "made.json"
-    # What is in a folder of someone's own may have changed.
+    # The content of a folder of one's own may have changed.
     if (
         path is None
         and mark.exists()
@@ -77,8 +77,8 @@ def make(dataset: str, path: str | None = None) -> None:
         os.chdir(before)
 
 
-def classes_kept(select: dict[str, Any]) -> Any:
-    """Return a function that says of classes, by name, whether they are kept."""
+def classes_kept(select: dict[str, Any]) -> Callable[[str], bool]:
+    """Return a function that says whether the class of a name is kept."""
 
     def kept(name: str) -> bool:
         if "classes" in select:
@@ -88,13 +88,13 @@ def classes_kept(select: dict[str, Any]) -> Any:
     return kept
 
 
-def keep(found: PreparedSet, classes: Any, share: float = 1.0) -> None:
+def keep(found: PreparedSet, classes: Callable[[str], bool] | None, share: float = 1.0) -> None:
     """Replace a prepared set by a part of it, without labels.
 
     Args:
         found: the set, which is replaced.
-        classes: says of the name of a class whether it is kept; None: there are no classes.
-        share: of the training images that are kept, evenly spread over them.
+        classes: says whether the class of a name is kept; None: all images are.
+        share: of the training images, how many are kept, evenly spaced.
 
     Raises:
         UserError: if no image is left on one of the sides.
@@ -105,19 +105,19 @@ def keep(found: PreparedSet, classes: Any, share: float = 1.0) -> None:
             (found.train, found.train_labels, False),
             (found.heldout, found.heldout_labels, True),
         ):
-            places = np.arange(len(images))
+            indices = np.arange(len(images))
             if classes is not None:
                 assert labels is not None
                 assert found.classes is not None
                 names = np.array(found.classes)[labels]
-                places = places[[classes(str(name)) for name in names]]
-            if not len(places):
+                indices = indices[[classes(str(name)) for name in names]]
+            if not len(indices):
                 raise UserError(f"No image is left of the classes {found.classes}.")
             if not heldout:
-                count = max(1, round(share * len(places)))
-                places = places[np.linspace(0, len(places) - 1, count).round().astype(int)]
-            for place in places:
-                yield Sample(np.array(images[place]), None, heldout)
+                count = max(1, round(share * len(indices)))
+                indices = indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
+            for index in indices:
+                yield Sample(np.array(images[index]), None, heldout)
 
     write_prepared(
         PREPARED,

@@ -1,54 +1,51 @@
-"""What a cell of the matrix trains: the parameters of its two phases, at equal training FLOPs.
+"""What a run of the matrix trains: the parameters of its two phases, at equal training FLOPs.
 
-A cell is (part, dataset, arm, tuning, share, seed); its part of the matrix sets the budget of
+A run is (part, dataset, arm, tuning, share, seed); its part of the matrix sets the budget of
 training FLOPs. ``share`` of the budget goes into masked pretraining and the rest into finetuning on
-whole images; steps follow from the cost model (``maskdm.training.flops``), so that every cell spends
-its budget to within a step. The learning rate is constant after its warm-up and what is judged is the
-average of the weights, as in the paper: a run then passes through every shorter run with the same
-pretraining, and its points at smaller budgets are those runs' ends.
+whole images; steps follow from the cost model (``maskdm.training.flops``), so that every run spends
+its budget to within a step. The learning rate is constant after its warm-up and the averaged
+weights are judged, as in the paper: a run then passes through every shorter run with the same
+pretraining, and its points at smaller budgets are the ends of those runs.
 
-On a dataset that is ``pretrained_on`` another one, pretraining is not part of the budget (what is
-asked there is whether it helps, as it is paid once for many sets): it costs ``share`` budgets more.
+On a dataset that is ``pretrained_on`` another one, pretraining is not part of the budget (the
+question there is whether it helps, as it is paid once for many sets): it costs ``share`` budgets
+more.
 """
 
-from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import read_params, validate
+from maskdm.runtime.params import Params, merge, read_params, validate
 from maskdm.training.flops import flops_before, training_flops
 from maskdm.training.phases import PretrainParams, pretraining_schedule
 from maskdm.training.schedule import Schedule
+from tools.preset import read_preset
 from tools.tables.needs import network_for
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-MATRIX = HERE / "params.yaml"
+MATRIX = HERE / "matrix.yaml"
 VALIDATIONS = 24  # over a whole budget, evenly
-WARMUP = 0.25  # a warm-up takes no more of its leg
-
-Params = dict[str, Any]
+WARMUP = 0.25  # the largest share of a leg that its warm-up takes
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A run of the matrix.
+class Run:
+    """One run of the matrix.
 
     Attributes:
         part: of the matrix, with a budget of its own.
-        dataset: a key of ``datasets`` in the matrix's params.yaml.
+        dataset: a key of ``datasets`` in matrix.yaml.
         arm: a key of ``arms``: how the masked part goes.
         tuning: a key of ``tunings``: what else differs.
         share: of the budget that is spent masked, 0 to below 1; of pretraining on another dataset,
-            which is beside the budget, how large it is against it.
+            which is outside the budget, its size in budgets.
         seed: of weights, order, masks, times and noise.
     """
 
@@ -67,9 +64,9 @@ class Cell:
 
 
 def read_matrix() -> Params:
-    """Return the matrix, the sections of the params file that it starts from under ``base``."""
+    """Return the matrix; under ``base``, the whole params of the preset that it starts from."""
     matrix = read_params(MATRIX)
-    return matrix | {"base": read_params(HERE / matrix["base"])}
+    return matrix | {"base": read_preset(matrix["base"])}
 
 
 def entry(matrix: Params, kind: str, name: str) -> Params:
@@ -84,8 +81,8 @@ def entry(matrix: Params, kind: str, name: str) -> Params:
     return dict(matrix[kind][name] or {})
 
 
-def cells(matrix: Params, part: str, only: list[str] | None = None) -> list[Cell]:
-    """Return the cells of a part of the matrix, those of its matrices in turn.
+def runs_of(matrix: Params, part: str, only: list[str] | None = None) -> list[Run]:
+    """Return the runs of a part of the matrix, one of its matrices after the other.
 
     Args:
         matrix: the matrix.
@@ -102,20 +99,8 @@ def cells(matrix: Params, part: str, only: list[str] | None = None) -> list[Cell
             raise UserError(f"There is no '{name}' among the matrices of {part}: {known}.")
         axes = matrices[name]
         for values in product(*axes.values()):
-            found.append(Cell(part, **dict(zip(axes, values, strict=True))))
+            found.append(Run(part, **dict(zip(axes, values, strict=True))))
     return found
-
-
-def merged(*layers: Mapping[str, Any]) -> Params:
-    """Return sections laid over each other, the last uppermost, key by key."""
-    result: Params = {}
-    for layer in layers:
-        for section, values in layer.items():
-            if isinstance(values, Mapping):
-                result[section] = {**result.get(section, {}), **deepcopy(values)}
-            else:
-                result[section] = values
-    return result
 
 
 def data_of(matrix: Params, dataset: str) -> Params:
@@ -123,43 +108,43 @@ def data_of(matrix: Params, dataset: str) -> Params:
     sections = entry(matrix, "datasets", dataset)
     for key in ("select", "pretrained_on"):
         sections.pop(key, None)
-    return merged(matrix["base"], matrix["common"], sections)
+    return merge(matrix["base"], matrix["common"], sections)
 
 
-def settings_of(matrix: Params, cell: Cell) -> Params:
-    """Return the sections of a cell, before its steps are known.
+def settings_of(matrix: Params, run: Run) -> Params:
+    """Return the sections of a run, before its steps are known.
 
     Raises:
         UserError: if there is no such dataset, arm or tuning.
     """
-    return merged(
-        data_of(matrix, cell.dataset),
-        entry(matrix, "arms", cell.arm),
-        entry(matrix, "tunings", cell.tuning),
-        entry(matrix, "parts", cell.part).get("settings", {}),
-        {"seed": cell.seed},
+    return merge(
+        data_of(matrix, run.dataset),
+        entry(matrix, "arms", run.arm),
+        entry(matrix, "tunings", run.tuning),
+        entry(matrix, "parts", run.part).get("settings", {}),
+        {"seed": run.seed},
     )
 
 
-def plan(matrix: Params, cell: Cell) -> Params:
-    """Return a cell's params.yaml, its steps such that it spends its budget.
+def plan(matrix: Params, run: Run) -> Params:
+    """Return the params.yaml of a run, whose steps spend its budget.
 
     Raises:
         UserError: if there is no such dataset, arm or tuning, or it does not fit the budget.
     """
-    params, budget = settings_of(matrix, cell), entry(matrix, "parts", cell.part)["budget"]
+    params, budget = settings_of(matrix, run), entry(matrix, "parts", run.part)["budget"]
     network, whole = network_of(params), whole_step(params)
-    if cell.share:
-        _fit_pretraining(params, network, cell.share * budget)
+    if run.share:
+        _fit_pretraining(params, network, run.share * budget)
         every = params["pretrain"]["steps"] * budget / VALIDATIONS / pretraining_flops(params)
         params["pretrain"]["validate_every"] = max(1, round(every))
     else:
-        params["pretrain"] |= {"steps": 0, "warmup": 0, "stages": None, "full_share": 0.0}
-    beside = "pretrained_on" in entry(matrix, "datasets", cell.dataset)
-    masked = 0 if beside else pretraining_flops(params)
+        params["pretrain"] |= {"steps": 0, "warmup": 0, "legs": None, "full_share": 0.0}
+    outside = "pretrained_on" in entry(matrix, "datasets", run.dataset)
+    masked = 0 if outside else pretraining_flops(params)
     steps = round((budget - masked) / whole)
     if steps < 1:
-        raise UserError(f"{cell.name}: a budget of {budget:g} FLOPs leaves no finetuning.")
+        raise UserError(f"{run.name}: a budget of {budget:g} FLOPs leaves no finetuning.")
     warmup = min(params["finetune"]["warmup"], int(WARMUP * steps))
     every = max(1, round(budget / whole / VALIDATIONS))
     params["finetune"] |= {"steps": steps, "warmup": warmup, "validate_every": every}
@@ -169,24 +154,24 @@ def plan(matrix: Params, cell: Cell) -> Params:
 def _fit_pretraining(params: Params, network: Denoiser, flops: float) -> None:
     """Set the steps of masked pretraining such that it costs ``flops``.
 
-    Entries of ``pretrain.stages`` say in ``share`` how much of it is theirs.
+    Entries of ``pretrain.legs`` say in ``share`` how much of it is theirs.
     """
     section = params["pretrain"]
-    stages = section["stages"] or [{"rate": params["mask"]["rate"], "share": 1.0}]
+    legs = section["legs"] or [{"rate": params["mask"]["rate"], "share": 1.0}]
     lengths = []
-    for stage in stages:
-        # What a million steps of this stage alone cost, the mixture's whole images among them.
-        million = {key: value for key, value in stage.items() if key != "share"}
-        alone = merged(params, {"mask": {"rate": stage["rate"]}})
-        alone["pretrain"] |= {"stages": [million | {"steps": 10**6}], "steps": 10**6, "warmup": 0}
+    for leg in legs:
+        # What a million steps of this leg alone cost, with the mixture's whole images.
+        million = {key: value for key, value in leg.items() if key != "share"} | {"steps": 10**6}
+        pretrain = {"legs": [million], "steps": 10**6, "warmup": 0}
+        alone = merge(params, {"mask": {"rate": leg["rate"]}, "pretrain": pretrain})
         cost = flops_before(network, pretraining(alone), 10**6) / 10**6
-        lengths.append(max(1, round(stage["share"] * flops / cost)))
+        lengths.append(max(1, round(leg["share"] * flops / cost)))
     section["steps"] = sum(lengths)
     section["warmup"] = min(section["warmup"], *(int(WARMUP * steps) for steps in lengths))
-    if section["stages"]:
-        section["stages"] = [
-            {key: value for key, value in stage.items() if key != "share"} | {"steps": steps}
-            for stage, steps in zip(stages, lengths, strict=True)
+    if section["legs"]:
+        section["legs"] = [
+            {key: value for key, value in leg.items() if key != "share"} | {"steps": steps}
+            for leg, steps in zip(legs, lengths, strict=True)
         ]
 
 
@@ -219,14 +204,15 @@ def whole_step(params: Params) -> int:
     return training_flops(network_of(params), patches, params["finetune"]["batch_size"])
 
 
-def points(matrix: Params, cell: Cell) -> list[int]:
-    """Return the finetuning steps after which a cell is measured: ``distance_at`` of its budget.
+def points(matrix: Params, run: Run) -> list[int]:
+    """Return the finetuning steps after which a run is measured: ``distance_at`` of its budget.
 
     Points before the warm-up of finetuning is over are left out; the last is the end.
     """
-    part, params = entry(matrix, "parts", cell.part), plan(matrix, cell)
+    part, params = entry(matrix, "parts", run.part), plan(matrix, run)
     steps, warmup = params["finetune"]["steps"], params["finetune"]["warmup"]
     whole = whole_step(params)
-    masked = round(part["budget"] / whole) - steps  # in steps of finetuning; 0 if beside the budget
+    # The masked part in steps of finetuning; 0 if it is outside the budget.
+    masked = round(part["budget"] / whole) - steps
     asked = (round(at * part["budget"] / whole) - masked for at in part["distance_at"])
     return sorted({step for step in asked if max(1, warmup) <= step < steps} | {steps})

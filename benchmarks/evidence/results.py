@@ -1,8 +1,8 @@
-"""What cells have found, read back: runs, and where they were after how much compute.
+"""The results of runs, read back: their curves, and the seconds that their steps take.
 
 Values between two measurements lie on the line between them in logarithms of both, as a power law
-has it. Seconds are not the cells' own, which depend on what else the machine did: they are the
-cost of every kind of step, measured in turns on an idle machine (``pace.py``), times their number.
+has it. Seconds are not the runs' own, which depend on what else the machine did: they are the time
+of every kind of step, measured in turns on an idle machine (``step_times.py``), times their number.
 """
 
 import json
@@ -13,19 +13,19 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.cell import CELLS
-from benchmarks.evidence.plan import ROOT, Cell, read_matrix
+from benchmarks.evidence.plan import ROOT, Run, read_matrix
+from benchmarks.evidence.train import RUNS
 
-PACE = ROOT / "reports/timing/pace.json"
+STEP_TIMES = ROOT / "reports/timing/step_times.json"
 
 Curve = list[tuple[float, float]]  # (training FLOPs, value), FLOPs ascending
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of training step, which takes a time of its own."""
+    """A kind of training step; all steps of a kind take the same time."""
 
-    size: int
+    resolution: int
     channels: int
     model: str  # the section model, as JSON
     visible: int  # patches
@@ -33,20 +33,20 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A cell that has been computed.
+class Result:
+    """The result of a run.
 
     Attributes:
-        cell: which.
-        budget: training FLOPs that it was given.
-        curves: by measure (``error``, ``fd``, ``kid``), what it was after how many FLOPs.
-        legs: pretraining and finetuning, as config.json has them.
+        run: which.
+        budget: its training FLOPs.
+        curves: by measure (``error``, ``fd``, ``kid``), values against training FLOPs.
+        legs: those of pretraining and finetuning, as in config.json.
         params: its params.yaml.
-        about: everything else of its file.
+        about: everything else in its file.
         path: that file.
     """
 
-    cell: Cell
+    run: Run
     budget: float
     curves: dict[str, Curve]
     legs: list[dict[str, Any]]
@@ -55,17 +55,17 @@ class Run:
     path: Path
 
     @property
-    def of(self) -> tuple[str, str, str, float]:
+    def group(self) -> tuple[str, str, str, float]:
         """What it has in common with runs of other seeds."""
-        return self.cell.dataset, self.cell.arm, self.cell.tuning, self.cell.share
+        return self.run.dataset, self.run.arm, self.run.tuning, self.run.share
 
     def kind(self, visible: int, batch_size: int) -> Kind:
         """Return a kind of step of its network."""
         data, model = self.params["data"], json.dumps(self.params["model"], sort_keys=True)
-        return Kind(data["size"], data["channels"], model, visible, batch_size)
+        return Kind(data["resolution"], data["channels"], model, visible, batch_size)
 
     def steps(self) -> list[tuple[float, dict[Kind, float]]]:
-        """Return every leg's FLOPs, and how many steps of which kind it made."""
+        """Return every leg's FLOPs, and how many steps of which kinds it made."""
         patches = (self.params["data"]["resolution"] // self.params["model"]["patch"]) ** 2
         found = []
         for leg in self.legs:
@@ -78,7 +78,7 @@ class Run:
         return found
 
     @property
-    def elsewhere(self) -> bool:
+    def pretrained_elsewhere(self) -> bool:
         """Whether it was pretrained on other images than it was finetuned on."""
         return len({leg["data"] for leg in self.legs}) > 1
 
@@ -86,59 +86,57 @@ class Run:
         """Return its last values by measure, and the lowest error of finetuning."""
         found = {measure: curve[-1][1] for measure, curve in self.curves.items()}
         masked = sum(leg["flops"] for leg in self.legs if leg["phase"] == "pretrain")
-        errors = (value for place, value in self.curves["error"] if place > masked)
+        errors = (value for flops, value in self.curves["error"] if flops > masked)
         return found | {"lowest_error": min(errors)}
 
-    def seconds(self, pace: Mapping[Kind, float], flops: float) -> float | None:
-        """Return the seconds after so many FLOPs, None if a kind of its steps was not measured."""
+    def seconds(self, step_times: Mapping[Kind, float], flops: float) -> float | None:
+        """Return the seconds of so many FLOPs, None if a kind of its steps was not timed."""
         corners = [(0.0, 0.0)]
         for cost, counts in self.steps():
-            if not pace.keys() >= counts.keys():
+            if not step_times.keys() >= counts.keys():
                 return None
-            spent = sum(pace[kind] * count for kind, count in counts.items())
+            spent = sum(step_times[kind] * count for kind, count in counts.items())
             corners.append((corners[-1][0] + cost, corners[-1][1] + spent))
         return linear(corners, flops)
 
 
-def read_runs(part: str, folder: Path = CELLS) -> list[Run]:
-    """Return the cells of a part of the matrix that are there, in the order of the matrix."""
+def read_results(part: str, folder: Path = RUNS) -> list[Result]:
+    """Return the results of a part of the matrix that are there, in the order of the matrix."""
     matrix = read_matrix()
-    places = [
-        {name: place for place, name in enumerate(matrix[kind])}
+    ranks = [
+        {name: rank for rank, name in enumerate(matrix[kind])}
         for kind in ("datasets", "arms", "tunings")
     ]
 
-    def order(run: Run) -> tuple[float, ...]:
-        names = (run.cell.dataset, run.cell.arm, run.cell.tuning)
-        # What the matrix does not know any more comes last.
-        found = (place.get(name, len(place)) for place, name in zip(places, names, strict=True))
-        return (*found, run.cell.share, run.cell.seed)
+    def order(result: Result) -> tuple[float, ...]:
+        run = result.run
+        names = (run.dataset, run.arm, run.tuning)
+        # Names that are no longer in the matrix come last.
+        own = (rank.get(name, len(rank)) for rank, name in zip(ranks, names, strict=True))
+        return (*own, run.share, run.seed)
 
-    return sorted(map(read_run, sorted((folder / part).rglob("*.json"))), key=order)
+    return sorted(map(read_result, sorted((folder / part).rglob("*.json"))), key=order)
 
 
-def read_run(path: Path) -> Run:
-    """Return what a cell's file holds."""
+def read_result(path: Path) -> Result:
+    """Return the result that a file holds."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    cell = {name: found["cell"][name] for name in ("dataset", "arm", "tuning", "share", "seed")}
+    run = Run(**{field.name: found["run"][field.name] for field in fields(Run)})
     curves: dict[str, Curve] = {"error": [(row["flops"], row["error"]) for row in found["curve"]]}
     for name in ("fd", "kid"):
         points = [(row["flops"], row[name]) for row in found["points"] if name in row]
         if points:
             curves[name] = points
-    rest = ("arithmetic", "code", "curve", "points", "seconds")
-    about = {name: found[name] for name in rest}
-    part = found["cell"].get("part", path.parent.parent.name)
-    budget = found["cell"]["budget"]
+    about = {name: found[name] for name in ("numerics", "code", "curve", "points", "seconds")}
     legs, params = found["training"], found["params"]
-    return Run(Cell(part=part, **cell), budget, curves, legs, params, about, path)
+    return Result(run, found["run"]["budget"], curves, legs, params, about, path)
 
 
-def read_pace() -> dict[Kind, float]:
-    """Return the seconds of every kind of step that was measured."""
-    if not PACE.exists():
+def read_step_times() -> dict[Kind, float]:
+    """Return the seconds of every kind of step that was timed."""
+    if not STEP_TIMES.exists():
         return {}
-    rows = json.loads(PACE.read_text(encoding="utf-8"))["kinds"]
+    rows = json.loads(STEP_TIMES.read_text(encoding="utf-8"))["kinds"]
     return {Kind(**{f.name: row[f.name] for f in fields(Kind)}): row["seconds"] for row in rows}
 
 
@@ -147,8 +145,8 @@ def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
 
     A measurement that is within one hundredth of ``flops`` is taken to be there: steps are whole.
     """
-    for place, value in curve:
-        if abs(place / flops - 1) < 0.01:
+    for measured, value in curve:
+        if abs(measured / flops - 1) < 0.01:
             return value
     for (before, low), (after, high) in pairwise(curve):
         if before <= flops <= after:
@@ -159,15 +157,15 @@ def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
 def first_reached(curve: Sequence[tuple[float, float]], target: float) -> float | None:
     """Return the least compute after which a curve is at ``target`` or below, None if never.
 
-    Of a curve that begins there it is where it begins: less may have been enough.
+    If a curve begins there, it is the curve's first point: less may have been enough.
     """
     before: tuple[float, float] | None = None
-    for place, value in curve:
+    for flops, value in curve:
         if value <= target:
             if before is None:
-                return place
-            return between(target, before[1], value, before[0], place)
-        before = (place, value)
+                return flops
+            return between(target, before[1], value, before[0], flops)
+        before = (flops, value)
     return None
 
 
@@ -183,7 +181,7 @@ def between(x: float, left: float, right: float, low: float, high: float) -> flo
 
 
 def linear(corners: Sequence[tuple[float, float]], x: float) -> float:
-    """Return the height at ``x`` of a line through corners, going on straight at its end."""
+    """Return the height at ``x`` of a line through corners, extended straight at its end."""
     for before, after in pairwise(corners):
         if x <= after[0] or after is corners[-1]:
             share = (x - before[0]) / (after[0] - before[0])

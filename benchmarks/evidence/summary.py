@@ -4,8 +4,8 @@ For every arm, share and budget: how much less compute than training from scratc
 what scratch reaches with that budget, how good it is with all of it, and by how many per cent of
 scratch's value it is then better; mean and sample standard deviation over seeds, each seed compared
 with scratch of the same seed. A run at budget B with a share s of it masked passes through the run
-at budget B/2 with a share 2s, so one cell gives an entry for every point at which it was measured
-but the first, before which it was not looked at.
+at budget B/2 with a share 2s, so one run gives an entry for every point at which it was measured
+but the first, before which nothing is known.
 """
 
 import json
@@ -20,13 +20,13 @@ import typer
 from benchmarks.evidence.plan import ROOT
 from benchmarks.evidence.results import (
     Kind,
-    Run,
+    Result,
     at,
     first_reached,
-    read_pace,
-    read_runs,
+    read_results,
+    read_step_times,
 )
-from maskdm.runtime.command import run
+from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 
 EVIDENCE = ROOT / "reports/evidence.json"
@@ -42,46 +42,49 @@ Pair = tuple[float | None, float | None]  # an arm's value and scratch's, of one
 def main(
     parts: Annotated[
         list[str] | None,
-        typer.Option("--part", help="of the matrix; by default those that the README speaks of"),
+        typer.Option("--part", help="of the matrix; by default those of the README"),
     ] = None,
     out: Annotated[Path, typer.Option(help="the file to write")] = EVIDENCE,
 ) -> None:
-    """Sum up the cells that are there."""
-    pace, found = read_pace(), []
+    """Summarise the runs that are there."""
+    step_times, found = read_step_times(), []
     for part in parts or PARTS:
-        runs = read_runs(part)
-        if not runs:
-            raise UserError(f"There are no cells: python -m benchmarks.evidence.run {part}.")
-        found += [{"part": part, **row} for row in entries(runs, pace)]
+        results = read_results(part)
+        if not results:
+            raise UserError(
+                f"There are no runs of {part}: python -m benchmarks.evidence.matrix {part}."
+            )
+        found += [{"part": part, **row} for row in entries(results, step_times)]
     write(out, found)
-    transferred = read_runs("transfer")
+    transferred = read_results("transfer")
     if transferred and out == EVIDENCE:
         write(TRANSFER, transfers(transferred))
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a list, an entry a line: what changes is seen in a diff."""
+    """Write a list, an entry a line, so that a diff shows which ones change."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def by_seed(runs: Sequence[Run]) -> dict[tuple[str, str, str, float], dict[int, Run]]:
-    """Return runs that differ in nothing but the seed together."""
-    groups: dict[tuple[str, str, str, float], dict[int, Run]] = defaultdict(dict)
-    for found in runs:
-        groups[found.of][found.cell.seed] = found
+def by_seed(results: Sequence[Result]) -> dict[tuple[str, str, str, float], dict[int, Result]]:
+    """Return results grouped by all but the seed."""
+    groups: dict[tuple[str, str, str, float], dict[int, Result]] = defaultdict(dict)
+    for result in results:
+        groups[result.group][result.run.seed] = result
     return dict(groups)
 
 
-def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, Any]]:
+def entries(results: Sequence[Result], step_times: Mapping[Kind, float]) -> list[dict[str, Any]]:
     """Return the entries of reports/evidence.json.
 
     Args:
-        runs: cells of one part of the matrix.
-        pace: seconds of every kind of step; without some of a run's it has no speed-up in seconds.
+        results: those of one part of the matrix.
+        step_times: seconds of every kind of step; a run with a kind that is not among them has no
+            speed-up in seconds.
     """
-    groups, found = by_seed(runs), []
+    groups, found = by_seed(results), []
     for (dataset, arm, tuning, share), seeds in groups.items():
         baseline = groups.get((dataset, SCRATCH, tuning, 0.0), {})
         both = {seed: (one, baseline[seed]) for seed, one in seeds.items() if seed in baseline}
@@ -99,7 +102,7 @@ def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, A
                 "seeds": sorted(both),
                 "budget_flops": rounded(budget),
                 "speedup": {
-                    measure: None if arm == SCRATCH else speedup(both, measure, budget, pace)
+                    measure: None if arm == SCRATCH else speedup(both, measure, budget, step_times)
                     for measure in MEASURES
                 },
             }
@@ -114,43 +117,46 @@ def entries(runs: Sequence[Run], pace: Mapping[Kind, float]) -> list[dict[str, A
     return found
 
 
-def budgets(runs: Sequence[Run]) -> list[float]:
+def budgets(results: Sequence[Result]) -> list[float]:
     """Return the budgets to compare at: where distances were measured, else half and whole."""
-    first = runs[0]
-    places = [place for place, _ in first.curves.get("fd", first.curves.get("kid", []))]
+    first = results[0]
+    measured = [flops for flops, _ in first.curves.get("fd", first.curves.get("kid", []))]
     end = first.curves["error"][-1][0]
-    return (places[1:] or places) if places else [end / 2, end]
+    return (measured[1:] or measured) if measured else [end / 2, end]
 
 
 def at_whole_budget(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return those of the entries of a part of the matrix that are at all of its budget."""
+    """Return the entries of a part of the matrix at its whole budget."""
     largest = max(row["budget_flops"] for row in rows)
     return [row for row in rows if row["budget_flops"] > 0.99 * largest]
 
 
-def at_budget(run: Run, measure: str, budget: float) -> float | None:
-    """Return what a run is at a budget, None if that was not measured."""
-    return at(run.curves.get(measure, []), budget)
+def at_budget(result: Result, measure: str, budget: float) -> float | None:
+    """Return the value of a measure at a budget, None if that was not measured."""
+    return at(result.curves.get(measure, []), budget)
 
 
 def speedup(
-    both: Mapping[int, tuple[Run, Run]], measure: str, budget: float, pace: Mapping[Kind, float]
+    both: Mapping[int, tuple[Result, Result]],
+    measure: str,
+    budget: float,
+    step_times: Mapping[Kind, float],
 ) -> dict[str, Any] | None:
     """Return how many times less an arm needs to reach what scratch reaches at a budget.
 
-    Both curves are noisy and of both counts where they are there first; where scratch was not there
-    before, that is the budget.
+    Both curves are noisy, and of both the first time that they reach it counts; of scratch that is
+    the budget at the latest.
 
     Args:
-        both: by seed, the arm's run and scratch's.
+        both: by seed, the arm's result and scratch's.
         measure: ``error``, ``fd`` or ``kid``.
         budget: training FLOPs.
-        pace: seconds of every kind of step; without some of a run's it has no speed-up in seconds.
+        step_times: seconds of every kind of step, as for ``entries``.
 
     Returns:
         ``{"flops": {mean, std, reached, at_least}, "seconds": ... or None}``; None if no seed
         reached it. A run that reaches it only beyond the budget may have a factor below 1.
-        ``at_least`` counts the seeds of which the arm was there when it was first looked at.
+        ``at_least`` counts the seeds whose arm was there when it was first measured.
     """
     flops: list[float | None] = []
     seconds: list[float | None] = []
@@ -165,7 +171,7 @@ def speedup(
             continue
         flops.append(before / after)
         at_least += after == curve[0][0]
-        spent = scratch.seconds(pace, before), arm.seconds(pace, after)
+        spent = scratch.seconds(step_times, before), arm.seconds(step_times, after)
         seconds.append(spent[0] / spent[1] if spent[0] and spent[1] else None)
     if not flops:
         return None
@@ -176,7 +182,7 @@ def speedup(
 
 
 def compared(ends: Mapping[str, Sequence[Pair]], arm: str) -> dict[str, Any]:
-    """Return by measure what an arm is, what scratch is, and the gap, over seeds.
+    """Return by measure the values of an arm and of scratch, and the gap, over seeds.
 
     Args:
         ends: by measure and seed, the arm's value and scratch's.
@@ -199,9 +205,9 @@ def compared(ends: Mapping[str, Sequence[Pair]], arm: str) -> dict[str, Any]:
 
 
 def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | None:
-    """Return the mean and the sample standard deviation, which one value alone has not.
+    """Return the mean and the sample standard deviation (None of one value).
 
-    None if a value is missing.
+    Return None if a value is missing.
     """
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
@@ -210,14 +216,14 @@ def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | 
     return {"mean": rounded(mean(known)), "std": spread, **more}
 
 
-def transfers(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def transfers(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the entries of reports/transfer.json.
 
     Each says by how many per cent of scratch's value a network that was pretrained on another set
-    is better after the same finetuning, seed by seed; below 0 it is worse. ``lowest_error`` is of
-    the best step of the finetuning: of few images a network soon knows too much.
+    is better after the same finetuning, seed by seed; below 0 it is worse. ``lowest_error`` is that
+    of the best step of finetuning: on few images a network soon overfits.
     """
-    groups, found = by_seed(runs), []
+    groups, found = by_seed(results), []
     for (dataset, arm, tuning, share), seeds in groups.items():
         baseline = groups.get((dataset, SCRATCH, tuning, 0.0), {})
         both = [(one, baseline[seed]) for seed, one in seeds.items() if seed in baseline]
@@ -244,4 +250,4 @@ def rounded(value: float) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

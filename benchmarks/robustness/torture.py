@@ -1,9 +1,9 @@
 """A kill storm: a training stage is killed at random moments, again and again, and must not care.
 
-``make torture`` runs the long one. The stage trains a tiny network on a few emoji, saves its state
-every few steps, and gets SIGKILL, SIGTERM or SIGINT at a random moment: while it starts, trains,
-saves, or finishes; once it finds its work finished, it begins anew. What it leaves must be the
-bytes of a run that nobody touched.
+``make torture`` runs the long one. The stage trains a tiny network on a few emoji, saves a
+checkpoint every few steps, and gets SIGKILL, SIGTERM or SIGINT at a random moment: while it starts,
+trains, saves, or finishes; once it finds its work finished, it begins anew. What it leaves must be
+the bytes of an undisturbed run.
 """
 
 import json
@@ -28,9 +28,11 @@ from ruamel.yaml import YAML
 
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import merge
 from maskdm.training.checkpoints.store import last_step
+from tools.preset import read_preset
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 REPORT = ROOT / "reports/torture.json"
 STARTING, START = 0.25, 5.0  # the share of kills that come in a stage's first seconds
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -52,13 +54,9 @@ class Workspace:
 
     @classmethod
     def make(cls, folder: Path, **params: dict[str, Any]) -> "Workspace":
-        """Prepare images there, after ``presets/tiny.yaml`` with some sections changed."""
+        """Prepare images there, after the preset tiny with some sections changed."""
         folder.mkdir(parents=True)
-        yaml = YAML()
-        content = yaml.load(ROOT / "presets/tiny.yaml")
-        for section, changes in params.items():
-            content[section].update(changes)
-        yaml.dump(content, folder / "params.yaml")
+        YAML().dump(merge(read_preset("tiny"), params), folder / "params.yaml")
         workspace = cls(folder)
         workspace.stage("prepare")
         return workspace
@@ -99,11 +97,11 @@ class Workspace:
         return last_step(self.checkpoints)
 
     def has_saved(self, step: int) -> bool:
-        """Return whether there is a state after ``step`` steps or more."""
+        """Return whether there is a checkpoint after ``step`` steps or more."""
         return self.saved() >= step
 
     def files(self, *folders: str) -> dict[str, bytes]:
-        """Return what stands in the files of some folders."""
+        """Return the contents of the files of some folders."""
         return {
             path.relative_to(self.folder).as_posix(): path.read_bytes()
             for folder in folders
@@ -120,7 +118,7 @@ class Storm:
         signals: how many of each hit.
         resumed: the steps from which commands went on.
         finished: how many commands found the stage finished.
-        differing: files that are not those of the run that nobody touched.
+        differing: files that differ from those of the undisturbed run.
     """
 
     signals: Counter[str] = field(default_factory=Counter)
@@ -133,7 +131,7 @@ def storm(calm: Workspace, struck: Workspace, stage: str, kills: int, seed: int)
     """Run a stage in one workspace, and in another under ``kills`` signals; compare the files.
 
     Args:
-        calm: where nobody touches it.
+        calm: where it is left undisturbed.
         struck: the same, untouched so far.
         stage: ``"pretrain"`` or ``"finetune"``.
         kills: signals that must hit.
@@ -190,7 +188,7 @@ def main(
     steps: Annotated[int, typer.Option(help="steps of each phase")] = 1500,
     seed: Annotated[int, typer.Option(help="of the moments and the signals")] = 0,
 ) -> None:
-    """Kill pretraining and finetuning at random moments and compare with a run left in peace.
+    """Kill pretraining and finetuning at random moments and compare with an undisturbed run.
 
     Writes reports/torture.json. Takes about seven seconds a kill.
     """
@@ -215,7 +213,7 @@ def main(
             shutil.rmtree(struck.checkpoints)
     REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if report["pretrain"]["differing"] or report["finetune"]["differing"]:
-        raise UserError("Some files differ from those of the run that nobody touched.")
+        raise UserError("Some files differ from those of the undisturbed run.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How close the pipeline comes to this machine's limits: ``make bench``.
 
-Model, mask, batches and precision are those of presets/laptop.yaml, and for MaskDM-small those of
-presets/celeba64.yaml. A measurement is a function from a preset to rows (see ``rows.py`` for what
-the columns mean), named in ``MEASUREMENTS``. On a busy machine the figures mean nothing.
+Model, mask, batches and precision are those of the preset laptop, and for MaskDM-small those of
+celeba64. A measurement is a function from a preset to rows (see ``results.py`` for what the columns
+mean), named in ``MEASUREMENTS``. On a busy machine the figures mean nothing.
 """
 
 import json
@@ -19,8 +19,9 @@ from benchmarks.speed.results import Row, table
 from benchmarks.speed.stage import stage
 from benchmarks.speed.training import training
 from maskdm.runtime.command import run
+from tools.preset import read_preset
 
-PRESET = ROOT / "presets/laptop.yaml"
+PRESET = "laptop"
 REPORT = ROOT / "reports/bench.json"
 MEASUREMENTS = {
     "steps, samples and multiplies": training,
@@ -42,10 +43,11 @@ def main() -> None:
     Takes about eleven minutes on two idle cores. A goal that is missed is marked in the table and
     is no failure.
     """
+    preset = read_preset(PRESET)
     rows: list[Row] = []
     for name, measurement in MEASUREMENTS.items():
         print(f"{name} …", file=sys.stderr)
-        rows += measurement(PRESET)
+        rows += measurement(preset)
     report = {
         "machine": machine(),
         "versions": versions(),

@@ -12,7 +12,7 @@ from maskdm.runtime.distributed import ALONE
 from maskdm.runtime.environment import CHECKPOINT_SECONDS
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.numerics import numerics
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 from maskdm.training.checkpoints.cadence import COST
 from maskdm.training.checkpoints.checkpointer import Checkpointer
 from maskdm.training.checkpoints.store import CheckpointStore
@@ -20,7 +20,7 @@ from maskdm.training.phases import FinetuneParams
 from maskdm.training.state import State
 
 
-def checkpointing(preset: Path) -> list[Row]:
+def checkpointing(preset: Params) -> list[Row]:
     """Time saves of the preset's state: copy, check, serialise, hash, write, sync, prune.
 
     All of it counts, though only the copy holds up training: the rest goes on beside it.

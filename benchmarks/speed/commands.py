@@ -11,10 +11,10 @@ from typing import Any
 from benchmarks.speed.measuring import execute, execution, interleaved, peak_memory
 from benchmarks.speed.results import Row
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import read_params
+from maskdm.runtime.params import Params, merge
+from tools.preset import read_preset
 
-ROOT = Path(__file__).parent.parent
-TINY = ROOT / "presets/tiny.yaml"
+ROOT = Path(__file__).parent.parent.parent
 PIPELINE = ("maskdm", "stages", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore")
 # The demo with less of all that its memory does not grow with: steps, images, samples. As many
 # images are held out, and samples drawn, as pass through the network at once.
@@ -26,13 +26,14 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 
 
-def start_up(_: Path) -> list[Row]:
+def start_up(_: Params) -> list[Row]:
     """Time a training stage that makes no step against the import of torch, both as processes.
 
     It is all that surrounds training: imports, reading parameters and images, a network, looking
-    for states, validation, writing the model; on the tiny preset, where none of it computes much.
+    for checkpoints, validation, writing the model; on the preset tiny, where none of it computes
+    much.
     """
-    with workspace(TINY, {"pretrain": {"steps": 0, "warmup": 0}}) as folder:
+    with workspace(read_preset("tiny"), {"pretrain": {"steps": 0, "warmup": 0}}) as folder:
         execute(["dvc", "repro", "prepare"], folder)
         commands = {
             "stage": execution(["python", "-m", "stages.pretrain"], folder),
@@ -43,7 +44,7 @@ def start_up(_: Path) -> list[Row]:
     return [Row(name, seconds["stage"], "s", seconds["torch"], 1.5, False)]
 
 
-def repro(preset: Path) -> list[Row]:
+def repro(preset: Params) -> list[Row]:
     """Take the memory of the largest stage, and the time of a ``dvc repro`` with nothing to do.
 
     The stages are the demo's own, with its model and batches but fewer steps, images and samples.
@@ -63,11 +64,8 @@ def repro(preset: Path) -> list[Row]:
 
 
 @contextmanager
-def workspace(preset: Path, changes: dict[str, dict[str, Any]]) -> Iterator[Path]:
-    """Provide a folder with the pipeline as it stands here and a preset, changed, as its params."""
-    params = read_params(preset)
-    for section, values in changes.items():
-        params[section] |= values
+def workspace(preset: Params, changes: dict[str, dict[str, Any]]) -> Iterator[Path]:
+    """Provide a folder with the pipeline as it is here; its params are a preset, changed."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         for item in PIPELINE:
@@ -78,6 +76,7 @@ def workspace(preset: Path, changes: dict[str, dict[str, Any]]) -> Iterator[Path
                 target.parent.mkdir(exist_ok=True)
                 shutil.copy(source, target)
         # JSON is YAML too.
-        (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+        params = json.dumps(merge(preset, changes))
+        (folder / "params.yaml").write_text(params, encoding="utf-8")
         execute(["git", "init", "--quiet"], folder)
         yield folder

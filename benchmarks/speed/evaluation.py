@@ -5,10 +5,8 @@ reading it to resizing it, should hardly count. A Fréchet distance is limited b
 holds the root of a covariance: the eigendecomposition of one symmetric matrix.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +21,8 @@ from maskdm.evaluation.features.extraction import FeatureNetwork, extract
 from maskdm.evaluation.features.registry import load_network
 from maskdm.evaluation.yardsticks import uniform_noise
 from maskdm.runtime.devices import choose_device
-from maskdm.runtime.params import read_section
+from maskdm.runtime.environment import prefer_huge_pages
+from maskdm.runtime.params import Params, read_section
 
 IMAGES = {"cpu": 96, "cuda": 4096}  # whose features are extracted
 BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (64, 256, 1024)}  # of which the fastest is the limit
@@ -32,12 +31,12 @@ SAMPLES, COUNT = 1500, 1280  # the demo's, and the features of the embedded extr
 EIGENDECOMPOSITIONS = 3  # goal: that a distance costs at most
 
 
-def features(preset: Path) -> list[Row]:
+def features(preset: Params) -> list[Row]:
     """Time features of noise in the shape of the preset's images, and the bare network, in turns.
 
     The network gets images that are resized already, in batches of several sizes.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the stages do
+    prefer_huge_pages()  # as the stages do
     device = choose_device()
     data = read_section(preset, "data", DataParams)
     network = load_network(read_section(preset, "fid", FidParams).features.extractor, device)
@@ -72,7 +71,7 @@ def features_row(count: int, seconds: float, bare: Mapping[int, float]) -> Row:
     return Row(name, count / seconds, "images/s", best, RATE, True)
 
 
-def distance(_: Path) -> list[Row]:
+def distance(_: Params) -> list[Row]:
     """Time a Fréchet distance and the symmetric eigendecompositions that are at hand, in turns."""
     rng = np.random.default_rng(0)
     a, b = correlated(rng), correlated(rng)

@@ -40,14 +40,14 @@ from maskdm.diffusion.masking import nothing_masked
 from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import read_params, read_section
+from maskdm.runtime.params import Params, merge, read_section
 from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams
 from maskdm.training.schedule import Leg, Schedule
+from tools.preset import read_preset
 
 REPORT = ROOT / "reports/growth.json"
-SECTIONS = ("data", "model", "finetune")
 # Factor: what its values change in the demo. Batches are small, so that the largest takes seconds.
 STEPS: dict[str, dict[int, dict[str, dict[str, Any]]]] = {
     "resolution": {
@@ -201,32 +201,21 @@ def exponents(measured: float | None, computed: float | None) -> str:
 def steps(factor: str) -> Growth:
     """Time training steps on whole images along a factor, in turns."""
     device = choose_device()
-    with TemporaryDirectory() as folder:
-        presets = {value: Path(folder) / f"{value}.yaml" for value in STEPS[factor]}
-        for value, preset in presets.items():
-            write_preset(preset, STEPS[factor][value])
-        flops = {value: step_flops(preset) for value, preset in presets.items()}
-        calls = {str(value): timer(step(preset), device) for value, preset in presets.items()}
+    presets = {value: merge(read_preset(PRESET), STEPS[factor][value]) for value in STEPS[factor]}
+    flops = {value: step_flops(preset) for value, preset in presets.items()}
+    calls = {str(value): timer(step(preset), device) for value, preset in presets.items()}
     seconds = interleaved(calls, least=3, most=5)
     measured = {value: seconds[str(value)] for value in presets}
     return Growth(factor, "training step", "s", measured, flops)
 
 
-def write_preset(path: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the demo's params, changed."""
-    params = read_params(PRESET)
-    for section, values in changes.items():
-        params[section] |= values
-    path.write_text(json.dumps(params), encoding="utf-8")  # JSON is YAML too
-
-
-def step(preset: Path) -> Callable[[], object]:
-    """Return what makes a finetuning step of a params file."""
+def step(preset: Params) -> Callable[[], object]:
+    """Return what makes a finetuning step of a preset."""
     params = read_section(preset, "finetune", FinetuneParams)
     return training_step(preset, nothing_masked(grid(preset)), params).call
 
 
-def step_flops(preset: Path) -> int:
+def step_flops(preset: Params) -> int:
     """Return the FLOPs of such a step by the cost model."""
     data = read_section(preset, "data", DataParams)
     with torch.device("meta"):
@@ -236,8 +225,8 @@ def step_flops(preset: Path) -> int:
     return training_flops(backbone, grid(preset) ** 2, batch_size)
 
 
-def grid(preset: Path) -> int:
-    """Return the side of a params file's patch grid."""
+def grid(preset: Params) -> int:
+    """Return the side of a preset's patch grid."""
     model = read_section(preset, "model", ModelParams)
     return read_section(preset, "data", DataParams).resolution // model.patch
 
@@ -318,7 +307,7 @@ def nothing_to_do(counts: Sequence[int]) -> dict[int, float]:
 @contextmanager
 def settled(number: int) -> Iterator[Path]:
     """Provide a workspace whose prepared set has so many images, and DVC content with that."""
-    with workspace(ROOT / "presets/tiny.yaml", {}) as folder:
+    with workspace(read_preset("tiny"), {}) as folder:
         execute(["dvc", "repro", "--quiet", "prepare"], folder)
         shutil.rmtree(folder / "data/prepared")
         write_noise(folder / "data/prepared", number)

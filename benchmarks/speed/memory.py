@@ -5,8 +5,6 @@ batch keeps for its backward pass. All else above ``import torch`` is overhead: 
 images, a copy of the state while it is saved, memory that is free but in pieces.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -19,13 +17,13 @@ from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams, denoising_loss, training_times
 from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.devices import choose_device
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
 
 PER_PARAMETER = 5 * 4  # bytes: weight, gradient, two moments, average
 
 
-def memory(preset: Path) -> list[Row]:
+def memory(preset: Params) -> list[Row]:
     """Take the peak memory of both training stages of the demo, with fewer steps.
 
     On CUDA it is the memory of the GPU that counts, and what a step takes of it.
@@ -59,7 +57,7 @@ def _row(stage: str, what: str, used: float, needed: int) -> Row:
     return Row(name, used / 2**20, "MiB", needed / 2**20, 1.2, False)
 
 
-def on_gpu(preset: Path, mask: Mask, params: PhaseParams) -> int:
+def on_gpu(preset: Params, mask: Mask, params: PhaseParams) -> int:
     """Return the bytes that a phase takes on the GPU at the peak of a step."""
     before = torch.cuda.memory_allocated()
     step = training_step(preset, mask, params)
@@ -69,7 +67,7 @@ def on_gpu(preset: Path, mask: Mask, params: PhaseParams) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def bytes_needed(preset: Path, mask: Mask, params: PhaseParams) -> int:
+def bytes_needed(preset: Params, mask: Mask, params: PhaseParams) -> int:
     """Return the bytes that a step of a phase must hold, on the CPU in 32 bits."""
     data = read_section(preset, "data", DataParams)
     model = read_section(preset, "model", ModelParams)

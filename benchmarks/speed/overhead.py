@@ -21,7 +21,7 @@ from maskdm.runtime.devices import choose_device
 from maskdm.runtime.distributed import ALONE
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.numerics import numerics
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 from maskdm.training import ema
 from maskdm.training.checkpoints.checkpointer import Checkpointer
 from maskdm.training.checkpoints.store import CheckpointStore
@@ -29,25 +29,26 @@ from maskdm.training.history import History
 from maskdm.training.optimiser import clipping
 from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
 from maskdm.training.state import State
+from tools.preset import read_preset
 
 BYTES = 36  # of a parameter: weight, moments and average read and written, gradient read; 4 each
 STREAMED = 2**26  # numbers in each of three arrays that no cache holds together
 BANDWIDTH, REST = 0.6, 0.03  # goals
 
 
-def overhead(preset: Path) -> list[Row]:
+def overhead(preset: Params) -> list[Row]:
     """Time the optimiser with the average, and all that is neither it nor the network."""
     return [*optimiser(preset), *rest(preset)]
 
 
-def optimiser(preset: Path) -> list[Row]:
+def optimiser(preset: Params) -> list[Row]:
     """Time AdamW, the gradients' norm and the average against memory, for two sizes."""
     device = choose_device()
     a, b, c = (torch.rand(STREAMED, device=device) for _ in range(3))
     calls: dict[str, Callable[[], object]] = {"memory": lambda: torch.add(a, b, out=c)}
     touched = {"memory": 3 * 4 * STREAMED}
-    for size, file in (("demo", preset), ("MaskDM-small", SMALL)):
-        state = started(file, device)
+    for size, of in (("demo", preset), ("MaskDM-small", read_preset(SMALL))):
+        state = started(of, device)
         calls[size] = updating(state)
         touched[size] = BYTES * sum(p.numel() for p in state.backbone.parameters())
     timers = {name: timer(call, device) for name, call in calls.items()}
@@ -60,7 +61,7 @@ def optimiser(preset: Path) -> list[Row]:
     ]
 
 
-def started(preset: Path, device: torch.device) -> State:
+def started(preset: Params, device: torch.device) -> State:
     """Return the state of a preset's network before the first step."""
     model = read_section(preset, "model", ModelParams)
     data = read_section(preset, "data", DataParams)
@@ -86,7 +87,7 @@ def updating(state: State) -> Callable[[], None]:
     return update
 
 
-def rest(preset: Path) -> list[Row]:
+def rest(preset: Params) -> list[Row]:
     """Time what surrounds the demo's steps in both phases against these steps."""
     device = choose_device()
     model = read_section(preset, "model", ModelParams)
@@ -114,7 +115,7 @@ def rest(preset: Path) -> list[Row]:
 
 
 def surrounding(
-    preset: Path, mask: Mask, params: PhaseParams, state: State, folder: Path
+    preset: Params, mask: Mask, params: PhaseParams, state: State, folder: Path
 ) -> Callable[[], None]:
     """Return all that a step of ``train`` does but forward, backward and optimiser."""
     batches = noise_batches(preset, mask, params)

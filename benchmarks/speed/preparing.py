@@ -21,7 +21,7 @@ from maskdm.data.contract import Source
 from maskdm.data.images import fit
 from maskdm.data.prepared import PreparedSet, Sample, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 
 GOAL = 0.8  # of the limit
 JPEGS, WIDTH, HEIGHT = 2000, 512, 384  # a folder of photographs as they are found
@@ -29,7 +29,7 @@ LOOPED = 1000  # pictures that the plain loop reads at most
 NOISE_SIDE = 8  # pixels, of the images that are written by the million
 
 
-def prepare(preset: Path) -> list[Row]:
+def prepare(preset: Params) -> list[Row]:
     """Time the preparing of the preset's OpenMoji, then of a folder of JPEGs at the same size.
 
     In a process as small as the stage's: the larger a process, the longer it takes to fork.
@@ -38,7 +38,7 @@ def prepare(preset: Path) -> list[Row]:
         return fresh.submit(both, preset).result()
 
 
-def both(preset: Path) -> list[Row]:
+def both(preset: Params) -> list[Row]:
     """Time them in this process."""
     params = read_section(preset, "data", DataParams)
     assert params.source == "openmoji"

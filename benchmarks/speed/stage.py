@@ -6,7 +6,6 @@ saves several states on its way.
 
 import json
 import shutil
-from pathlib import Path
 
 from benchmarks.speed.commands import workspace
 from benchmarks.speed.measuring import execute, interleaved, timer
@@ -16,14 +15,14 @@ from maskdm.backbones.registry import ModelParams
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams, make_mask
 from maskdm.runtime.devices import choose_device
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 from maskdm.training.phases import PretrainParams
 
 STEPS, SAVE = 600, 300  # of the stage, and steps between two states, about half a minute
 GOAL = 0.9  # of the loop alone
 
 
-def stage(preset: Path) -> list[Row]:
+def stage(preset: Params) -> list[Row]:
     """Time the demo's masked phase as a stage against its loop alone, in turns."""
     model = read_section(preset, "model", ModelParams)
     params = read_section(preset, "pretrain", PretrainParams)

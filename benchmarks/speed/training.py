@@ -1,16 +1,15 @@
 """Training steps and sampling, as the pipeline makes them, against the best matrix multiplies.
 
-The loop is ``maskdm.training.loop.train`` itself, on the batches it would get; only the pictures
-are noise, since no time depends on them. FLOPs are those of the cost model: what the method needs, not
+The loop is ``maskdm.training.loop.train`` itself, on the batches it would get; only the images are
+noise, since no time depends on them. FLOPs are those of the cost model: what the method needs, not
 what the code happens to do. Masked batches hold as many more images as patches are hidden, so that
-all steps of a size have about as many tokens (as the paper's batches do); and the masked phase of
-the preset is timed with its own batch.
+all steps of a size have about as many tokens (as the paper's batches do); the masked phase of the
+preset is also timed with its own batch.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.execution import Execution
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 from maskdm.sampling.sampler import SampleParams, estimates
 from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
@@ -34,11 +33,12 @@ from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
 from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.state import State
 from maskdm.training.validation import LOG_SNRS, HeldOutValidator
+from tools.preset import read_preset
 
 IMAGES = 2048  # enough that batches are gathered from all over the array
 FOREVER = 10**9  # steps
 RATES = (0.5, 0.75, 0.9)
-SMALL = Path("presets/celeba64.yaml")  # MaskDM-small at 64 pixels
+SMALL = "celeba64"  # the preset of MaskDM-small at 64 pixels
 MOST_TOKENS = {"cpu": 2048}  # in a batch of whole images; elsewhere the preset's batch counts
 DRAWN, EVALUATIONS = 32, 4  # images that are sampled at once, network evaluations of each
 # FLOP/s of dense 16-bit multiplies, from the makers' data sheets
@@ -65,12 +65,12 @@ class Work:
     tokens: int
 
 
-def training(preset: Path) -> list[Row]:
+def training(preset: Params) -> list[Row]:
     """Time steps of the demo's network and of MaskDM-small, sampling, and multiplies, in turns."""
-    return [*_of_size("demo", preset), *_of_size("MaskDM-small, 64 px", SMALL)]
+    return [*_of_size("demo", preset), *_of_size("MaskDM-small, 64 px", read_preset(SMALL))]
 
 
-def _of_size(size: str, preset: Path) -> list[Row]:
+def _of_size(size: str, preset: Params) -> list[Row]:
     device = choose_device()
     model = read_section(preset, "model", ModelParams)
     data = read_section(preset, "data", DataParams)
@@ -166,7 +166,7 @@ def gpu_rows(
     return rows
 
 
-def training_step(preset: Path, mask: Mask, params: PhaseParams) -> Work:
+def training_step(preset: Params, mask: Mask, params: PhaseParams) -> Work:
     """Return the steps of one phase, warmed up to the first, on the device that is there."""
     device = choose_device()
     data = read_section(preset, "data", DataParams)
@@ -186,7 +186,7 @@ def training_step(preset: Path, mask: Mask, params: PhaseParams) -> Work:
     return Work(partial(next, steps), multiplied, params.batch_size, tokens)
 
 
-def noise_batches(preset: Path, mask: Mask, params: PhaseParams) -> Batches:
+def noise_batches(preset: Params, mask: Mask, params: PhaseParams) -> Batches:
     """Return endless batches of noise in the shape of a preset's images."""
     data = read_section(preset, "data", DataParams)
     model = read_section(preset, "model", ModelParams)
@@ -196,7 +196,7 @@ def noise_batches(preset: Path, mask: Mask, params: PhaseParams) -> Batches:
     return Batches(images, Schedule((leg,), FOREVER), model.patch, params.hflip, 0, "bench")
 
 
-def sampling(preset: Path, device: torch.device) -> Work:
+def sampling(preset: Params, device: torch.device) -> Work:
     """Return the drawing of some images by the preset's solver."""
     data = read_section(preset, "data", DataParams)
     model = read_section(preset, "model", ModelParams)
@@ -216,7 +216,7 @@ def sampling(preset: Path, device: torch.device) -> Work:
     return Work(draw, Products(linear, flops), DRAWN, DRAWN * shape[0])
 
 
-def _on_meta(preset: Path) -> Denoiser:
+def _on_meta(preset: Params) -> Denoiser:
     data = read_section(preset, "data", DataParams)
     with torch.device("meta"):
         return build_backbone(

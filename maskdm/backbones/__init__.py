@@ -1,1 +1,1 @@
-"""Denoisers on token sets."""
+"""Denoisers on token sets, and the folders that hold trained ones."""

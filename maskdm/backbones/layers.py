@@ -1,4 +1,4 @@
-"""What the backbones are made of: embeddings of time, places and classes; attention; the MLP.
+"""What backbones are made of: embeddings of time and positions, attention, the MLP.
 
 Attention and MLP are written out here: importing timm's layers would double the start-up time of
 every stage.
@@ -15,8 +15,8 @@ from maskdm.runtime.errors import UserError
 MAX_PERIOD = 10_000.0
 # Time in [0, 1] is spread over the range of the paper's T = 1000 steps before it is embedded.
 TIME_SCALE = 1000.0
-# Units across an image for positions that are not learned: those of DiT's 32×32 latents in patches
-# of 2. A grid of another size lies in between them.
+# Fixed positions count the image's side as 16 units, the patches of DiT's 32×32 latents. A finer
+# grid lies between them.
 IMAGE_EXTENT = 16
 
 
@@ -28,8 +28,8 @@ def embed_time(time: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def embed_places(grid: int, dim: int, extent: int | None = None) -> Tensor:
-    """Return the 2-D sinusoidal embedding of a G×G grid's places, ``(G², dim)``.
+def embed_positions(grid: int, dim: int, extent: int | None = None) -> Tensor:
+    """Return the 2-D sinusoidal embedding of a G×G grid's positions, ``(G², dim)``.
 
     A quarter each for sine and cosine of row and column; wavelengths from 2π to 200π units.
 
@@ -37,7 +37,7 @@ def embed_places(grid: int, dim: int, extent: int | None = None) -> Tensor:
         grid: the side G of the grid.
         dim: a multiple of 4.
         extent: the side of the image in units; by default a patch is one. With one extent for all
-            grids, a place in the image has the same embedding at every resolution.
+            grids, a point of the image has the same embedding at every resolution.
     """
     quarter = dim // 4
     frequencies = 100.0 ** (-torch.arange(quarter) / quarter)
@@ -48,23 +48,38 @@ def embed_places(grid: int, dim: int, extent: int | None = None) -> Tensor:
     return torch.cat([rows, columns], dim=1)
 
 
-def resample_places(places: Tensor, count: int) -> Tensor:
+class FixedPositions(nn.Module):
+    """2-D sinusoids that span the image, looked up by position; nothing is learned or stored."""
+
+    table: Tensor
+
+    def __init__(self, grid: int, dim: int) -> None:
+        super().__init__()
+        table = embed_positions(grid, dim, IMAGE_EXTENT)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return the embeddings of ``(batch, visible)`` positions, ``(batch, visible, dim)``."""
+        return functional.embedding(positions, self.table)
+
+
+def resample_positions(learned: Tensor, count: int) -> Tensor:
     """Return learned positions of one grid for another grid over the same image, bicubic.
 
     Args:
-        places: ``(G², dim)``.
-        count: how many are wanted, the square of the new grid's side.
+        learned: ``(G², dim)``.
+        count: the number of positions of the new grid, a square.
 
     Returns:
-        ``(count, dim)``; ``places`` itself if it is no square grid, for the caller to refuse.
+        ``(count, dim)``; ``learned`` itself if it is no square grid, for the caller to refuse.
     """
-    old, new = isqrt(len(places)), isqrt(count)
-    if old**2 != len(places):
-        return places
-    field = places.view(1, old, old, -1).permute(0, 3, 1, 2).float()
-    # antialias also chooses the cubic that keeps linear fields exact
+    old, new = isqrt(len(learned)), isqrt(count)
+    if old**2 != len(learned):
+        return learned
+    field = learned.view(1, old, old, -1).permute(0, 3, 1, 2).float()
+    # Antialiasing also chooses the cubic that keeps linear fields exact.
     resampled = functional.interpolate(field, (new, new), mode="bicubic", antialias=True)
-    return resampled.permute(0, 2, 3, 1).reshape(count, -1).to(places.dtype)
+    return resampled.permute(0, 2, 3, 1).reshape(count, -1).to(learned.dtype)
 
 
 def check_sizes(size: int, patch: int, dim: int, heads: int) -> None:
@@ -79,7 +94,7 @@ def check_sizes(size: int, patch: int, dim: int, heads: int) -> None:
             f"model.patch is {patch}, which does not divide data.resolution {size}. "
             f"Allowed: {', '.join(map(str, allowed))}."
         )
-    unit = lcm(heads, 4)  # whole heads; a sine and a cosine of both coordinates
+    unit = lcm(heads, 4)  # whole heads; sine and cosine of both coordinates
     if dim % unit:
         raise UserError(
             f"model.dim is {dim}, but must be a multiple of {unit} for {heads} heads. "
@@ -110,16 +125,11 @@ def mlp(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
-def linears(network: nn.Module) -> list[nn.Linear]:
-    """Return all linear layers of a network, their biases zeroed."""
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    for layer in layers:
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    return layers
+def narrow(weight: Tensor) -> Tensor:
+    """Fill a weight from a truncated normal of deviation 0.02, as ViT and U-ViT do."""
+    return nn.init.trunc_normal_(weight, std=0.02)
 
 
-def scale_by_inputs(layers: list[nn.Linear]) -> None:
-    """Draw weights from a truncated normal of variance ½ / inputs (``model.init: spatial``)."""
-    for layer in layers:
-        nn.init.trunc_normal_(layer.weight, std=(0.5 / layer.in_features) ** 0.5)
+def scaled_by_inputs(weight: Tensor) -> Tensor:
+    """Fill a weight from a truncated normal of variance ½ / inputs (``model.init: spatial``)."""
+    return nn.init.trunc_normal_(weight, std=(0.5 / weight.shape[1]) ** 0.5)

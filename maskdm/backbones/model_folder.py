@@ -1,7 +1,7 @@
 """A trained model on disk: ``model.safetensors`` and ``config.json``, nothing pickled.
 
 The safetensors file holds every weight twice, as ``raw.NAME`` and ``averaged.NAME``; the config
-holds all that is needed to rebuild the network and to say where it comes from.
+holds everything that is needed to rebuild the network, and how it was trained.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ Weights = Literal["averaged", "raw"]
 
 
 class TrainedLeg(Section):
-    """What one leg of training did, and what it cost.
+    """One leg of training, and what it cost.
 
-    ``flops`` is counted by the cost model, forward and backward, without validation.
+    ``flops`` are those of the cost model, forward and backward, without validation.
     """
 
     phase: str
@@ -38,15 +38,15 @@ class TrainedLeg(Section):
     batch_size: int
     steps: int
     images: int
-    full_images: int = Field(description="of them, shown whole by the mixture")
+    full_images: int = Field(description="images that the mixture showed whole")
     flops: int
 
 
 class ModelConfig(Section):
     """``config.json``: how to rebuild the network, and how it was trained, first leg first.
 
-    ``classes`` maps the names of the classes, in the order of their labels, to how many training
-    images each has; None for an unconditional model.
+    ``classes`` maps the names of the classes, in the order of their labels, to their numbers of
+    training images; None for an unconditional model.
     """
 
     size: int
@@ -64,7 +64,7 @@ class ModelConfig(Section):
 
     @property
     def cost(self) -> dict[str, int]:
-        """What the model cost in all."""
+        """The cost of all legs."""
         return {
             "steps": sum(leg.steps for leg in self.training),
             "images": sum(leg.images for leg in self.training),
@@ -129,15 +129,15 @@ def check_start(
 ) -> None:
     """Check that a model's weights mean the same in the network that is to start from them.
 
-    What changes their shapes is left to ``load_weights``; this is what would go unnoticed.
+    ``load_weights`` finds other shapes; this check finds the differences that keep them.
 
     Args:
-        folder: the model's.
-        before: its config.
+        folder: the folder of the stored model.
+        before: the config of the stored model.
         model: the network that is to start from it.
         diffusion: how that network is to be trained.
-        classes: whether it has classes.
-        names: of the classes, once the images are known.
+        classes: whether that network has classes.
+        names: of those classes, once the images are known.
 
     Raises:
         UserError: naming what differs.
@@ -175,7 +175,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
-    """Fill a network with the weights of a model folder, learned positions fitted to its grid.
+    """Fill a network with the weights of a model folder, fitting learned positions to its grid.
 
     Raises:
         UserError: naming every tensor that is missing, unexpected or of another shape.
@@ -187,7 +187,7 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
         stored = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{folder} is no model folder: it has no model.safetensors.") from None
-    except Exception as error:  # safetensors has one error class for every kind of damage
+    except Exception as error:  # safetensors does not say which errors damage raises
         raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
     start = f"{weights}."
     found = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}

@@ -46,7 +46,7 @@ def build_backbone(
         size: side of the images in pixels.
         channels: 1 or 3.
         seed: fixes the initial weights; the global generator is left as it was.
-        classes: how many; 0 makes it unconditional.
+        classes: the number of classes; 0 for an unconditional network.
 
     Raises:
         UserError: if patch, width, depth or heads do not fit together.

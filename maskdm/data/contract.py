@@ -1,13 +1,12 @@
 """What a source of images is: what it is asked for and what it offers.
 
-Where a source has no split of its own, held-out pictures are chosen by a hash of the *group* they
-belong to, so that variants of one drawing never stand on both sides, and adding images moves none
-of the others.
+A source without a split of its own holds out pictures by a hash of the *group* they belong to, so
+that variants of one drawing never stand on both sides, and adding images moves none of the others.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -15,11 +14,12 @@ from typing import ClassVar, Literal, NamedTuple
 from PIL import Image, ImageColor
 from pydantic import Field, field_validator
 
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
 
 
 class SourceParams(Section):
-    """What any source may be asked for; ``DataParams`` in sources.py knows which sources exist."""
+    """What any source may be asked for; ``DataParams`` in registry.py knows which sources exist."""
 
     # DVC's run cache ignores keys called size: it would bring back images of another size.
     former_names: ClassVar[Mapping[str, str]] = {"size": "resolution"}
@@ -65,7 +65,7 @@ class Picture(NamedTuple):
 
     name: str
     heldout: bool
-    label: int | None
+    label: int | None  # ignored where the source's classes are not asked for
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,37 @@ class Source:
 
     name: str
     licence: str
-    classes: list[str] | None
+    classes: list[str] | None  # the name of every label
     pictures: list[Picture]
     read: Callable[[str], Image.Image]  # from a picture's name to mode RGB or L, any size
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source: what is known of it before any file is touched."""
+    """A kind of source: what is known about it before any file is touched."""
 
-    listing: Callable[[SourceParams, Path], Source]  # from the files, its pictures, unread
-    path: str | None  # what data.path names; None: nothing, it must be null
-    fetch: Callable[[Path], Path] | None = None  # from a folder for downloads to the files
-    origin: str | None = None  # where to get the files that cannot be fetched
+    listing: Callable[[SourceParams, Path], Source]  # lists the pictures in the files, unread
+    path: str | None  # what data.path names; None: it must be null
+    fetch: Callable[[Path], Path] | None = None  # puts the files into a folder for downloads
+    origin: str | None = None  # where to get files that cannot be fetched
     classes: str | None = None  # what its classes are; None: it has none
+
+    def wrong_path(self, found: str) -> UserError:
+        """Return the refusal of a ``data.path``, with what was found there."""
+        return UserError(f"{found}: data.path must name {self.path}.")
+
+
+def folder_labels(folders: Sequence[str]) -> Callable[[str], int | None]:
+    """Return the labels of files whose classes are sub-folders.
+
+    Args:
+        folders: the names of the classes.
+
+    Returns:
+        A function from a file's name to its label; None for a file in none of the folders.
+    """
+    labels = {folder: label for label, folder in enumerate(folders)}
+    return lambda name: labels.get(name.split("/")[0])
 
 
 def held_out(group: str, params: SourceParams) -> bool:
@@ -96,6 +113,6 @@ def held_out(group: str, params: SourceParams) -> bool:
 
 
 def hashed(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone."""
+    """Return a number in [0, 1) that depends only on the text."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,7 +1,7 @@
 """Files that are read by their names, whether they lie in a folder or in a zip archive.
 
-Names are relative and have slashes. What starts with a dot, and the ``__MACOSX`` folder of archives
-made on a Mac, is left out. Nothing is ever unpacked.
+Names are relative and have slashes. Names that start with a dot are left out, and so is the
+``__MACOSX`` folder of archives made on a Mac. Nothing is ever unpacked.
 """
 
 import os
@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from maskdm.data.contract import SourceParams
+from maskdm.data.images import read_image
 from maskdm.data.reading import once_per_process
 from maskdm.runtime.errors import UserError
 
@@ -41,6 +43,11 @@ class Files:
         endings = {ending for ending, kind in known if kind in Image.OPEN}
         names = [name for name in self.names if PurePosixPath(name).suffix.lower() in endings]
         return replace(self, names=names)
+
+
+def image_reader(files: Files, params: SourceParams) -> Callable[[str], Image.Image]:
+    """Return a function that reads the image in the file of a name."""
+    return lambda name: read_image(files.read(name), params.resolution, params.background)
 
 
 def open_files(path: Path) -> Files:

@@ -1,8 +1,7 @@
 """From an image of any mode and size to a square of 8-bit pixels.
 
 Resizing is antialiased bicubic as in clean-fid (Parmar et al., *On Aliased Resizing and
-Surprising Subtleties in GAN Evaluation*, 2022), so that what is trained on and what is measured
-went through the same filter.
+Surprising Subtleties in GAN Evaluation*, 2022), so that training and measuring use one filter.
 """
 
 import io
@@ -10,8 +9,8 @@ import io
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as this many times the wanted size
-# is left for the antialiased resize.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below this many times the wanted
+# size, which leaves the antialiased resize enough to work on.
 DRAFT_MARGIN = 4
 
 
@@ -19,13 +18,13 @@ def read_image(content: bytes, size: int | None, background: str) -> Image.Image
     """Return the image of a file as it is meant to be seen: upright, first frame, mode RGB.
 
     Args:
-        content: that of a file, of any format that PIL reads.
-        size: the side in pixels it will be used at, a much larger JPEG is decoded smaller; None:
-            always decoded at its own size.
+        content: a file of any format that PIL reads.
+        size: the side in pixels at which the image is used: a much larger JPEG is decoded smaller;
+            None decodes every image at its own size.
         background: the colour behind transparent pixels.
 
     Raises:
-        OSError, ValueError, SyntaxError: whatever PIL raises for a file that it cannot decode.
+        OSError, ValueError, SyntaxError: if PIL cannot decode the file.
     """
     with Image.open(io.BytesIO(content)) as image:
         if size is not None:
@@ -64,9 +63,10 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     square = square.convert("L" if channels == 1 else "RGB")
-    if side == size:  # to resize would change nothing
+    if side == size:  # a resize would change nothing
         return np.array(square).reshape(size, size, channels)
-    # In floating point: on bytes, PIL clips what bicubic overshoots between its two passes.
+    # Bands are resized in floating point: on bytes, PIL clips the overshoot of bicubic between its
+    # two passes.
     bands = [
         np.asarray(band.convert("F").resize((size, size), Image.Resampling.BICUBIC))
         for band in square.split()

@@ -1,7 +1,7 @@
-"""Pickled arrays, read without ever running what a pickle may ask for.
+"""Pickled arrays, read without running the code that a pickle may hold.
 
-A pickle is a program. This one may build plain values and numpy arrays; any other name that it
-asks for ends it (Python's documentation, "Restricting Globals").
+A pickle is a program. One that is read here may build plain values and numpy arrays; if it asks for
+any other name, it is refused (Python's documentation, "Restricting Globals").
 """
 
 import io
@@ -24,10 +24,10 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_pickle(content: bytes) -> Any:
-    """Return what a pickle holds: plain values and arrays. Strings of Python 2 become str.
+    """Return the plain values and arrays in a pickle; strings of Python 2 become str.
 
     Raises:
-        ValueError: if it asks for anything else, or is damaged.
+        ValueError: if the pickle asks for anything else, or is damaged.
     """
     try:
         return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()

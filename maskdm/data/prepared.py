@@ -1,4 +1,4 @@
-"""The prepared set: two memory-mapped uint8 arrays, their labels, and one JSON that describes them.
+"""The prepared set: two memory-mapped uint8 arrays, their labels, and a JSON about them.
 
 A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channels);
 ``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes; and
@@ -18,7 +18,7 @@ import numpy as np
 
 from maskdm.runtime.errors import UserError
 
-LISTED = 20  # of the skipped files, so many are named in dataset.json
+LISTED = 20  # number of skipped files that dataset.json names
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is left out, and why."""
+    """A file that cannot be read, and why."""
 
     name: str
     reason: str
@@ -131,7 +131,7 @@ def write_prepared(
         channels: 1 or 3.
         classes: the name of every label, or None if samples carry no label.
         source: where the images come from, in words.
-        licence: theirs, in words.
+        licence: the images' licence, in words.
 
     Raises:
         UserError: if no training or no held-out image is left.
@@ -157,7 +157,7 @@ def write_prepared(
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)
         if classes is not None:
-            np.save(path, np.frombuffer(values, dtype=np.int64))  # not a copy
+            np.save(path, np.frombuffer(values, dtype=np.int64))  # without a copy
     digest = hashlib.sha256(f"{shape}".encode())
     for content in (train.digest, heldout.digest, labels[False], labels[True]):
         digest.update(hashlib.sha256(content).digest())
@@ -172,7 +172,7 @@ def write_prepared(
         "skipped": {"count": skipped_count, "files": skipped},
         "hash": digest.hexdigest(),
     }
-    (folder / "dataset.json").unlink(missing_ok=True)  # never write through a link into a cache
+    (folder / "dataset.json").unlink(missing_ok=True)  # or a link into DVC's cache is written to
     (folder / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return open_prepared(folder)
 
@@ -195,10 +195,10 @@ def require_both(train: int, heldout: int) -> None:
 
 
 class _GrowingArray:
-    """A .npy file of unknown length: images are appended, the header is put right at the end.
+    """A .npy file of unknown length: images are appended, the header is corrected at the end.
 
-    Written beside its place and moved there on success, so that a half-written file is never
-    taken for a whole one and a hard link into DVC's cache is never written through.
+    It is written under another name and renamed on success, so that a half-written file is never
+    taken for a whole one and a hard link into DVC's cache is never written to.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:

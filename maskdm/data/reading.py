@@ -1,7 +1,7 @@
-"""Pictures read on all cores and given back in order, a bounded number of them ahead.
+"""Pictures are read on all cores and come in order, a bounded number of them ahead.
 
-In processes, which wait for none of Python's locks. They are forked, so that what a source has
-listed need not be sent or listed again; where that is not safe, threads do the same.
+Processes read them, since threads would wait for Python's lock. They are forked, so that the
+source's listing is neither sent nor made again; where forking is not safe, threads read instead.
 """
 
 import gc
@@ -23,15 +23,15 @@ from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.runtime.errors import UserError
 
-AHEAD = 16  # pictures a core that may be read before they are taken
-TOGETHER = 8  # of them, asked for and given back at once
-FORKS = sys.platform == "linux"  # macOS: not all of its libraries survive a fork
+AHEAD = 16  # pictures per core that may be read before they are taken
+TOGETHER = 8  # pictures per request to a process
+FORKS = sys.platform == "linux"  # on macOS, not all system libraries survive a fork
 
 Opened = TypeVar("Opened")
 Read = Callable[[Picture], Sample | Unreadable]
 ReadGroup = Callable[[Sequence[Picture]], list[Sample | Unreadable]]
 
-_read: Read  # in a forked process: what reads a picture
+_read: Read  # reads a picture in a forked process
 
 
 def read_in_order(read: Read, pictures: Sequence[Picture]) -> Iterator[Sample | Unreadable]:
@@ -42,7 +42,7 @@ def read_in_order(read: Read, pictures: Sequence[Picture]) -> Iterator[Sample | 
         pictures: at least one.
 
     Raises:
-        UserError: if a process dies; and whatever ``read`` raises.
+        UserError: if a process dies. Errors of ``read`` are passed on.
     """
     groups = range(0, len(pictures), TOGETHER)
     cores = min(os.cpu_count() or 1, len(groups))
@@ -64,43 +64,43 @@ def read_in_order(read: Read, pictures: Sequence[Picture]) -> Iterator[Sample | 
 
 
 def once_per_process(opening: Callable[[], Opened]) -> Callable[[], Opened]:
-    """Return what opens something the first time that a process asks for it.
+    """Return a function that opens something once in each process, when it is first called.
 
-    A forked process shares its parent's places in open files, which both would move.
+    A forked process shares the file offsets of its parent, and each would move the other's.
     """
     opened = cache(lambda _process: opening())
     return lambda: opened(os.getpid())
 
 
 def _threads(read: Read, count: int) -> tuple[Executor, ReadGroup]:
-    """Return threads and what to ask of them."""
+    """Return threads, and the function that they run on a group of pictures."""
     return ThreadPoolExecutor(count), lambda group: list(map(read, group))
 
 
 def _processes(read: Read, count: int) -> tuple[Executor, ReadGroup]:
-    """Return processes, which start when they are first asked, and what to ask of them."""
+    """Return processes, started by the first request, and the function that they run."""
     here = (read, os.getpid())
     return ProcessPoolExecutor(count, get_context("fork"), _begin, here), _read_group
 
 
 def _begin(read: Read, parent: int) -> None:
-    """Make a forked process ready to read pictures for its parent."""
+    """Prepare a forked process to read pictures for its parent."""
     global _read
     _read = read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # or looking for garbage would copy all that is shared with the parent
-    bytes(2**24)  # once freed, glibc keeps as much, and does not fault it in for every picture
+    gc.freeze()  # or collecting garbage would copy the memory that is shared with the parent
+    bytes(2**24)  # once this is freed, glibc keeps as much instead of mapping it for every picture
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 
 def _leave_with(parent: int) -> None:
-    """End this process soon after its parent, however that ended."""
+    """End this process soon after its parent, however the parent ended."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _read_group(group: Sequence[Picture]) -> list[Sample | Unreadable]:
-    """Read pictures in a process that was made ready."""
+    """Read pictures in a process that ``_begin`` has prepared."""
     return list(map(_read, group))

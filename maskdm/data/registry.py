@@ -1,6 +1,6 @@
-"""Where images come from: every source by its name, and how the pictures of one are read.
+"""Sources of images by name, and how the pictures of one are read.
 
-To add a source, write a module with a ``Kind`` and give it a name here.
+A new source is a file in ``sources/`` with a ``Kind``, and an entry in ``SOURCES``.
 """
 
 import heapq
@@ -87,7 +87,7 @@ def open_source(params: DataParams, downloads: Path) -> Source:
 
     Args:
         params: the section ``data``.
-        downloads: the folder for what has to be fetched.
+        downloads: the folder for files that have to be fetched.
 
     Raises:
         UserError: if the images cannot be found, or the split leaves one side empty.
@@ -98,6 +98,8 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     else:
         path = Path(params.path or "")
     source = kind.listing(params, path)
+    if not params.classes:
+        source = replace(source, classes=None)
     if params.limit is not None:
         chosen = heapq.nsmallest(
             params.limit, source.pictures, key=lambda p: hashed(f"limit {p.name}")
@@ -112,7 +114,7 @@ def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unread
     """Read the pictures of a source in order, on all cores, a bounded number at a time.
 
     Raises:
-        UserError: as soon as more files than ``max_unreadable`` allows could not be read.
+        UserError: as soon as more files cannot be read than ``max_unreadable`` allows.
     """
     unreadable: list[Unreadable] = []
     allowed = params.max_unreadable * len(source.pictures)
@@ -129,12 +131,13 @@ def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unre
     try:
         pixels = fit(source.read(picture.name), params.resolution, params.channels)
     except UserError:
-        raise  # what ails more than this picture
+        raise  # more is wrong than this picture
     except UnidentifiedImageError:
         return Unreadable(picture.name, "in no image format that is known here")
-    except Exception as error:  # what a damaged file makes a decoder raise is not documented
+    except Exception as error:  # a decoder may raise anything for a damaged file
         return Unreadable(picture.name, getattr(error, "strerror", None) or str(error))
-    return Sample(pixels, picture.label, picture.heldout)
+    label = picture.label if source.classes else None
+    return Sample(pixels, label, picture.heldout)
 
 
 def _too_many(unreadable: list[Unreadable], total: int, params: DataParams) -> UserError:

@@ -1,4 +1,4 @@
-"""Which patches of an image stay visible: patch-wise, block-wise, cropping.
+"""Masks: which patches of an image stay visible (patch-wise, block-wise, cropping).
 
 A mask is given by what it leaves: the positions of the visible patches on the G×G grid, row by
 row (MaskDM, section 3; counts as in the authors' code). Every image of a batch shows the same
@@ -33,7 +33,7 @@ class MaskParams(Section):
 
 
 def patch_wise(scores: Tensor, visible: int) -> Tensor:
-    """Return the places of the ``visible`` smallest scores: a uniform random subset.
+    """Return the indices of the ``visible`` smallest scores: a uniform random subset.
 
     Args:
         scores: independent uniform numbers, ``(batch, units)``.
@@ -66,7 +66,7 @@ def block_wise(scores: Tensor, visible_blocks: int, grid: int, block_size: int) 
 
 
 def crop(scores: Tensor, side: int, grid: int) -> Tensor:
-    """Return the patches of one square window, its corner uniform over the places it fits.
+    """Return the patches of one square window, its corner uniform over all that fit.
 
     Args:
         scores: one uniform number an image, ``(batch, 1)``.
@@ -76,10 +76,10 @@ def crop(scores: Tensor, side: int, grid: int) -> Tensor:
     Returns:
         ``(batch, c²)`` int64, ascending.
     """
-    places = grid - side + 1
+    corners = grid - side + 1  # a row of them
     # float32 rounds a uniform number just below 1 up to the number of windows
-    window = (scores * places**2).long().clamp(max=places**2 - 1)
-    corner = (window // places) * grid + window % places
+    window = (scores * corners**2).long().clamp(max=corners**2 - 1)
+    corner = (window // corners) * grid + window % corners
     inside = torch.arange(side, device=scores.device)
     return corner + (inside[:, None] * grid + inside).flatten()
 
@@ -119,8 +119,8 @@ def make_mask(params: MaskParams, grid: int) -> Mask:
     """Return the mask of ``params`` on a G×G grid.
 
     Patch and block masks hide ⌊m·units⌋ of their units; a crop shows the largest window of at
-    most the S = N − ⌊m·N⌋ patches that a patch mask would show, c = ⌊√S⌋ (paper.md, "The three
-    masking strategies").
+    most the S = N − ⌊m·N⌋ patches that a patch mask would show, c = ⌊√S⌋ (docs/method.md,
+    "Masks").
 
     Raises:
         UserError: if the block size does not divide the grid, or nothing would stay visible.

@@ -1,6 +1,6 @@
 """Images as sets of patch tokens, and back.
 
-A token is a patch of p×p pixels, flattened to p²·C numbers in [−1, 1]; its position is its place
+A token is a patch of p×p pixels, flattened to p²·C numbers in [−1, 1]; its position is its index
 on the G×G grid, row by row.
 """
 

@@ -1,1 +1,1 @@
-"""What samples are worth: features and the distances between them."""
+"""How good samples are: features and the distances between them."""

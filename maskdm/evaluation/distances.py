@@ -1,9 +1,9 @@
 """Distances between two sets of images, measured in their features.
 
-The Fréchet distance (Heusel et al., 2017) and the kernel distance (Bińkowski et al., 2018): the
+The Fréchet distance (Heusel et al., 2017) and the kernel distance (Bińkowski et al., 2018) are the
 numbers that clean-fid computes, by cheaper algorithms. The Fréchet distance needs a covariance of
-full rank, so it is left out where there are not more images than features; the kernel distance is
-unbiased at any number.
+full rank, so it is left out unless there are more images than features; the kernel distance is
+unbiased for any number of images.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from maskdm.runtime.params import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUBSETS = 100  # both as in clean-fid and in the paper on the kernel distance
+# Number and size of the kernel distance's subsets are those of clean-fid and of the paper.
+SUBSETS = 100
 SUBSET_SIZE = 1000
-ROWS = 4096  # rows that a covariance's root takes up at a time; in double they take 40 MB and more
-BLOCK = 1024  # rows on both sides of a block of the kernel matrix
+ROWS = 4096  # images at a time in the root of a covariance: 40 MB and more in double precision
+BLOCK = 1024  # side of a block of the kernel matrix
 
 
 class FidParams(Section):
@@ -36,9 +37,9 @@ class FidParams(Section):
 def frechet_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Return |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2√(Σ₁Σ₂)) of two sets of features.
 
-    What clean-fid computes, but without the square root of a matrix that is not symmetric: with
-    Σ = RᵀR, the trace of √(Σ₁Σ₂) is the sum of the singular values of R₁R₂ᵀ, and their squares are
-    the eigenvalues of a symmetric matrix. Singular covariances are as good as others.
+    The value is clean-fid's, without the square root of a non-symmetric matrix: with Σ = RᵀR, the
+    trace of √(Σ₁Σ₂) is the sum of the singular values of R₁R₂ᵀ, and their squares are the
+    eigenvalues of a symmetric matrix. Covariances may be singular.
 
     Args:
         a: ``(n, features)``, in memory or mapped.
@@ -54,14 +55,14 @@ def frechet_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     small, large = sorted((covariance_root(a), covariance_root(b)), key=len)
     product = small @ large.T
     squares = torch.linalg.eigvalsh(product @ product.T)
-    overlap = squares.clamp_(min=0).sqrt_().sum()  # a zero may be a rounding error below it
+    overlap = squares.clamp_(min=0).sqrt_().sum()  # rounding may leave a zero negative
     return float(gap @ gap + small.square().sum() + large.square().sum() - 2 * overlap)
 
 
 def covariance_root(features: NDArray[np.float32]) -> Tensor:
     """Return a matrix R for which RᵀR is the sample covariance of features.
 
-    From the rows themselves (QR), not from their covariance, which would lose half of the digits.
+    It is computed from the rows (QR): forming their covariance would lose half of the digits.
 
     Args:
         features: ``(n, features)``, n at least 2; few rows at a time are held in double precision.
@@ -91,15 +92,15 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Return the unbiased squared maximum mean discrepancy of two sets of features.
 
-    The kernel is (x·y / features + 1)³. In double precision, so that six digits of it do not
-    depend on the number of threads. Estimator and subsets are clean-fid's.
+    The kernel is (x·y / features + 1)³; estimator and subsets are clean-fid's. Double precision
+    makes six digits independent of the number of threads.
 
     Args:
         a: ``(n, features)``, in memory or mapped.
         b: ``(m, features)``, likewise.
-        seed: of the subsets that are drawn.
-        subsets: how many are averaged.
-        subset_size: rows of each, at most ``min(n, m)``.
+        seed: of the subsets.
+        subsets: the number of subsets to average over.
+        subset_size: images in a subset; fewer if a set has fewer.
 
     Returns:
         The mean over the subsets, and their standard deviation.
@@ -109,10 +110,10 @@ def kernel_distance(
     """
     require_two("kernel", a, b)
     if len(a) == len(b) <= subset_size:
-        subsets = 1  # there is no other subset than everything
+        subsets = 1  # the only subset is the whole set
     size = min(len(a), len(b), subset_size)
     in_a, in_b = np.empty((2, subsets, size), np.int64)
-    rng = np.random.RandomState(seed)  # draws what clean-fid would from NumPy's global generator
+    rng = np.random.RandomState(seed)  # as clean-fid draws from NumPy's global generator
     for subset in range(subsets):
         in_b[subset] = rng.choice(len(b), size, replace=False)
         in_a[subset] = rng.choice(len(a), size, replace=False)
@@ -131,13 +132,13 @@ def pair_sums(
 ) -> NDArray[np.float64]:
     """Return Σᵢⱼ k(xᵢ, yⱼ) for pairs of subsets, k being the kernel of the kernel distance.
 
-    Each k(xᵢ, yⱼ) is computed once, unless the sets are so large that few are needed.
+    Each k(xᵢ, yⱼ) is computed once, unless the sets are so large that most are not needed.
 
     Args:
         x: ``(n, features)``.
         y: ``(m, features)``.
-        in_x: the rows of x that are in each subset, ``(subsets, size)``, none twice in one.
-        in_y: the rows of y that are in each subset, likewise.
+        in_x: the rows of x in each subset, ``(subsets, size)``, none twice in one subset.
+        in_y: the rows of y in each subset, likewise.
 
     Returns:
         ``(subsets,)``.
@@ -167,7 +168,7 @@ def kernel(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float64
     values = x.astype(np.float64) @ y.astype(np.float64).T
     values /= x.shape[1]
     values += 1
-    # As ** 3 it would take longer than the product.
+    # Two products are faster than ** 3, which would take longer than the matrix product.
     cubes: NDArray[np.float64] = values * values * values
     return cubes
 
@@ -180,7 +181,7 @@ def membership(subsets: NDArray[np.int64], count: int) -> NDArray[np.float64]:
 
 
 def require_two(distance: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
-    """Raise a UserError where either set is too small for a distance."""
+    """Raise a UserError if either set is too small for a distance."""
     if min(len(a), len(b)) < 2:
         raise UserError(
             f"A {distance} distance needs at least 2 images on each side, not {len(a)} and "
@@ -194,13 +195,13 @@ def measure(
     extractor: Extractor,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return every distance that can be told of two sets of features, under its honest name.
+    """Return every distance that two sets of features allow, named after the features.
 
     Args:
         features: ``(n, extractor.count)``.
         reference: ``(m, extractor.count)``.
-        extractor: what the features are; it names the distances.
-        seed: of the kernel distance's subsets; the same for whatever is to be compared.
+        extractor: the kind of features, which names the distances.
+        seed: of the kernel distance's subsets; the same for all sets that are compared.
 
     Returns:
         The Fréchet distance, unless n or m is at most ``extractor.count``; the kernel distance
@@ -209,6 +210,6 @@ def measure(
     values = {}
     if min(len(features), len(reference)) > extractor.count:
         values[extractor.frechet] = frechet_distance(features, reference)
-    kernel, deviation = kernel_distance(features, reference, seed)
-    values |= {extractor.kernel: kernel, f"{extractor.kernel}_std": deviation}
+    mean, deviation = kernel_distance(features, reference, seed)
+    values |= {extractor.kernel: mean, f"{extractor.kernel}_std": deviation}
     return {name: float(f"{value:.6g}") for name, value in values.items()}

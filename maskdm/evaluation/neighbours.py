@@ -1,15 +1,15 @@
 """Does the model copy? The training images that are nearest to its samples, in feature space.
 
 Held-out images are new by construction, so their distances to the training images are the scale:
-a model that copies has samples much nearer than they are.
+the samples of a model that copies are much nearer.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 256  # queries at a time
-BLOCK = 16384  # references at a time: distances and features of a block take 70 MB and more
-CLOSE = 0.01  # of held-out images are at most this close to a training image
+BLOCK = 16384  # references at a time; their distances and features take 70 MB and more
+CLOSE = 0.01  # share of held-out images whose distances count as close
 
 
 def nearest(
@@ -20,7 +20,7 @@ def nearest(
     Args:
         queries: ``(n, features)``.
         references: ``(m, features)``, in memory or mapped.
-        count: how many, at most m.
+        count: neighbours of each query, at most m.
 
     Returns:
         Indices and distances, both ``(n, count)``.
@@ -32,9 +32,9 @@ def nearest(
         near, gaps = np.empty((len(part), 0), np.int64), np.empty((len(part), 0))
         for first in range(0, len(references), BLOCK):
             known = np.asarray(references[first : first + BLOCK], np.float64)
-            squared = (known**2).sum(axis=1) - 2 * part @ known.T  # but for the query's own length
+            squared = (known**2).sum(axis=1) - 2 * part @ known.T  # up to the query's own square
             best = squared.argpartition(min(count, len(known)) - 1, axis=1)[:, :count]
-            # Once more from the differences: the expansion above loses small distances to rounding.
+            # Differences give the distances: the expansion above loses small ones to rounding.
             exact = np.linalg.norm(part[:, None] - known[best], axis=2)
             near = np.concatenate([near, first + best], axis=1)
             gaps = np.concatenate([gaps, exact], axis=1)
@@ -48,12 +48,12 @@ def nearest(
 def copying(
     samples: NDArray[np.float32], heldout: NDArray[np.float32], train: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Return how near samples are to the training images, beside held-out images.
+    """Compare samples with held-out images by their distances to the training images.
 
     Args:
-        samples: their features, ``(n, features)``.
-        heldout: those of held-out images.
-        train: those of training images.
+        samples: features of the samples, ``(n, features)``.
+        heldout: features of held-out images.
+        train: features of the training images.
 
     Returns:
         ``distance``, the mean distance to the nearest training image; ``distance_heldout``, the

@@ -1,8 +1,8 @@
-"""What the distances are for things that are no model: the scale on which to read a model's.
+"""Yardsticks: distances of things that are no model, a scale on which to read a model's.
 
-From the worst to the best that one can hope for: uniform noise, the mean image (no variety),
-training images whose patches are shuffled (right colours and strokes, no objects), and real
-images that were held out.
+From the worst to the best that one can hope for, they are uniform noise, the mean image (no
+variety), training images with shuffled patches (right colours and strokes, no objects), and
+held-out images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from maskdm.evaluation.distances import measure
 from maskdm.evaluation.features.extraction import FeatureNetwork, extract
 
 COUNT = 1500  # images per yardstick: more than the embedded extractor has features
-PATCH = 4
+PATCH = 4  # pixels
 
 
 def uniform_noise(
@@ -33,7 +33,7 @@ def mean_image(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def shuffled_patches(
     images: NDArray[np.uint8], patch: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Return the images with their patches in random order, another for each image.
+    """Return the images with their patches in random order, a different one for each image.
 
     Pixels beyond the last whole patch stay where they are.
 
@@ -66,13 +66,13 @@ def yardsticks(
 
     Args:
         train: the training images, ``(N, H, W, C)`` uint8.
-        train_features: their features.
-        heldout_features: those of the held-out images.
-        network: what the features were extracted with.
+        train_features: features of the training images.
+        heldout_features: features of the held-out images.
+        network: the network that extracted the features.
         seed: of the noise, the choice of images and their shuffling.
 
     Returns:
-        For each yardstick what ``distances.measure`` tells.
+        For each yardstick, the result of ``distances.measure``.
     """
     rng = np.random.default_rng(seed)
     count = min(COUNT, len(train))

@@ -39,7 +39,7 @@ DIFFUSION = DiffusionParams(
     times_std=1.5,
 )
 PHASE = PhaseParams(
-    steps=0,  # said by train
+    steps=0,  # set by train
     batch_size=512,
     lr=6e-3,
     warmup=50,
@@ -55,7 +55,7 @@ PHASE = PhaseParams(
     label_dropout=0.0,
 )
 SAMPLING = SampleParams(
-    count=1,  # said by sample
+    count=1,  # set by sample
     solver="dpmpp-2m",
     nfe=12,
     eta=0.0,
@@ -84,7 +84,7 @@ def roll(share: np.ndarray) -> np.ndarray:
 
 
 class Block(nn.Module):
-    """A residual MLP that hears of the other coordinates through weights that start at zero.
+    """A residual MLP; the other coordinates enter through weights that start at zero.
 
     Where a coordinate is alone they get no gradient and stay at zero: after masked pretraining
     the network is exactly the product of its marginals.
@@ -138,7 +138,7 @@ class RollDenoiser(Denoiser):
 
 @dataclass(frozen=True)
 class RollBatches:
-    """Points of the roll, drawn anew at every step.
+    """Points of the roll, new ones at every step.
 
     Attributes:
         schedule: how many points a step, and the learning rates.

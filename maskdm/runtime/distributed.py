@@ -56,7 +56,7 @@ class Processes:
         return self.rank == 0
 
     def part(self, length: int) -> slice:
-        """Return which samples of a batch of ``length`` are this process's."""
+        """Return this process's slice of a batch of ``length`` samples."""
         return slice(length * self.rank // self.count, length * (self.rank + 1) // self.count)
 
     def shard(self, backbone: nn.Module, device: torch.device) -> None:
@@ -66,7 +66,7 @@ class Processes:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
-            # Of outputs that are views: nothing here changes an output in place.
+            # The warning is about outputs that are views: none is changed in place here.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             mesh = init_device_mesh(device.type, (self.count,))
             for module in backbone.modules():
@@ -91,7 +91,7 @@ class Processes:
         from torch.nn.parallel import DistributedDataParallel
 
         class Called(nn.Module):
-            """DDP takes modules alone, which a compiled network with a fallback is not."""
+            """DDP accepts modules only, and a compiled network with a fallback is none."""
 
             def __init__(self) -> None:
                 super().__init__()
@@ -100,8 +100,8 @@ class Processes:
             def forward(self, *inputs: Tensor | None) -> Tensor:
                 return call(*inputs)
 
-        # Looking for unused parameters keeps DDP from laying out its buckets anew after the first
-        # step: a resumed run would then sum in another order than the run it goes on from.
+        # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: a
+        # resumed run would then sum in another order than the run that it continues.
         return DistributedDataParallel(Called(), find_unused_parameters=True)
 
     def no_sync(self, network: Any, last: bool) -> AbstractContextManager[None]:
@@ -129,7 +129,7 @@ class Processes:
 
         Args:
             tensors: by name.
-            copied: whether what is on the CPU already is copied, since it will be changed.
+            copied: whether tensors that are on the CPU already are copied, too.
         """
         found = {}
         for name, tensor in tensors.items():
@@ -251,7 +251,7 @@ def join(device: torch.device, sharded: bool = False) -> Processes:
     numbers = worker()
     if numbers is None and WORKER.get():
         raise UserError(
-            "The launcher started this process, but told it no number (RANK, WORLD_SIZE and "
+            "The launcher started this process, but gave it no number (RANK, WORLD_SIZE and "
             "LOCAL_RANK, or Slurm's): see MASKDM_LAUNCHER in docs/running.md."
         )
     if numbers is None or numbers.count == 1:

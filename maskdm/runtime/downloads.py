@@ -1,51 +1,38 @@
-"""Downloads that never hang and fail in one sentence; packages that only some sources need."""
+"""Downloads that never hang and fail in one sentence."""
 
 import http.client
-import importlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 from maskdm.runtime.errors import UserError
 
-PATIENCE = 30  # seconds that a server may say nothing
+TIMEOUT = 30.0  # seconds that a server may stay silent
 
 
 @contextmanager
-def download(what: str, otherwise: str) -> Iterator[None]:
-    """Bound how long a server may hang, and turn a failure into one sentence.
+def download(what: str, otherwise: str) -> Iterator[float]:
+    """Bound how long a server may stay silent, and turn a failure into one sentence.
 
-    Bounded is what leaves timeouts to the sockets, as urllib does; requests does not.
+    The bound is the default of new sockets, which urllib keeps to. A client that sets its own
+    (gdown, requests) must be given the time-out.
 
     Args:
         what: the name of what is downloaded.
         otherwise: what to do if that fails.
 
+    Yields:
+        The time-out in seconds.
+
     Raises:
-        UserError: for whatever a download can fail with.
+        UserError: if the download fails.
     """
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
-        yield
+        yield TIMEOUT
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} could not be downloaded ({reason}): {otherwise}") from None
     finally:
         socket.setdefaulttimeout(before)
-
-
-def optional(package: str, source: str) -> ModuleType:
-    """Import a package that only some sources need.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError:
-        raise UserError(
-            f"Source '{source}' needs the package {package}, which is not installed: pip install "
-            f"{package} (it is in maskdm's extra 'sources', and make setup installs that)."
-        ) from None

@@ -30,7 +30,7 @@ from maskdm.runtime.numerics import choose_kernels
 
 # DDP warns on each rank that all parameters are used; it does so from C++.
 OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-GRACE = 120  # seconds that workers have for saving, between a signal and their end
+GRACE = 120  # seconds for workers to save, between a signal and their end
 
 
 def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
@@ -83,7 +83,7 @@ def launch(launcher: list[str]) -> NoReturn:
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    # torchrun says these anew; srun hands them on, and its first task is on this host.
+    # torchrun sets these itself; srun passes them on, and its first task is on this host.
     meeting = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port)}
     environment = meeting | os.environ | OF_WORKERS
     try:
@@ -132,7 +132,7 @@ def start_here(count: int) -> NoReturn:
             if status < 0:
                 print(
                     f"\nProcess {number} was killed by {failure.signal_name()}, and the others "
-                    "ended: the same command goes on from the last state.\n",
+                    "ended: the same command goes on from the last checkpoint.\n",
                     file=sys.stderr,
                 )
             sys.exit(status if status > 0 else 128 - status)

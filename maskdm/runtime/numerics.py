@@ -1,4 +1,4 @@
-"""What the last bits of a sum depend on, besides the numbers that are summed.
+"""Numerics: what the last bits of a sum depend on, apart from the numbers.
 
 On one device, with one number of threads and processes and one version of torch, training is
 reproducible to the bit; where one of these differs, sums are taken in another order. A checkpoint

@@ -8,6 +8,7 @@ Files are read as YAML 1.2, as DVC writes them: there ``1e-05`` is a number, whi
 
 import difflib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -18,6 +19,8 @@ from ruamel.yaml.error import YAMLError
 from maskdm.runtime.errors import UserError
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
+
+Params = dict[str, Any]  # a whole params file: section → key → value
 
 T = TypeVar("T")
 
@@ -38,7 +41,7 @@ class ParamsError(UserError):
     """A parameter is missing, unknown, of the wrong type or outside its range."""
 
 
-def read_params(path: Path | str) -> dict[str, Any]:
+def read_params(path: Path | str) -> Params:
     """Return a params file as plain dicts, lists and scalars.
 
     Raises:
@@ -48,7 +51,7 @@ def read_params(path: Path | str) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
-            f"There is no {path}: run from the folder that holds it, or copy one from presets/."
+            f"There is no {path}: run from the folder that holds it, or say make preset NAME=laptop."
         ) from None
     except YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
@@ -57,23 +60,41 @@ def read_params(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def read_section(path: Path | str, name: str, kind: type[T]) -> T:
+def merge(base: Params, *overlays: Mapping[str, Any]) -> Params:
+    """Return a copy of ``base`` with overlays laid over it, the last one on top.
+
+    Sections are merged key by key, however deep; any other value, a list too, replaces the one
+    below it.
+    """
+    merged = deepcopy(base)
+    for overlay in overlays:
+        for key, value in overlay.items():
+            below = merged.get(key)
+            if isinstance(below, dict) and isinstance(value, Mapping):
+                merged[key] = merge(below, value)
+            else:
+                merged[key] = deepcopy(value)
+    return merged
+
+
+def read_section(source: Path | str | Mapping[str, Any], name: str, kind: type[T]) -> T:
     """Return one section of a params file, validated.
 
     Args:
-        path: the params file.
+        source: the params file, or what it holds.
         name: the section, dotted if it is nested (``"fid.features"``).
         kind: the class (or annotated type) that the section must fit.
 
     Raises:
         ParamsError: naming the key, the value and what is allowed.
     """
-    value: Any = read_params(path)
+    value: Any = source if isinstance(source, Mapping) else read_params(source)
+    where = "params" if isinstance(source, Mapping) else str(source)
     for part in name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise ParamsError(f"{path} has no section '{name}'.")
+        if not isinstance(value, Mapping) or part not in value:
+            raise ParamsError(f"{where} has no section '{name}'.")
         value = value[part]
-    return validate(value, name, kind, where=str(path))
+    return validate(value, name, kind, where=where)
 
 
 def validate(value: Any, name: str, kind: type[T], where: str = "params") -> T:
@@ -110,7 +131,7 @@ def _renamed(fault: Any, kind: Any) -> str | None:
 def _sentence(fault: Any, name: str, kind: Any) -> str:
     """Put one pydantic fault into words."""
     key = ".".join([name, *map(str, fault["loc"])])
-    path = [part for part in fault["loc"] if isinstance(part, str)]  # without places in lists
+    path = [part for part in fault["loc"] if isinstance(part, str)]  # without indices in lists
     section, allowed = _lookup(kind, path[:-1]), ""
     fields = getattr(section, "model_fields", {})
     if fault["type"] == "extra_forbidden":

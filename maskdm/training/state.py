@@ -59,7 +59,7 @@ class State:
         return found
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is to be saved besides tensors, as JSON can hold it."""
+        """Return everything else that is to be saved, as JSON can hold it."""
         return {"validations": self.history.validations}
 
     def restore(

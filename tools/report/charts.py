@@ -1,7 +1,8 @@
-"""The charts of the report, as Vega-Lite that Altair writes.
+"""The charts of the report, in Vega-Lite, written by Altair.
 
 A chart against compute has a parameter ``axis`` (``flops``, ``seconds`` or ``images``) that the
-page's one switch sets in all of them. Both axes are logarithmic: speed-ups are distances then.
+page's one switch sets in all of them. Both axes are logarithmic, so that equal speed-ups are equal
+distances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
     axis = alt.param(name="axis", value="flops")
     logarithmic = alt.Scale(type="log", nice=False)
     x = alt.X("x:Q", title=None, scale=logarithmic, axis=alt.Axis(format="~s"))
-    # A logarithm has no place for the start.
+    # The start, at 0, has no logarithm.
     base = (
         alt.Chart(_data(rows))
         .transform_calculate(x="datum[axis]")

@@ -1,11 +1,11 @@
-"""What the report says of the matrix: tables and rows for charts, from the cells that are there."""
+"""The report's part on the matrix: tables, and rows for charts, from the runs that are there."""
 
 import base64
 from collections.abc import Mapping
 from math import floor, log10
 from typing import Any
 
-from benchmarks.evidence.results import Kind, Run, read_pace, read_runs
+from benchmarks.evidence.results import Kind, Result, read_results, read_step_times
 from benchmarks.evidence.summary import (
     ENDS,
     MEASURES,
@@ -22,7 +22,7 @@ TITLES = {
     "fd": "Fréchet distance to training images",
     "kid": "kernel distance to training images",
 }
-COMPARED = {  # parts of the matrix → headings; first what one has computed oneself
+COMPARED = {  # parts of the matrix → headings; the user's own runs first
     "reduced": "Does masked pretraining pay? An answer in a quarter of an hour",
     "confirmation": "Does masked pretraining pay at equal compute?",
     "fine": "With patches of 2 pixels: four times as many tokens",
@@ -33,18 +33,18 @@ NOTHING = "–"
 
 
 def comparisons() -> list[dict[str, Any]]:
-    """Return a section for every part of the matrix with samples of which there are cells.
+    """Return a section for every compared part of the matrix of which there are runs.
 
     Each has ``title``, ``head``, ``full`` and ``smaller`` (rows of the headline table at the whole
     budget and below it), ``charts`` by dataset and measure, and ``samples`` by dataset.
     """
-    pace = read_pace()
+    step_times = read_step_times()
     found = []
     for part, title in COMPARED.items():
-        runs = read_runs(part)
-        if not runs:
+        results = read_results(part)
+        if not results:
             continue
-        rows = entries(runs, pace)
+        rows = entries(results, step_times)
         full = at_whole_budget(rows)
         found.append(
             {
@@ -56,11 +56,11 @@ def comparisons() -> list[dict[str, Any]]:
                     dataset: {
                         measure: against_compute(rows_of_lines, TITLES[measure])
                         for measure in MEASURES
-                        if (rows_of_lines := lines(runs, dataset, measure, pace))
+                        if (rows_of_lines := lines(results, dataset, measure, step_times))
                     }
-                    for dataset in sets(runs)
+                    for dataset in sets(results)
                 },
-                "samples": {dataset: samples(runs, dataset) for dataset in sets(runs)},
+                "samples": {dataset: samples(results, dataset) for dataset in sets(results)},
             }
         )
     return found
@@ -76,16 +76,16 @@ def rows_of(row: Mapping[str, Any]) -> list[list[str]]:
     """Return an entry of evidence.json as rows of a table, a measure a row; none for scratch."""
     if row["arm"] == SCRATCH:
         return []
-    place = [row["dataset"], f"{row['budget_flops']:.2g}", row["arm"], per_cent(row["share"])]
+    about = [row["dataset"], f"{row['budget_flops']:.2g}", row["arm"], per_cent(row["share"])]
     return [
-        [*place, measure, *gap(row, "final", measure), *factors(row, measure)]
+        [*about, measure, *gap(row, "final", measure), *factors(row, measure)]
         for measure in MEASURES
         if row["final"][measure]
     ]
 
 
 def gap(row: Mapping[str, Any], arm: str, measure: str) -> list[str]:
-    """Return what scratch is, what the arm is, and by how much it is better."""
+    """Return scratch's value, the arm's, and by how much that is better."""
     ends = [plus_minus(row[key][measure]) for key in (SCRATCH, arm)]
     return [*ends, f"{plus_minus(row['improvement_percent'][measure])} %"]
 
@@ -93,7 +93,7 @@ def gap(row: Mapping[str, Any], arm: str, measure: str) -> list[str]:
 def factors(row: Mapping[str, Any], measure: str) -> list[str]:
     """Return how many times less compute and less time.
 
-    A mean over those seeds alone that get there would flatter the arm: then they are counted.
+    Where not all seeds get there, a mean over the others would flatter the arm: they are counted.
     """
     found, seeds = row["speedup"][measure], len(row["seeds"])
     if found is None:
@@ -116,9 +116,9 @@ def plus_minus(value: Mapping[str, Any] | None) -> str:
     return " ± ".join(f"{number:.{decimals}f}" for number in numbers)
 
 
-def sets(runs: list[Run]) -> list[str]:
-    """Return the datasets of runs, in their order."""
-    return list(dict.fromkeys(run.cell.dataset for run in runs))
+def sets(results: list[Result]) -> list[str]:
+    """Return the datasets of results, in their order."""
+    return list(dict.fromkeys(result.run.dataset for result in results))
 
 
 def per_cent(share: float) -> str:
@@ -126,84 +126,85 @@ def per_cent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def label(run: Run) -> str:
-    """Return what the line of a run is called."""
-    if run.elsewhere:
-        return f"{run.cell.arm}, pretrained on another set"
-    share = f", {per_cent(run.cell.share)} masked" if run.cell.share else ""
-    return f"{run.cell.arm}{share}"
+def label(result: Result) -> str:
+    """Return the name of a result's line."""
+    run = result.run
+    if result.pretrained_elsewhere:
+        return f"{run.arm}, pretrained on another set"
+    share = f", {per_cent(run.share)} masked" if run.share else ""
+    return f"{run.arm}{share}"
 
 
 def lines(
-    runs: list[Run], dataset: str, measure: str, pace: Mapping[Kind, float]
+    results: list[Result], dataset: str, measure: str, step_times: Mapping[Kind, float]
 ) -> list[dict[str, Any]]:
-    """Return rows for a chart: the mean over seeds, and from the least to the largest as band."""
+    """Return rows for a chart: the mean over seeds, with a band from the least to the largest."""
     found = []
-    for seeds in by_seed([run for run in runs if run.cell.dataset == dataset]).values():
+    for seeds in by_seed([one for one in results if one.run.dataset == dataset]).values():
         first = next(iter(seeds.values()))
         measured = first.about["curve" if measure == "error" else "points"]
-        values = zip(*(run.curves.get(measure, []) for run in seeds.values()), strict=False)
+        values = zip(*(one.curves.get(measure, []) for one in seeds.values()), strict=False)
         for row, points in zip(measured, values, strict=False):
             heights = [value for _, value in points]
-            seconds = first.seconds(pace, row["flops"])
-            place = {"flops": row["flops"], "seconds": seconds, "images": row["images"]}
+            seconds = first.seconds(step_times, row["flops"])
+            compute = {"flops": row["flops"], "seconds": seconds, "images": row["images"]}
             spread = {"low": min(heights), "high": max(heights)} if len(seeds) > 1 else {}
             mean = sum(heights) / len(heights)
-            found.append({"line": label(first), **place, "value": mean, **spread})
+            found.append({"line": label(first), **compute, "value": mean, **spread})
     return found
 
 
-def samples(runs: list[Run], dataset: str) -> list[tuple[str, str]]:
+def samples(results: list[Result], dataset: str) -> list[tuple[str, str]]:
     """Return pictures of samples of one seed, an arm each, all from the same noise."""
-    chosen = [run for run in runs if run.cell.dataset == dataset]
-    seed = min(run.cell.seed for run in chosen)
+    chosen = [one for one in results if one.run.dataset == dataset]
+    seed = min(one.run.seed for one in chosen)
     found = []
-    for run in chosen:
-        picture = run.path.with_suffix(".png")
-        if run.cell.seed == seed and picture.exists():
-            found.append((label(run), inline(picture.read_bytes())))
+    for one in chosen:
+        picture = one.path.with_suffix(".png")
+        if one.run.seed == seed and picture.exists():
+            found.append((label(one), inline(picture.read_bytes())))
     return found
 
 
 def inline(png: bytes) -> str:
-    """Return a picture as an address that holds it."""
+    """Return a picture as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def screening() -> dict[str, Spec]:
-    """Return a chart of the errors at the ends of the cells of screening, by dataset."""
+    """Return a chart of the final errors of screening, by dataset."""
     found: dict[str, Spec] = {}
     for part, what in SCREENED.items():
-        runs = read_runs(part)
-        found |= {f"{dataset}{what}": ends(runs, dataset) for dataset in sets(runs)}
+        results = read_results(part)
+        found |= {f"{dataset}{what}": ends(results, dataset) for dataset in sets(results)}
     return found
 
 
-def ends(runs: list[Run], dataset: str) -> Spec:
-    """Return a chart of the errors at the ends of runs."""
+def ends(results: list[Result], dataset: str) -> Spec:
+    """Return a chart of the final errors of the runs on a dataset."""
     rows = [
         {
-            "name": f"{label(run)}, {run.cell.tuning}",
-            "kind": run.cell.arm,
-            "value": run.curves["error"][-1][1],
+            "name": f"{label(one)}, {one.run.tuning}",
+            "kind": one.run.arm,
+            "value": one.curves["error"][-1][1],
         }
-        for run in runs
-        if run.cell.dataset == dataset
+        for one in results
+        if one.run.dataset == dataset
     ]
     return dots(rows, TITLES["error"])
 
 
 def transfer() -> dict[str, Any] | None:
-    """Return the table of transfer and its samples, None if there are no cells."""
-    runs = read_runs("transfer")
-    if not runs:
+    """Return the table of transfer and its samples, None if there are no runs."""
+    results = read_results("transfer")
+    if not results:
         return None
     head = ["finetuned on", "measure", "scratch", "pretrained", "better by"]
     rows = [
         [row["dataset"], measure.replace("_", " "), *gap(row, "pretrained", measure)]
-        for row in transfers(runs)
+        for row in transfers(results)
         for measure in ENDS
         if row["pretrained"][measure]
     ]
-    pictures = {dataset: samples(runs, dataset) for dataset in sets(runs)}
+    pictures = {dataset: samples(results, dataset) for dataset in sets(results)}
     return {"head": head, "rows": rows, "samples": pictures}

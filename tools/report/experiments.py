@@ -1,4 +1,4 @@
-"""What a run of the pipeline left behind, in the workspace or at any revision or experiment."""
+"""What a run of the pipeline wrote, in the workspace or at any revision or experiment."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ class Experiment:
         return _flat(found)
 
     def json(self, path: str) -> dict[str, Any]:
-        """Return what a JSON file holds, nothing if there is none."""
+        """Return what a JSON file holds, an empty dict if there is none."""
         return dict(json.loads(self.read(path) or b"{}"))
 
     def metrics(self) -> dict[str, Any]:
@@ -57,14 +57,14 @@ class Experiment:
         for phase, title in PHASES.items():
             text = (self.read(f"reports/{phase}/{file}.tsv") or b"").decode()
             found = list(csv.DictReader(io.StringIO(text), delimiter="\t"))
-            pace = self._seconds_of_a_step(phase)
+            step_time = self._step_time(phase)
             for row in found:
                 rows.append(
                     {
                         "phase": title,
                         "flops": int(row["flops"]),
                         "images": images + int(row["images"]),
-                        "seconds": None if pace is None else seconds + pace * int(row["step"]),
+                        "seconds": step_time and seconds + step_time * int(row["step"]),
                         "value": float(row[column]),
                     }
                 )
@@ -73,7 +73,7 @@ class Experiment:
                 seconds = rows[-1]["seconds"] or seconds
         return rows
 
-    def _seconds_of_a_step(self, phase: str) -> float | None:
+    def _step_time(self, phase: str) -> float | None:
         timing = self.json(f"reports/timing/{phase}.json")
         steps = timing.get("steps_computed")
         return timing["seconds"] / steps if steps else None

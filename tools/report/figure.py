@@ -1,11 +1,11 @@
-"""The README's picture of the evidence: ``python -m tools.report.figure`` (make docs).
+"""The picture of the evidence in the README: ``python -m tools.report.figure`` (``make docs``).
 
 The charts of the report, error above and Fréchet distance below, a dataset a column.
 """
 
 from pathlib import Path
 
-from benchmarks.evidence.results import read_pace, read_runs
+from benchmarks.evidence.results import read_results, read_step_times
 from maskdm.runtime.command import run
 from tools.report.charts import side_by_side
 from tools.report.evidence import TITLES, lines, sets
@@ -17,12 +17,12 @@ def main() -> None:
     """Draw the picture."""
     import vl_convert
 
-    runs, pace = read_runs("confirmation"), read_pace()
+    results, step_times = read_results("confirmation"), read_step_times()
     spec = side_by_side(
         {
-            f"{dataset}: {TITLES[measure]}": lines(runs, dataset, measure, pace)
+            f"{dataset}: {TITLES[measure]}": lines(results, dataset, measure, step_times)
             for measure in ("error", "fd")
-            for dataset in sets(runs)
+            for dataset in sets(results)
         }
     )
     PICTURE.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))

@@ -1,8 +1,8 @@
 """The report as one page: ``make report``, or ``python -m tools.report.page REVISION …``.
 
-Charts, pictures and the JavaScript that draws are inside the page: it needs no internet. Without
-revisions it shows the evidence and the workspace's run, otherwise the runs of the revisions side
-by side.
+Charts, pictures and the JavaScript that draws them are inside the page: it needs no internet.
+Without revisions it shows the evidence and the workspace's run, otherwise the runs of the revisions
+side by side.
 """
 
 import json
@@ -49,8 +49,8 @@ def main(
     runs = experiments(revisions or [], ROOT)
     charts: dict[str, Spec] = {}
 
-    def place(name: str, spec: Spec) -> str:
-        """Keep a chart for the script that draws, and return the name of its element."""
+    def draw(name: str, spec: Spec) -> str:
+        """Have the script draw a chart; return the name of its element."""
         charts[name] = spec
         return name
 
@@ -66,7 +66,7 @@ def main(
         "params": compared([one.params() for one in runs]),
         "pictures": pictures(runs),
         "machine": machine() | versions(),
-        "place": place,
+        "draw": draw,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html(found, charts), encoding="utf-8")
@@ -83,7 +83,7 @@ def html(found: dict[str, Any], charts: dict[str, Spec]) -> str:
     environment.filters["shown"] = shown
     page = environment.get_template("page.html").render(found)
     bundle = vl_convert.javascript_bundle((HERE / "page.js").read_text(encoding="utf-8"))
-    # Nothing in a script may look like its end.
+    # A script ends at the first "</script", even inside a string.
     page = page.replace("@CHARTS@", json.dumps(charts).replace("</", "<\\/"))
     return page.replace("@BUNDLE@", bundle.replace("</script", "<\\/script"))
 
@@ -111,7 +111,7 @@ def compared(found: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool
 
 
 def pictures(runs: Sequence[Experiment]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return titles, and every run's picture of it; the same picture stands once."""
+    """Return titles with every run's picture; runs with the same picture share one."""
     found = []
     for name, title in PICTURES.items():
         named: dict[bytes, list[str]] = {}

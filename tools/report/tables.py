@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.evidence.results import Run, first_reached, read_pace, read_runs
+from benchmarks.evidence.results import Result, first_reached, read_results, read_step_times
 from benchmarks.evidence.summary import PARTS, SCRATCH, at_whole_budget, entries
 from tools.report.evidence import HEAD, NEVER, NOTHING, per_cent, rows_of, sets, transfer
 
@@ -13,7 +13,7 @@ def headline() -> str:
     """Return the comparisons at the whole budget, an arm and a measure a row."""
     lines = []
     for part in PARTS:
-        found = entries(read_runs(part), read_pace())
+        found = entries(read_results(part), read_step_times())
         for row in at_whole_budget(found):
             for dataset, _, *rest in rows_of(row):
                 lines.append([f"{dataset}, {NAMES[part]}", *rest])
@@ -21,10 +21,10 @@ def headline() -> str:
 
 
 def confirmation() -> str:
-    """Return every entry of reports/evidence.json, a part of the matrix below the other."""
-    pace, parts = read_pace(), []
+    """Return every entry of reports/evidence.json, part by part."""
+    step_times, parts = read_step_times(), []
     for part in PARTS:
-        found = entries(read_runs(part), pace)
+        found = entries(read_results(part), step_times)
         lines = [line for row in found for line in rows_of(row)]
         parts.append(f"{NAMES[part].capitalize()}:\n\n{_table(HEAD, lines)}")
     return "\n\n".join(parts)
@@ -38,27 +38,27 @@ def transferred() -> str:
 
 
 def screening() -> str:
-    """Return the cells of screening, best first, a dataset beside the other."""
+    """Return the runs of screening, best first, datasets side by side."""
     return _screened("screening")
 
 
 def fine_screening() -> str:
-    """Return the cells of the screening with patches of 2 pixels."""
+    """Return the runs of the screening with patches of 2 pixels."""
     return _screened("fine-screening")
 
 
 def _screened(part: str) -> str:
-    """Return errors at the end, and how much less compute to the best from scratch."""
-    runs = read_runs(part)
-    datasets = sets(runs)
-    settings = dict.fromkeys((run.cell.arm, run.cell.share, run.cell.tuning) for run in runs)
+    """Return final errors, and how many times less compute to the best run from scratch's."""
+    results = read_results(part)
+    datasets = sets(results)
+    settings = dict.fromkeys((one.run.arm, one.run.share, one.run.tuning) for one in results)
     rows = []
     for arm, share, tuning in settings:
         row = [arm, per_cent(share) if share else NOTHING, tuning]
         for dataset in datasets:
-            own = [run for run in runs if run.cell.dataset == dataset]
-            best = min((run for run in own if run.cell.arm == SCRATCH), key=_end)
-            found = [run for run in own if run.of == (dataset, arm, tuning, share)]
+            own = [one for one in results if one.run.dataset == dataset]
+            best = min((one for one in own if one.run.arm == SCRATCH), key=_end)
+            found = [one for one in own if one.group == (dataset, arm, tuning, share)]
             row += _end_and_factor(found[0], best) if found else ["", ""]
         rows.append(row)
     rows.sort(key=lambda row: (row[0] != SCRATCH, min(filter(None, row[3::2]))))
@@ -67,14 +67,14 @@ def _screened(part: str) -> str:
     return _table(head, rows)
 
 
-def _end(run: Run) -> float:
-    return run.curves["error"][-1][1]
+def _end(result: Result) -> float:
+    return result.curves["error"][-1][1]
 
 
-def _end_and_factor(run: Run, best: Run) -> list[str]:
+def _end_and_factor(result: Result, best: Result) -> list[str]:
     target = _end(best)
-    before, reached = (first_reached(one.curves["error"], target) for one in (best, run))
-    return [f"{_end(run):.4f}", f"{before / reached:.2f}×" if before and reached else NEVER]
+    before, reached = (first_reached(one.curves["error"], target) for one in (best, result))
+    return [f"{_end(result):.4f}", f"{before / reached:.2f}×" if before and reached else NEVER]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,20 +6,20 @@ of the batch, and gradients are added up once a step by a ring of them.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from maskdm.runtime.params import Params
 from maskdm.training.flops import stretch_flops
+from tools.preset import read_preset
 from tools.tables.needs import (
     BYTES_PER_PARAMETER,
     MICRO_BATCH,
-    PRESETS,
     bytes_kept_by,
     network_of,
     parameters_of,
     schedules,
 )
 
-PRESET = PRESETS / "celebahq256.yaml"
+PRESET = "celebahq256"
 FLOPS_PER_SECOND = 0.4 * 989e12  # an assumed 40 % of an H100's dense 16-bit peak (SXM)
 NVLINK = 300e9  # bytes/s that a GPU sends in an all-reduce, assumed: two thirds of the 450e9 it can
 GRADIENT = 4  # bytes a parameter
@@ -65,7 +65,7 @@ class Stage:
         return a_parameter * self.parameters + in_flight * self.kept
 
 
-def stages(preset: Path) -> list[Stage]:
+def stages(preset: Params) -> list[Stage]:
     """Return the stretches of a preset's pretraining and finetuning."""
     network = network_of(preset)
     whole = bytes_kept_by(preset)
@@ -90,7 +90,7 @@ def table() -> str:
     for where in ("1 GPU", f"{SEVERAL} GPUs"):
         head += [f"{where}: images/s", "hours", "GiB each"]
     lines = [f"| {' | '.join([*head, 'adding gradients'])} |", "|---" * (len(head) + 1) + "|"]
-    made = stages(PRESET)
+    made = stages(read_preset(PRESET))
     for stage in made:
         figures = [stage.flops / 1e15]
         for gpus in (1, SEVERAL):

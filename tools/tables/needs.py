@@ -6,7 +6,6 @@ weights' 16-bit copies, and what autograd keeps of the images that are in flight
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Params, read_section
 from maskdm.training.flops import flops_before
 from maskdm.training.phases import (
     FinetuneParams,
@@ -24,8 +23,8 @@ from maskdm.training.phases import (
     pretraining_schedule,
 )
 from maskdm.training.schedule import Schedule
+from tools.preset import names, read_preset
 
-PRESETS = Path("presets")
 FLOPS_PER_SECOND = 0.4 * 312e12  # an assumed 40 % of an A100's dense 16-bit peak
 BYTES_PER_PARAMETER = 5 * 4 + 2  # weight, gradient, two moments, average; autocast's copy
 MICRO_BATCH = 16  # images in flight, MASKDM_MICRO_BATCH
@@ -55,8 +54,8 @@ class Needs:
         return (self.masked + self.full) / FLOPS_PER_SECOND / 3600
 
 
-def needs(preset: Path) -> Needs:
-    """Return what a params file's training is computed to need."""
+def needs(preset: Params) -> Needs:
+    """Return what a preset's training is computed to need."""
     network = network_of(preset)
     parameters = parameters_of(network)
 
@@ -72,8 +71,8 @@ def needs(preset: Path) -> Needs:
     )
 
 
-def network_of(preset: Path) -> Denoiser:
-    """Return a params file's network, its weights without values."""
+def network_of(preset: Params) -> Denoiser:
+    """Return a preset's network, its weights without values."""
     model = read_section(preset, "model", ModelParams)
     return network_for(model, read_section(preset, "data", DataParams))
 
@@ -89,8 +88,8 @@ def parameters_of(network: Denoiser) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def schedules(preset: Path) -> tuple[Schedule, Schedule]:
-    """Return the schedules of a params file's pretraining and finetuning."""
+def schedules(preset: Params) -> tuple[Schedule, Schedule]:
+    """Return the schedules of a preset's pretraining and finetuning."""
     model = read_section(preset, "model", ModelParams)
     grid = read_section(preset, "data", DataParams).resolution // model.patch
     pretrain = read_section(preset, "pretrain", PretrainParams)
@@ -103,8 +102,8 @@ def _classes(data: DataParams) -> int:
     return CLASSES.get(data.source, 0) if data.classes else 0
 
 
-def bytes_kept_by(preset: Path) -> int:
-    """Return what autograd keeps of one whole image of a params file."""
+def bytes_kept_by(preset: Params) -> int:
+    """Return what autograd keeps of one whole image of a preset."""
     data = read_section(preset, "data", DataParams)
     return bytes_kept(read_section(preset, "model", ModelParams), data, _classes(data))
 
@@ -152,11 +151,11 @@ def table() -> str:
         "| preset | parameters | masked, PFLOP | whole, PFLOP | hours | memory, GiB |",
         "|---|---|---|---|---|---|",
     ]
-    for preset in sorted(PRESETS.glob("*.yaml")):
-        need = needs(preset)
+    for name in names():
+        need = needs(read_preset(name))
         if need.hours < 1:
             continue  # a laptop's
         figures = (need.masked / 1e15, need.full / 1e15, need.hours, need.memory / 2**30)
         cells = " | ".join(f"{float(f'{figure:.2g}'):,g}" for figure in figures)
-        lines.append(f"| `{preset.stem}` | {need.parameters:,} | {cells} |")
+        lines.append(f"| `{name}` | {need.parameters:,} | {cells} |")
     return "\n".join(lines)

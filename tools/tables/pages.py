@@ -1,7 +1,6 @@
-"""The tables in README.md and docs/ that are computed.
+"""The computed tables of README.md and docs/: ``python -m tools.tables.pages``, or ``make docs``.
 
-``python -m tools.tables.pages`` writes them, and so does ``make docs``. A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; what stands
-between is replaced.
+A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; the text between them is replaced.
 """
 
 import re
@@ -9,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.report import tables
-from tools.tables import gpus, needs, parameters, solvers, sources
-from tools.tables import measured as recorded
+from tools.tables import environment, gpus, measured, needs, parameters, solvers, sources
 
 README, DOCS = Path("README.md"), Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
@@ -20,9 +18,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "solvers": solvers.table,
     "grid": solvers.table_of_the_papers_grid,
     "sources": sources.table,
-    "speed": recorded.speed,
-    "growth": recorded.growth,
-    "evaluations": recorded.evaluations,
+    "environment": environment.table,
+    "speed": measured.speed,
+    "growth": measured.growth,
+    "evaluations": measured.evaluations,
     "headline": tables.headline,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,

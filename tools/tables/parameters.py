@@ -1,18 +1,16 @@
 """Every parameter, what is allowed and what the default is: the table in docs/parameters.md."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from maskdm.runtime.params import Section, read_params
+from maskdm.runtime.params import Section
 from stages.check import SECTIONS
-
-DEFAULTS = Path("presets/laptop.yaml")
+from tools.preset import DEFAULTS, read_preset
 
 
 def table() -> str:
     """Return a table a section, in Markdown, read from the classes that validate them."""
-    defaults = read_params(DEFAULTS)
+    defaults = read_preset(DEFAULTS)
     parts = []
     for name, kind in SECTIONS.items():
         if isinstance(kind, type) and issubclass(kind, Section):

@@ -10,33 +10,34 @@ from PIL import Image
 from maskdm.data.contract import Kind, Picture, Source, SourceParams
 from maskdm.data.files import Files, open_files, open_zip
 from maskdm.data.images import read_image
-from maskdm.runtime.downloads import PATIENCE, download, optional
+from maskdm.data.packages import require_package
+from maskdm.runtime.downloads import download
 from maskdm.runtime.errors import UserError
 
 ALIGNED = (178, 218)  # width, height
-# What U-ViT (Bao et al., 2023) trains on: a square of side 128, centred at x = 89, y = 121.
+# U-ViT (Bao et al., 2023) trains on the square of side 128 that is centred at x = 89, y = 121.
 CROP = (89 - 64, 121 - 64, 89 + 64, 121 + 64)  # left, top, right, bottom
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition"
-TRAINING = 0  # of the partition; 1 is validation, 2 is test
+TRAINING = 0  # in the partition; 1 is validation, 2 is test
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
-    """The official training part; its validation and test parts are held out."""
+    """List the training part; the official validation and test parts are held out."""
     if not path.exists():
-        raise UserError(f"There is no {path}: data.path must name {CELEBA.path}.")
+        raise CELEBA.wrong_path(f"There is no {path}")
     given = open_files(path)
     partition = _partition(given)
     images = _aligned(given)
-    where = {PurePosixPath(name).name: name for name in images.names}
-    missing = sorted(partition.keys() - where.keys())
+    full_names = {PurePosixPath(name).name: name for name in images.names}
+    missing = sorted(partition.keys() - full_names.keys())
     if missing:
-        raise UserError(
+        raise CELEBA.wrong_path(
             f"{len(missing)} of the {len(partition)} images that CelebA's {PARTITION} names are "
-            f"not in {images.path}, such as {missing[0]}: data.path must name {CELEBA.path}."
+            f"not in {images.path}, such as {missing[0]}"
         )
 
     def read(name: str) -> Image.Image:
-        image = read_image(images.read(where[name]), None, params.background)
+        image = read_image(images.read(full_names[name]), None, params.background)
         if image.size != ALIGNED:
             raise ValueError(f"{image.width} x {image.height} pixels, not the aligned 178 x 218")
         return image.crop(CROP)
@@ -51,7 +52,7 @@ def _listing(params: SourceParams, path: Path) -> Source:
 
 
 def _aligned(given: Files) -> Files:
-    """Find the aligned images: in their folder, in their archive, or else all there are."""
+    """Find the aligned images: those in their folder or in their archive, or else all images."""
     images = given.images()
     aligned = [name for name in images.names if IMAGES in name.split("/")]
     archive = next((name for name in given.names if name.endswith(f"{IMAGES}.zip")), None)
@@ -80,7 +81,7 @@ def read_partition(text: str) -> dict[str, int]:
     """Return the part of every image, from list_eval_partition.txt or Kaggle's .csv of it.
 
     Raises:
-        UserError: if a line, but the first, is no file name and 0, 1 or 2.
+        UserError: if a line other than the first is not a file name and 0, 1 or 2.
     """
     partition = dict[str, int]()
     for number, line in enumerate(text.split("\n"), start=1):
@@ -93,7 +94,7 @@ def read_partition(text: str) -> dict[str, int]:
 
 
 def _fetch(downloads: Path) -> Path:
-    """Download the two files that are needed, from where torchvision knows them to be."""
+    """Download the two files that are needed, from where torchvision finds them."""
     from torchvision.datasets import CelebA
     from torchvision.datasets.utils import check_integrity
 
@@ -105,12 +106,13 @@ def _fetch(downloads: Path) -> Path:
         if name in needed and not check_integrity(str(folder / name), md5)
     ]
     if missing:
-        gdown = optional("gdown", "celeba")
+        gdown = require_package("gdown", "celeba")
         folder.mkdir(parents=True, exist_ok=True)
     for file, name, md5 in missing:
-        with download(f"CelebA's {name}", f"let data.path name {CELEBA.path}, from {ORIGIN}."):
+        otherwise = f"let data.path name {CELEBA.path}, from {ORIGIN}."
+        with download(f"CelebA's {name}", otherwise) as timeout:
             try:
-                gdown.download(id=file, output=str(folder / name), timeout=PATIENCE)
+                gdown.download(id=file, output=str(folder / name), timeout=timeout)
             except gdown.exceptions.DownloadError as error:  # Google Drive's daily quota is one
                 raise OSError(error) from None
             if not check_integrity(str(folder / name), md5):

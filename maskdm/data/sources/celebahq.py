@@ -3,14 +3,13 @@
 from pathlib import Path, PurePosixPath
 
 from maskdm.data.contract import Kind, Picture, Source, SourceParams, held_out
-from maskdm.data.files import open_files
-from maskdm.data.images import read_image
+from maskdm.data.files import image_reader, open_files
 
-MASKED = "CelebA-HQ-img"  # CelebAMask-HQ's folder of images, beside one of face masks
+MASKED = "CelebA-HQ-img"  # CelebAMask-HQ's folder of images; another holds face masks
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
-    """Every image, wherever it lies: a hash of its name, without its ending, makes the split."""
+    """List every image, in any sub-folder; the split is by name, without the ending."""
     images = open_files(path).images()
     faces = [name for name in images.names if MASKED in name.split("/")] or images.names
     return Source(
@@ -20,7 +19,7 @@ def _listing(params: SourceParams, path: Path) -> Source:
         pictures=[
             Picture(name, held_out(PurePosixPath(name).stem, params), None) for name in faces
         ],
-        read=lambda name: read_image(images.read(name), params.resolution, params.background),
+        read=image_reader(images, params),
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from maskdm.data.contract import Kind, Picture, Source, SourceParams
+from maskdm.data.arrays import Part, list_parts, picture_in
+from maskdm.data.contract import Kind, Source, SourceParams
 from maskdm.data.pickled import read_pickle
 from maskdm.runtime.downloads import download
 from maskdm.runtime.errors import UserError
@@ -30,20 +31,18 @@ SIDE = 32
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
-    """50 000 training images; the official 10 000 test images are the held-out ones."""
-    pictures, images = list[Picture](), dict[str, np.ndarray]()
-    for batch, content in _batches(path).items():
-        images[batch], labels = _images_and_labels(content, f"{batch} in {path}")
-        pictures += [
-            Picture(f"{batch}/{index:05}", batch == "test_batch", label if params.classes else None)
-            for index, label in enumerate(labels)
-        ]
-
-    def read(name: str) -> Image.Image:
-        batch, index = name.split("/")
-        return Image.fromarray(images[batch][int(index)])
-
-    return Source("CIFAR-10", "not stated", CLASSES if params.classes else None, pictures, read)
+    """List the 50 000 training images; the official 10 000 test images are held out."""
+    parts = {
+        batch: _images_and_labels(content, f"{batch} in {path}")
+        for batch, content in _batches(path).items()
+    }
+    return Source(
+        name="CIFAR-10",
+        licence="not stated",
+        classes=CLASSES,
+        pictures=list_parts(parts, heldout="test_batch"),
+        read=lambda name: Image.fromarray(picture_in(parts, name)),
+    )
 
 
 def _batches(path: Path) -> dict[str, bytes]:
@@ -54,19 +53,17 @@ def _batches(path: Path) -> dict[str, bytes]:
             batch: (folder / batch).read_bytes() for batch in BATCHES if (folder / batch).is_file()
         }
     elif path.is_file():
-        found = _unpacked(path)
+        found = _batches_in_archive(path)
     else:
-        raise UserError(f"There is no {path}: data.path must name {CIFAR10.path}.")
+        raise CIFAR10.wrong_path(f"There is no {path}")
     missing = [batch for batch in BATCHES if batch not in found]
     if missing:
-        raise UserError(
-            f"{path} holds no {', '.join(missing)}: data.path must name {CIFAR10.path}."
-        )
+        raise CIFAR10.wrong_path(f"{path} holds no {', '.join(missing)}")
     return {batch: found[batch] for batch in BATCHES}
 
 
-def _unpacked(path: Path) -> dict[str, bytes]:
-    """Return the batches in an archive."""
+def _batches_in_archive(path: Path) -> dict[str, bytes]:
+    """Return the files of pickled batches in an archive."""
     found = dict[str, bytes]()
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -79,8 +76,8 @@ def _unpacked(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _images_and_labels(content: bytes, where: str) -> tuple[np.ndarray, list[int]]:
-    """Return the images, uint8 (count, 32, 32, 3), and their labels."""
+def _images_and_labels(content: bytes, where: str) -> Part:
+    """Return the images of a batch, uint8 (count, 32, 32, 3), and their labels."""
     try:
         batch = read_pickle(content)
         planes, labels = batch["data"], [int(label) for label in batch["labels"]]
@@ -92,7 +89,7 @@ def _images_and_labels(content: bytes, where: str) -> tuple[np.ndarray, list[int
         raise UserError(
             f"{where} is no batch of CIFAR-10's Python version ({error}): fetch it again."
         ) from None
-    return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
+    return Part(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels)
 
 
 def _fetch(downloads: Path) -> Path:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskdm.data.contract import Kind, Picture, Source, SourceParams
+from maskdm.data.arrays import Part, list_parts, picture_in
+from maskdm.data.contract import Kind, Source, SourceParams
 from maskdm.runtime.downloads import download
 from maskdm.runtime.errors import UserError
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 CLASSES = [
     "t-shirt",
     "trouser",
@@ -25,27 +26,28 @@ CLASSES = [
     "bag",
     "ankle boot",
 ]
-WIDEST_FRAME = 8  # pixels of black added to reach the wanted size before anything is resized
+WIDEST_FRAME = 8  # pixels of black that are added to reach the wanted size without a resize
 
 
 def _listing(params: SourceParams, folder: Path) -> Source:
-    """60 000 training images; the official 10 000 test images are the held-out ones."""
-    pictures, images = list[Picture](), dict[str, np.ndarray]()
-    for prefix, heldout in (("t10k", True), ("train", False)):
-        images[prefix] = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
-        labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
-        if images[prefix].ndim != 3 or labels.shape != images[prefix].shape[:1]:
-            raise UserError(f"The {prefix} images and labels in {folder} do not belong together.")
-        pictures += [
-            Picture(f"{prefix}/{index:05}", heldout, int(label) if params.classes else None)
-            for index, label in enumerate(labels)
-        ]
+    """List the 60 000 training images; the official 10 000 test images are held out."""
+    parts = {prefix: _images_and_labels(folder, prefix) for prefix in ("t10k", "train")}
+    return Source(
+        name="Fashion-MNIST",
+        licence="MIT",
+        classes=CLASSES,
+        pictures=list_parts(parts, heldout="t10k"),
+        read=lambda name: _framed(picture_in(parts, name), params.resolution),
+    )
 
-    def read(name: str) -> Image.Image:
-        prefix, index = name.split("/")
-        return _framed(images[prefix][int(index)], params.resolution)
 
-    return Source("Fashion-MNIST", "MIT", CLASSES if params.classes else None, pictures, read)
+def _images_and_labels(folder: Path, prefix: str) -> Part:
+    """Return the images of a part, uint8 (count, 28, 28), and their labels."""
+    images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise UserError(f"The {prefix} images and labels in {folder} do not belong together.")
+    return Part(images, labels.tolist())
 
 
 def _fetch(downloads: Path) -> Path:
@@ -72,7 +74,7 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"There is no {path}: data.path must name the IDX files' folder.") from None
+        raise FASHION_MNIST.wrong_path(f"There is no {path}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again.") from None
     rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0  # 8: uint8
@@ -84,7 +86,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _framed(image: np.ndarray, size: int) -> Image.Image:
-    """Return a grey image, in a narrow black frame where that spares it a resize."""
+    """Return a grey image, in a narrow black frame if that saves a resize."""
     wider = size - image.shape[0]
     if 0 < wider <= WIDEST_FRAME:
         image = np.pad(image, (wider // 2, wider - wider // 2))

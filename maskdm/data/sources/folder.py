@@ -3,9 +3,8 @@
 import re
 from pathlib import Path, PurePosixPath
 
-from maskdm.data.contract import Kind, Picture, Source, SourceParams, held_out
-from maskdm.data.files import Files, open_folder, open_zip
-from maskdm.data.images import read_image
+from maskdm.data.contract import Kind, Picture, Source, SourceParams, folder_labels, held_out
+from maskdm.data.files import Files, image_reader, open_folder, open_zip
 from maskdm.runtime.errors import UserError
 
 
@@ -14,10 +13,10 @@ def _folder(params: SourceParams, path: Path) -> Source:
 
 
 def _zip(params: SourceParams, path: Path) -> Source:
-    """List the images in an archive; a top folder around all of them is looked through.
+    """List the images in an archive, by their names inside a folder that holds all of them.
 
-    So a folder and its archive are one set, with one split, however it was packed. With classes,
-    the top folder stays if it holds images itself: it is the one class there is.
+    So a folder and its archive are one set, with one split, whether the folder was packed or what
+    is in it. With classes, a folder that holds images itself stays: it is the only class.
     """
     images = open_zip(path).images()
     top = images.folders()
@@ -35,20 +34,17 @@ def _any_images(name: str, params: SourceParams, files: Files) -> Source:
             f"data.classes is true, so every image must lie in a sub-folder of {files.path}; "
             f"'{loose}' does not."
         )
-    label = {name: index for index, name in enumerate(images.folders())}
+    classes = images.folders()
+    label = folder_labels(classes)
     return Source(
         name=name,
         licence="not stated",
-        classes=list(label) if params.classes else None,
+        classes=classes,
         pictures=[
-            Picture(
-                name=name,
-                heldout=held_out(file_group(name, params.group), params),
-                label=label[name.split("/")[0]] if params.classes else None,
-            )
+            Picture(name, held_out(file_group(name, params.group), params), label(name))
             for name in images.names
         ],
-        read=lambda name: read_image(images.read(name), params.resolution, params.background),
+        read=image_reader(images, params),
     )
 
 
@@ -58,7 +54,8 @@ def file_group(name: str, rule: str) -> str:
     Args:
         name: the path relative to ``data.path``, with slashes.
         rule: ``file``, ``folder``, or a regular expression searched for in ``name``: its first
-            parenthesis, or else the whole match, is the group; a file without a match is its own.
+            parenthesis, or else the whole match, is the group; a file without a match is a group
+            of its own.
     """
     if rule == "file":
         return name

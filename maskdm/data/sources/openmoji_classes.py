@@ -1,17 +1,17 @@
 """What an emoji shows: the groups of Unicode's emoji-test.txt, version 17, by first code point.
 
-One code point tells the group of all that begins with it, but for the brown mushroom (food there)
-and the eye in a speech bubble (a smiley there). Skin tones, which Unicode calls components, count
-as symbols and hair as people, and so does what OpenMoji draws beyond Unicode's emoji: letters and
+The first code point gives the group of every emoji but two: Unicode has the brown mushroom as food
+and the eye in a speech bubble as a smiley. Skin tones, which Unicode calls components, count as
+symbols, and hair as people. So do the drawings that OpenMoji adds to Unicode's emoji: letters and
 signs are symbols, stick figures people, chess pieces a game. Its drawings in the private use area,
-without the flags among them, are a class of their own: brands, buttons, tools and much else.
+except for flags, are a class of their own: brands, buttons, tools and much else.
 """
 
 import bisect
 
-SYMBOLS, EXTRAS = "symbols", "extras"  # symbols: whatever is in no range
-# Ranges of first code points. They are the runs of one group among the code points in use, so a
-# range also spans numbers between them that begin no emoji.
+SYMBOLS, EXTRAS = "symbols", "extras"  # SYMBOLS holds the code points in no range
+# Ranges of first code points are runs of one group among the code points in use, so a range also
+# spans code points that begin no emoji.
 RANGES = {
     "smileys-emotion": """
         2620 2639-263A 2763-2764 1F479-1F47B 1F47D-1F480 1F48B-1F48C 1F493-1F49F 1F4A2
@@ -63,7 +63,7 @@ RANGES = {
     EXTRAS: "E000-E419 E436-F8FF",
 }
 CLASSES = [*RANGES, SYMBOLS]
-LETTERS = range(0x1F1E6, 0x1F200)  # two are a flag, one is a letter
+LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag, one is a letter
 
 _RUNS = sorted(
     (int(first, 16), int(last or first, 16), name)

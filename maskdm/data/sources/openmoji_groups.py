@@ -1,16 +1,16 @@
 """Which emoji are variants of one drawing, and so must stay on one side of the split.
 
-About half of OpenMoji's pictures differ from another one in skin tone, gender, hair or direction
-only; some are even the same picture under two names (the flags of France and Clipperton). Left on
-both sides they would void every held-out number.
+About half of OpenMoji's pictures differ from another one only in skin tone, gender, hair or
+direction; some are even the same picture under two names (the flags of France and Clipperton). On
+both sides of the split they would void every held-out number.
 """
 
 JOINER, PERSON, CHILD, FAMILY = "200D", "1F9D1", "1F9D2", "1F46A"
 VARIANT = {"FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}  # emoji style and skin tones
-# After a joiner: female, male, facing right, and four kinds of hair.
+# Female, male, facing right, and four kinds of hair follow a joiner.
 JOINED_VARIANT = {"2640", "2642", "27A1", "1F9B0", "1F9B1", "1F9B2", "1F9B3"}
-# Names of one drawing with another gender, face, hair, colour or nationality; the first one is
-# the group's. Found among the pairs whose pictures differ least.
+# Names of one drawing with another gender, face, hair, colour or nationality; the first one names
+# the group. They were found among the pairs whose pictures differ least.
 SAME_DRAWING = {
     name: names.split()[0]
     for names in (
@@ -72,8 +72,8 @@ def emoji_group(name: str) -> str:
     """Return the group of an emoji: one for all variants of a drawing.
 
     Skin tone, gender, hair and direction make no difference; couples and families are one group
-    each; what is joined to a person (a job's tool) makes another group, what is joined to
-    anything else (a cat and a black square: a black cat) does not.
+    each. A person joined to a thing (a job's tool) is another group; anything else joined to a
+    thing (a cat to a black square: a black cat) is not.
 
     Args:
         name: its code points in hexadecimal, joined by hyphens (``1F469-1F3FD-200D-1F680``).

@@ -2,39 +2,31 @@
 
 from pathlib import Path
 
-from maskdm.data.contract import Kind, Picture, Source, SourceParams, held_out
-from maskdm.data.files import open_files
-from maskdm.data.images import read_image
-from maskdm.runtime.errors import UserError
+from maskdm.data.contract import Kind, Picture, Source, SourceParams, folder_labels, held_out
+from maskdm.data.files import image_reader, open_files
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
-    """The training part, split by person; by image if people are classes.
-
-    No person is on both sides, unless people are the classes: then each must be.
-    """
+    """List the training part. No person is on both sides, unless people are the classes."""
     files = open_files(path)
-    people = (files.within("train") if "train" in files.folders() else files).images()
-    loose = next((name for name in people.names if name.count("/") != 1), None)
+    images = (files.within("train") if "train" in files.folders() else files).images()
+    loose = next((name for name in images.names if name.count("/") != 1), None)
     if loose is not None:
-        raise UserError(
-            f"'{loose}' in {people.path} is not of the form person/image.jpg: data.path must name "
-            f"{VGGFACE2.path}."
-        )
-    label = {person: index for index, person in enumerate(people.folders())}
+        raise VGGFACE2.wrong_path(f"'{loose}' in {images.path} is not of the form person/image.jpg")
+    people = images.folders()
+    label = folder_labels(people)
+
+    def group(name: str) -> str:  # every class must be on both sides
+        return name if params.classes else name.split("/")[0]
+
     return Source(
         name="VGGFace2",
         licence="not stated",
-        classes=list(label) if params.classes else None,
+        classes=people,
         pictures=[
-            Picture(
-                name=name,
-                heldout=held_out(name if params.classes else name.split("/")[0], params),
-                label=label[name.split("/")[0]] if params.classes else None,
-            )
-            for name in people.names
+            Picture(name, held_out(group(name), params), label(name)) for name in images.names
         ],
-        read=lambda name: read_image(people.read(name), params.resolution, params.background),
+        read=image_reader(images, params),
     )
 
 

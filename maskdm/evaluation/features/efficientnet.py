@@ -7,14 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskdm.evaluation.features.extraction import Extractor
+from maskdm.evaluation.features.extraction import Extractor, Network
 from maskdm.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-    from maskdm.evaluation.features.extraction import Network
 
 
 def efficientnet_weights() -> Path:
@@ -38,7 +36,7 @@ def build_efficientnet(file: Path, device: torch.device) -> Network:
     network.load_state_dict(rename_weights(weights, network.state_dict()))
     network.reset_classifier(0)
     fold_batch_norms(network.eval())
-    if device.type == "cpu":  # elsewhere it is not known to be faster
+    if device.type == "cpu":  # on other devices it is not known to be faster
         fold_padding(network)
     network.to(device, memory_format=torch.channels_last)
     return lambda images: network((images - 127.5).div_(127.5))
@@ -47,10 +45,10 @@ def build_efficientnet(file: Path, device: torch.device) -> Network:
 def rename_weights(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Give weights the names that another implementation of the same network has for them.
+    """Give weights the names that another implementation of the same network uses.
 
-    Both list the same tensors in the same order; number, kind (the name's last part) and shape
-    of all are checked.
+    Both list the same tensors in the same order; the number of tensors and, for each, its kind
+    (the last part of the name) and shape are checked.
 
     Raises:
         UserError: at the first tensor that differs.
@@ -72,7 +70,7 @@ def rename_weights(
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Fold every batch norm that follows a convolution into it: the same function, faster.
+    """Fold each batch norm into the convolution before it: the same function, faster.
 
     Args:
         network: in eval mode; changed in place.
@@ -89,10 +87,10 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def fold_padding(network: nn.Module) -> None:
-    """Let convolutions of stride 2 do without a padded copy of their input: the same, faster.
+    """Spare convolutions of stride 2 a padded copy of their input: the same function, faster.
 
-    TensorFlow pads an even side by one more at its end than at its start. A kernel with a row and
-    a column of zeros before its first is as long at both ends, so torch's own padding will do.
+    TensorFlow pads an even side by one pixel more at its end than at its start. A kernel with a
+    row and a column of zeros in front needs the same padding at both ends, which torch does itself.
 
     Args:
         network: timm's, for inputs whose sides are even at each such convolution; changed in place.

@@ -1,11 +1,11 @@
-"""Features of images: what a distance between two sets of images is measured in.
+"""Features of images, in which a distance between two sets of images is measured.
 
 A distance means little without its features, so every extractor carries the names of the
 distances measured in it: ``fid`` and ``kid`` belong to Inception through clean-fid alone (Parmar
 et al., 2022); those of the embedded EfficientNet-lite0 are ``fd_efficientnet_lite0`` and
 ``kid_efficientnet_lite0``. Images are resized as clean-fid resizes them: bicubic, antialiased,
-one float channel at a time. The side they are resized to changes the distance, so it is part of
-what is recorded.
+one float channel at a time. The side to which they are resized changes the distance, so it is
+recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Network = Callable[[Tensor], Tensor]
+Network = Callable[["Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Extractor:
         frechet: what a Fréchet distance in these features is called.
         kernel: what a kernel distance in these features is called.
         count: features per image.
-        side: pixels, the side of the square that the network sees.
-        weights: returns the file of the weights, and downloads it if need be.
-        build: turns that file into a network on a device, from float32 images in 0..255,
+        side: of the square that the network sees, in pixels.
+        weights: returns the file of the weights, downloaded if necessary.
+        build: makes of that file a network on a device, which maps float32 images in 0..255,
             ``(batch, 3, side, side)``, to ``(batch, count)``.
     """
 
@@ -84,10 +84,10 @@ def extract(
         images: ``(N, height, width, channels)`` uint8, in memory or mapped; 1 channel (repeated
             to 3) or 3.
         network: from ``load_network``.
-        batch_size: images held in float at a time; by default what runs fastest on the device.
+        batch_size: images held in float at a time; by default the fastest number on the device.
             It changes the features only by rounding.
         label: the text of the progress bar; empty for none.
-        processes: they share the batches; all must call.
+        processes: share the batches; all of them must call.
 
     Returns:
         ``(N, network.extractor.count)`` float32; meaningful in the main process alone.
@@ -103,7 +103,7 @@ def extract(
     )
 
     @torch.inference_mode()
-    def seen(part: slice) -> NDArray[np.float32]:
+    def features_of(part: slice) -> NDArray[np.float32]:
         batch = torch.from_numpy(np.array(images[part]))
         batch = batch.to(network.device).permute(0, 3, 1, 2).float()
         resized = resize(batch, rows, columns).expand(-1, 3, -1, -1)
@@ -114,7 +114,7 @@ def extract(
     batches = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     silent = not label or not processes.is_main
     with tqdm(total=len(images), desc=label, unit="image", mininterval=1.0, disable=silent) as bar:
-        for part, found in processes.map(batches, seen):
+        for part, found in processes.map(batches, features_of):
             features[part] = found
             bar.update(len(found))
     return features
@@ -123,7 +123,7 @@ def extract(
 def bicubic(source: int, target: int) -> Tensor:
     """Return PIL's antialiased bicubic resize of a line of pixels as a matrix.
 
-    Its columns are what PIL makes of single bright pixels, so the weights are PIL's own.
+    The columns are PIL's resizes of single bright pixels, so the weights are PIL's own.
 
     Returns:
         ``(target, source)`` float32.

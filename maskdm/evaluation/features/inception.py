@@ -8,15 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from maskdm.evaluation.features.extraction import Extractor
+from maskdm.evaluation.features.extraction import Extractor, Network
 from maskdm.runtime.downloads import download
 from maskdm.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from maskdm.evaluation.features.extraction import Network
 
 FILE = "inception-2015-12-05.pt"
 INSTEAD = (
@@ -28,10 +26,10 @@ INSTEAD = (
 def inception_weights() -> Path:
     """Return the Inception weights that clean-fid uses, downloaded once into torch's cache.
 
-    clean-fid itself would keep a download that broke off, and wait for ever for a silent server.
+    clean-fid itself would keep a download that broke off, and wait forever for a silent server.
 
     Raises:
-        UserError: if they cannot be downloaded, or what came is not whole.
+        UserError: if they cannot be downloaded, or the file is incomplete.
     """
     import torch
     from cleanfid.downloads_helper import check_download_inception
@@ -56,7 +54,7 @@ def inception_weights() -> Path:
 
 
 def build_inception(file: Path, device: torch.device) -> Network:
-    """Return clean-fid's Inception, as it stands in its mode ``clean``."""
+    """Return the Inception of clean-fid's mode ``clean``."""
     from cleanfid.inception_torchscript import InceptionV3W
 
     network: nn.Module = InceptionV3W(str(file.parent), download=False, resize_inside=False)
@@ -64,7 +62,7 @@ def build_inception(file: Path, device: torch.device) -> Network:
 
 
 def is_whole_archive(path: Path) -> bool:
-    """Return whether a TorchScript file, which is a zip archive, is complete (its checksums)."""
+    """Return whether a TorchScript file is complete: it is a zip archive with checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

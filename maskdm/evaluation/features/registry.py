@@ -19,7 +19,7 @@ EXTRACTORS = {extractor.name: extractor for extractor in (EFFICIENTNET_LITE0, IN
 
 
 class FeatureParams(Section):
-    """The section ``fid.features``: what the distances are measured in."""
+    """The section ``fid.features``: the features in which distances are measured."""
 
     extractor: Literal["efficientnet-lite0", "inception"] = Field(
         description="efficientnet-lite0 (embedded) or inception (FID; downloads 95 MB once)"
@@ -30,7 +30,7 @@ def load_network(name: str, device: torch.device) -> FeatureNetwork:
     """Return the extractor called ``name``, ready to use on ``device``.
 
     Raises:
-        UserError: if its weights cannot be had or do not fit.
+        UserError: if its weights cannot be downloaded or do not fit.
     """
     extractor = EXTRACTORS[name]
     file = extractor.weights()

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from signal import SIGTERM
 from typing import Any
 
@@ -71,18 +71,16 @@ class Checkpointer:
         Raises:
             UserError: in every process, if the store or its remote cannot be used.
         """
-        try:
-            with self._holding():
-                self._restore_newest()
-                self.cadence.restart()
-                self._started = time.monotonic()
-                with self.signals.noted():
-                    yield self
-                self.finish_writing()
-                if self.processes.is_main and self.store.is_held and self.store.has(self.steps):
-                    self.store.finish()
-        finally:
-            self.writer.close()
+        # The lock is released only once nothing is being written any more.
+        with self._holding(), closing(self.writer):
+            self._restore_newest()
+            self.cadence.restart()
+            self._started = time.monotonic()
+            with self.signals.noted():
+                yield self
+            self.finish_writing()
+            if self.processes.is_main and self.store.is_held and self.store.has(self.steps):
+                self.store.finish()
 
     def after_step(self) -> None:
         """Save if a checkpoint is due; to be called between steps.

@@ -1,4 +1,4 @@
-"""What can be checkpointed: the one thing that this room knows of what it keeps."""
+"""The protocol of what can be checkpointed: all that this room knows of training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ class Checkpointable(Protocol):
         """Return all tensors that are to be saved, by name; the tensors themselves."""
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is to be saved besides tensors, as JSON can hold it."""
+        """Return everything else that is to be saved, as JSON can hold it."""
 
     def restore(
         self, step: int, metadata: Mapping[str, Any], load: Callable[[str, Tensor], object]

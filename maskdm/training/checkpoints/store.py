@@ -69,7 +69,7 @@ class Checkpoint:
     Attributes:
         name: its step and fingerprint.
         tensors: by name, on the CPU.
-        metadata: what was saved besides.
+        metadata: everything else that was saved.
     """
 
     name: Name
@@ -83,7 +83,7 @@ class Entry:
 
     Attributes:
         step: steps made.
-        metadata: what was saved besides tensors; None if it is damaged.
+        metadata: everything but the tensors; None if it is damaged.
         damage: what is wrong with it, empty if nothing.
         kept: whether runs may branch off here.
     """
@@ -95,7 +95,7 @@ class Entry:
 
 
 class DamagedError(Exception):
-    """A checkpoint that is not what was written; the text says why."""
+    """A checkpoint that is not as it was written; the text gives the reason."""
 
 
 class CheckpointStore:
@@ -153,10 +153,10 @@ class CheckpointStore:
         return True
 
     def take_over(self, owner: str) -> None:
-        """Say who holds the lock, and remove what writers left that were killed.
+        """Record who holds the lock, and remove what killed writers left behind.
 
         Args:
-            owner: told to other runs that wait.
+            owner: shown to runs that wait.
         """
         whole = {path.stem for path in self.folder.glob(f"*{METADATA}")}
         for pattern in (f"*{BEGUN}", UNFINISHED):
@@ -196,7 +196,7 @@ class CheckpointStore:
         return (self.folder / f"{self.name(step)}{METADATA}").exists()
 
     def keep(self, step: int) -> None:
-        """Say that the checkpoint after ``step`` steps is to be kept: runs may branch off there."""
+        """Mark the checkpoint after ``step`` steps as one to keep: runs may branch off there."""
         (self.folder / f"{self.name(step)}{KEEP}").touch()
 
     def kept(self) -> set[int]:
@@ -449,7 +449,7 @@ def _names(folder: Path) -> list[Name]:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """Return what was saved of a checkpoint besides tensors.
+    """Return everything of a checkpoint but its tensors.
 
     Raises:
         DamagedError: if it is not what was written.

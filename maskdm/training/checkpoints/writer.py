@@ -47,7 +47,7 @@ class BackgroundWriter:
     def submit(
         self, step: int, tensors: Mapping[str, Tensor], write: Callable[[], None], copying: float
     ) -> None:
-        """Check a checkpoint's weights and write it, beside what else goes on.
+        """Check a checkpoint's weights and write it in the background.
 
         Args:
             step: steps made.

@@ -1,0 +1,96 @@
+"""Runs of the matrix, several at a time: ``python -m benchmarks.evidence.matrix screening``.
+
+A run whose result is there is left alone, and one that was stopped resumes where it was: the
+command may be stopped and started at will.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.evidence import images
+from benchmarks.evidence.plan import Run, entry, plan, read_matrix, runs_of
+from benchmarks.evidence.train import RUNS, SETS, WORK
+from maskdm.runtime import command
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import Params
+
+
+def main(
+    part: Annotated[str, typer.Argument(help="a part of the matrix, such as screening")],
+    only: Annotated[list[str] | None, typer.Option(help="matrices of it; by default all")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="runs at a time; by default one a processor core")
+    ] = None,
+    own: Annotated[
+        Path | None, typer.Option(help="a folder of images to use in place of its datasets")
+    ] = None,
+) -> None:
+    """Train the runs of a part of the matrix that are not there yet."""
+    matrix = read_matrix()
+    wanted = runs_of(matrix, part, only)
+    if own is not None:
+        if not own.is_dir():
+            raise UserError(f"There is no folder {own}: name one that holds images.")
+        wanted = list(dict.fromkeys(replace(run, dataset="own") for run in wanted))
+    for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
+        images.make(dataset, str(own) if own else None)
+    missing = [run for run in wanted if not is_there(matrix, run)]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
+    # Runs side by side on a core each are faster than one on all of them.
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(jobs or cores, len(missing)))
+    threads = max(1, cores // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda run: train(run, threads), missing))
+    failed = [run.name for run, well in zip(missing, done, strict=True) if not well]
+    if failed:
+        raise UserError(f"These runs failed ({WORK}/….log says why): {', '.join(failed)}.")
+
+
+def datasets(matrix: Params, run: Run) -> list[str]:
+    """Return the datasets that a run needs: its own, then the one that it is pretrained on."""
+    other = entry(matrix, "datasets", run.dataset).get("pretrained_on")
+    return [run.dataset, *([other] if other else [])]
+
+
+def is_there(matrix: Params, run: Run) -> bool:
+    """Return whether a run has a result of its parameters, on the images that are there."""
+    result = RUNS / f"{run.name}.json"
+    if not result.exists():
+        return False
+    kept = json.loads(result.read_text(encoding="utf-8"))
+    hashes = [
+        json.loads((SETS / name / "data/prepared/dataset.json").read_text())["hash"]
+        for name in datasets(matrix, run)
+    ]
+    images = {"finetune": hashes[0], "pretrain": hashes[-1]}
+    same = kept["params"] == json.loads(json.dumps(plan(matrix, run)))
+    return same and all(leg["data"] == images[leg["phase"]] for leg in kept["training"])
+
+
+def train(run: Run, threads: int) -> bool:
+    """Train a run in a process with so many threads; return whether it went well."""
+    log = WORK / f"{run.name.replace('/', '_')}.log"
+    log.parent.mkdir(exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"TQDM_DISABLE": "1"}
+    options = ((f"--{name}", f"{getattr(run, name)}") for name in ("tuning", "share", "seed"))
+    words = ["benchmarks.evidence.train", run.part, run.dataset, run.arm]
+    words += [word for option in options for word in option]
+    with log.open("w", encoding="utf-8") as file:
+        ended = subprocess.run(
+            [sys.executable, "-m", *words], stdout=file, stderr=file, env=environment
+        )
+    print(run.name, "failed" if ended.returncode else "done", flush=True)
+    return not ended.returncode
+
+
+if __name__ == "__main__":
+    command.run(main)

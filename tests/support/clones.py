@@ -1,0 +1,128 @@
+"""A clone of this working tree, in which DVC commands run."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+SMALLER_ROLL = {
+    r"^SEED, SAMPLES = .*$": "SEED, SAMPLES = 0, 500",
+    r"^MASKED, FULL = .*$": "MASKED, FULL = 4, 2",
+}
+SILENT = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+
+
+class Clone:
+    """A git clone in which DVC commands run, cut off from the user's settings and the network."""
+
+    def __init__(self, path):
+        self.path = path
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "DVC_GLOBAL_CONFIG_DIR": str(path.parent / "dvc-global"),
+            "DVC_SYSTEM_CONFIG_DIR": str(path.parent / "dvc-system"),
+            "DVC_SITE_CACHE_DIR": str(path.parent / "dvc-site"),
+            "DVC_NO_ANALYTICS": "1",
+            "http_proxy": "http://127.0.0.1:9",
+            "https_proxy": "http://127.0.0.1:9",
+        }
+        # Without compiled files in the clone a dependency on a whole package would go unnoticed.
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def call(self, *command, code=0, **environment):
+        """Run a command and return what it said; its exit status must be ``code``."""
+        result = subprocess.run(
+            command,
+            cwd=self.path,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert result.returncode == code, result.stdout[-6000:]
+        return result.stdout
+
+    def start(self, *command):
+        """Run a command and do not wait for processes that it leaves behind."""
+        subprocess.run(command, cwd=self.path, env=self.environment, check=True, **SILENT)
+
+    def git(self, *arguments):
+        return self.call("git", *arguments)
+
+    def dvc(self, *arguments, **options):
+        """Run DVC and return the set of the stages that really ran."""
+        said = self.call("dvc", *arguments, **options)
+        return set(re.findall(r"^Running stage '(\w+)'", said, re.MULTILINE))
+
+    def edit(self, name, old, new):
+        path = self.path / name
+        text = path.read_text()
+        assert re.search(old, text, re.MULTILINE)
+        path.write_text(re.sub(old, new, text, count=1, flags=re.MULTILINE))
+
+    def outputs(self):
+        """Return the digest and the time of change of every file that a stage wrote."""
+        files = (
+            p for folder in ("data", "models", "reports") for p in (self.path / folder).rglob("*")
+        )
+        return {
+            path.relative_to(self.path).as_posix(): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mtime_ns,
+            )
+            for path in files
+            if path.is_file() and path.name != "checked"
+        }
+
+
+def clone_tree(path, params):
+    """Return a clone of the working tree, uncommitted files too, committed, with nothing run.
+
+    Args:
+        path: where to.
+        params: what differs from presets/tiny.yaml, by section.key.
+    """
+    clone = Clone(path)
+    clone.path.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (clone.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone.path / name)
+    for name in ("dvc.lock", "reports"):  # committed results of another configuration
+        subprocess.run(["rm", "-rf", clone.path / name], check=True)
+
+    yaml = YAML()
+    content = yaml.load(clone.path / "presets/tiny.yaml")
+    for key, value in params.items():
+        section, name = key.split(".")
+        content[section][name] = value
+    yaml.dump(content, clone.path / "params.yaml")
+
+    for old, new in SMALLER_ROLL.items():
+        clone.edit("stages/swissroll.py", old, new)
+
+    clone.git("init", "--quiet", "--initial-branch", "main")
+    clone.git("config", "user.name", "test")
+    clone.git("config", "user.email", "test@example.com")
+    clone.call("python", "-m", "tools.plots_page", ".dvc/tmp/plots_page.html")
+    clone.call("dvc", "config", "--local", "plots.html_template", "tmp/plots_page.html")
+    clone.git("add", "--all")
+    clone.git("commit", "--quiet", "--message", "before")
+    return clone

@@ -1,0 +1,99 @@
+"""Every variable of the environment: its default, its values, what is refused, its former name."""
+
+import re
+
+import pytest
+import typer
+
+from maskdm.runtime import environment
+from maskdm.runtime.command import run_commands
+from maskdm.runtime.environment import RENAMED, VARIABLES, checkpoints_folder
+from maskdm.runtime.errors import UserError
+
+WHOLE, SWITCH = "a whole number >= 1", "0 or 1"
+# name: what it is if unset; texts and their values; what is allowed, None where any text is
+TABLE = {
+    "MASKDM_CHECKPOINTS": ("checkpoints", {"/a/b": "/a/b"}, None),
+    "MASKDM_CHECKPOINTS_REMOTE": (None, {"s3://bucket/a": "s3://bucket/a"}, None),
+    "MASKDM_CHECKPOINT_SECONDS": (60, {"1": 1, "600": 600}, WHOLE),
+    "MASKDM_CHECKPOINT_STEPS": (None, {"1": 1, "25": 25}, WHOLE),
+    "MASKDM_DEVICE": ("", {"cuda:1": "cuda:1"}, None),  # torch knows the devices
+    "MASKDM_PROCESSES": (None, {"2": 2}, WHOLE),
+    "MASKDM_LAUNCHER": ("", {"srun -n 4": "srun -n 4"}, None),
+    "MASKDM_SHARD": (False, {"0": False, "1": True}, SWITCH),
+    "MASKDM_MICRO_BATCH": (None, {"1": 1, "16": 16}, WHOLE),
+    "MASKDM_SAMPLE_BATCH": (64, {"8": 8}, WHOLE),
+    "MASKDM_EXACT": (False, {"0": False, "1": True}, SWITCH),
+    "MASKDM_WORKER": (False, {"0": False, "1": True}, SWITCH),
+}
+WRONG = {
+    WHOLE: ("0", "-1", "1.5", "many", " 1", "1e3", "٣"),
+    SWITCH: ("2", "yes", "true", "01", " 1", "-0"),
+    None: (),
+}
+
+
+@pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
+def test_a_variable_has_its_default_takes_its_values_and_refuses_all_others(variable, monkeypatch):
+    default, values, allowed = TABLE[variable.name]
+    monkeypatch.delenv(variable.name, raising=False)
+    assert variable.get() == default
+    monkeypatch.setenv(variable.name, "")
+    assert variable.get() == default
+    for text, value in values.items():
+        monkeypatch.setenv(variable.name, text)
+        assert variable.get() == value
+        assert type(variable.get()) is type(value)
+    for text in WRONG[allowed]:
+        monkeypatch.setenv(variable.name, text)
+        sentence = f"{variable.name} is '{text}', but must be {allowed}."
+        with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+            variable.get()
+
+
+def test_every_variable_is_in_the_table_once_and_says_what_it_does():
+    defined = [v for v in vars(environment).values() if isinstance(v, environment.Variable)]
+    names = [variable.name for variable in VARIABLES]
+    assert sorted(names) == sorted(variable.name for variable in defined) == sorted(TABLE)
+    assert all(variable.meaning and variable.otherwise for variable in VARIABLES)
+
+
+@pytest.fixture
+def app():
+    """A typer application, and the calls that it gets."""
+    calls, made = [], typer.Typer()
+    made.command()(lambda: calls.append(1))
+    return made, calls
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("MASKDM_STATES", "MASKDM_CHECKPOINTS"),
+        ("MASKDM_STATES_MIRROR", "MASKDM_CHECKPOINTS_REMOTE"),
+        ("MASKDM_SAVE_SECONDS", "MASKDM_CHECKPOINT_SECONDS"),
+        ("MASKDM_SAVE_STEPS", "MASKDM_CHECKPOINT_STEPS"),
+    ],
+)
+def test_a_command_refuses_a_variable_of_a_former_version(app, monkeypatch, capsys, old, new):
+    command, calls = app
+    monkeypatch.setattr("sys.argv", ["command"])
+    monkeypatch.setenv(old, "5")
+    with pytest.raises(SystemExit) as end:
+        run_commands(command)
+    assert (end.value.code, calls) == (1, [])
+    assert f"error: {old} is called {new} now: set that instead" in capsys.readouterr().err
+    assert RENAMED[old] == new
+
+    monkeypatch.setenv(old, "")
+    with pytest.raises(SystemExit) as end:
+        run_commands(command)
+    assert (end.value.code, calls) == (0, [1])
+
+
+def test_checkpoints_are_in_the_repository_that_dvc_names(monkeypatch, tmp_path):
+    monkeypatch.delenv("MASKDM_CHECKPOINTS", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert checkpoints_folder() == tmp_path / "checkpoints"
+    monkeypatch.setenv("MASKDM_CHECKPOINTS", "/elsewhere")
+    assert str(checkpoints_folder()) == "/elsewhere"

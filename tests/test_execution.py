@@ -1,0 +1,60 @@
+"""Where and how to compute: how a batch is cut into processes and passes, at which precision."""
+
+from math import ceil
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from maskdm.runtime.distributed import Processes
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.execution import Execution
+from tests.support.training import CPU
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.one_of(st.none(), st.integers(1, 70)))
+def test_the_passes_of_all_processes_cover_the_batch_once_within_the_micro_batch(
+    batch_size, count, micro_batch
+):
+    assume(batch_size >= count)  # a stage refuses processes without images
+    parts, numbers = [], set()
+    for rank in range(count):
+        execution = Execution(CPU, Processes(rank, count), micro_batch)
+        passes = list(execution.passes(batch_size))
+        part = range(batch_size)[execution.processes.part(batch_size)]
+        own = [sample for samples in passes for sample in part[samples]]
+        assert own == list(part)
+        lengths = [samples.stop - samples.start for samples in passes]
+        assert min(lengths) >= 1
+        # All make as many passes: where shares are unequal, one of 1 image may have to take 2.
+        most = micro_batch or len(part)
+        assert max(lengths) <= (most if most > 1 or batch_size % count == 0 else 2)
+        parts += own
+        numbers.add(len(passes))
+    assert parts == list(range(batch_size))
+    (number,) = numbers
+    largest = ceil(batch_size / count)
+    assert number <= ceil(largest / (micro_batch or largest))  # no more than are needed
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_a_forward_pass_runs_at_its_precision(precision, dtype):
+    layer = torch.nn.Linear(2, 2)
+    with Execution(CPU, precision=precision).autocast():
+        assert layer(torch.ones(1, 2)).dtype == dtype
+    assert layer(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_the_environment_says_where_and_the_caller_at_which_precision(monkeypatch):
+    monkeypatch.setenv("MASKDM_DEVICE", "cpu")
+    monkeypatch.setenv("MASKDM_MICRO_BATCH", "3")
+    assert Execution.from_environment("bf16") == Execution(CPU, micro_batch=3, precision="bf16")
+    monkeypatch.delenv("MASKDM_MICRO_BATCH")
+    assert Execution.from_environment() == Execution(CPU)
+    monkeypatch.setenv("MASKDM_MICRO_BATCH", "none")
+    with pytest.raises(UserError, match=r"MASKDM_MICRO_BATCH is 'none', but must be a whole"):
+        Execution.from_environment()

@@ -1,0 +1,123 @@
+"""From image files of any kind to squares of 8-bit pixels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from maskdm.data.images import fit, read_image, to_rgb
+
+RED, GREEN, BLUE, CLEAR = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (9, 9, 9, 0)
+
+
+def decoded(path: Path, background: str = "#0a141e") -> list[tuple[int, ...]]:
+    """Return the pixels of a file, row by row."""
+    pixels = np.asarray(read_image(path.read_bytes(), 8, background)).reshape(-1, 3)
+    return [tuple(pixel) for pixel in pixels.tolist()]
+
+
+def of_pixels(mode: str, *pixels: Any) -> Image.Image:
+    image = Image.new(mode, (len(pixels), 1))
+    image.putdata(pixels)
+    return image
+
+
+def test_transparent_pixels_take_the_background(tmp_path: Path) -> None:
+    of_pixels("RGBA", RED, CLEAR, (255, 255, 255, 51)).save(tmp_path / "rgba.png")
+    half = tuple(round(0.2 * 255 + 0.8 * c) for c in (10, 20, 30))
+    assert decoded(tmp_path / "rgba.png") == [(255, 0, 0), (10, 20, 30), half]
+
+    of_pixels("LA", (200, 255), (200, 0)).save(tmp_path / "la.png")
+    assert decoded(tmp_path / "la.png") == [(200, 200, 200), (10, 20, 30)]
+
+    palette = of_pixels("P", 0, 1, 2)
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert decoded(tmp_path / "p.png") == [(255, 0, 0), (10, 20, 30), (0, 0, 255)]
+
+    palette.save(tmp_path / "steps.png", transparency=bytes([255, 0, 255]))
+    assert decoded(tmp_path / "steps.png") == [(255, 0, 0), (10, 20, 30), (0, 0, 255)]
+
+    of_pixels("RGB", RED[:3], GREEN[:3]).save(tmp_path / "key.png", transparency=GREEN[:3])
+    assert decoded(tmp_path / "key.png") == [(255, 0, 0), (10, 20, 30)]
+
+    alpha_palette = of_pixels("RGBA", BLUE, CLEAR).convert("PA")
+    picture = np.asarray(to_rgb(alpha_palette, "#0a141e"))
+    assert picture[0, 1].tolist() == [10, 20, 30]
+
+
+def test_opaque_modes_keep_their_colours(tmp_path: Path) -> None:
+    of_pixels("L", 0, 77, 255).save(tmp_path / "l.png")
+    assert decoded(tmp_path / "l.png") == [(0,) * 3, (77,) * 3, (255,) * 3]
+
+    of_pixels("1", 0, 255).save(tmp_path / "1.png")
+    assert decoded(tmp_path / "1.png") == [(0,) * 3, (255,) * 3]
+
+    of_pixels("CMYK", (0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255)).save(tmp_path / "cmyk.tif")
+    assert decoded(tmp_path / "cmyk.tif") == [(255,) * 3, (255, 0, 0), (0,) * 3]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_scale_to_eight(tmp_path: Path, suffix: str) -> None:
+    levels = np.array([[0, 257, 128 * 257, 65535, 1000]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"deep.{suffix}")
+    grey = [pixel[0] for pixel in decoded(tmp_path / f"deep.{suffix}")]
+    assert grey == np.round(levels[0] / 257).astype(int).tolist()
+
+
+def test_camera_orientation_is_applied(tmp_path: Path) -> None:
+    sideways = Image.new("RGB", (64, 32), "black")
+    sideways.paste("white", (0, 0, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright: the left half is the top
+    sideways.save(tmp_path / "camera.jpg", exif=exif, quality=95)
+    upright = np.asarray(read_image((tmp_path / "camera.jpg").read_bytes(), 64, "white"))
+    assert upright.shape == (64, 32, 3)
+    assert upright[:24].min() > 240
+    assert upright[40:].max() < 15
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    assert set(decoded(tmp_path / "film.gif")) == {(255, 0, 0)}
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
+    y, x = np.mgrid[:1024, :1024] / 1024
+    waves = np.stack([np.sin(9 * x), np.cos(7 * y), np.sin(5 * (x + y))], -1) * 120 + 128
+    picture = Image.fromarray(waves.astype(np.uint8))
+    picture.save(tmp_path / "large.jpg", quality=95)
+    small = read_image((tmp_path / "large.jpg").read_bytes(), 16, "white")
+    assert small.size == (128, 128)
+    error = fit(small, 16, 3).astype(int) - fit(picture, 16, 3)
+    assert abs(error).max() <= 3
+
+
+def test_the_centre_square_is_kept() -> None:
+    wide = Image.new("RGB", (96, 32), "red")
+    wide.paste("lime", (32, 0, 64, 32))
+    assert (fit(wide, 16, 3) == (0, 255, 0)).all()
+    assert (fit(wide.rotate(90, expand=True), 16, 3) == (0, 255, 0)).all()
+
+
+@given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3]))
+def test_an_image_of_the_wanted_size_keeps_its_pixels(seed: int, channels: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 12, channels), dtype=np.uint8)
+    image = Image.fromarray(noise if channels == 3 else noise[..., 0])
+    kept = fit(image, 8, channels)
+    assert (kept == noise[:, 2:10]).all()
+    assert kept.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("before", "after"), [(100, 32), (47, 32), (32, 32), (20, 32), (333, 8)])
+def test_resized_images_match_clean_fid(before: int, after: int) -> None:
+    from cleanfid.resize import make_resizer
+
+    noise = np.random.default_rng(0).integers(0, 256, (before, before, 3), dtype=np.uint8)
+    expected = make_resizer("PIL", False, "bicubic", (after, after))(noise).clip(0, 255)
+    assert abs(fit(Image.fromarray(noise), after, 3) - expected).max() <= 1

@@ -1,0 +1,73 @@
+"""The tables in docs/speed.md say what stands in the reports."""
+
+import json
+
+import pytest
+
+from benchmarks.speed.results import Row
+from tools.tables import measured
+
+ABOUT = {
+    "machine": {"cpu": "Abacus", "cores": 3, "memory": "1 GiB", "device": "cpu"},
+    "versions": {"python": "3.11", "torch": "2"},
+}
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """A folder of reports."""
+    monkeypatch.setattr(measured, "REPORTS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("ratio", "higher", "said"),
+    [(0.9, True, "≥ 0.85"), (0.8, True, "≥ 0.85, missed"), (0.8, False, "≤ 0.85"),
+     (0.9, False, "≤ 0.85, missed")],
+)  # fmt: skip
+def test_a_goal_that_is_missed_says_so(ratio, higher, said, reports):
+    row = Row("step", ratio * 2260, "GFLOP/s", 2260, 0.85, higher).record()
+    (reports / "bench.json").write_text(json.dumps(ABOUT | {"rows": [row]}))
+    *about, last = measured.speed().splitlines()
+    value = {0.9: "2,030", 0.8: "1,810"}[ratio]
+    assert last == f"| step | {value} GFLOP/s | 2,260 GFLOP/s | {ratio:.2f} | {said} |"
+    assert about[0].startswith("On Abacus, 3 cores, 1 GiB, device cpu; Python 3.11, torch 2")
+
+
+@pytest.mark.parametrize(("exponent", "said"), [(0.05, "≤ 0.1"), (0.2, "≤ 0.1, missed")])
+def test_growth_has_a_line_a_quantity(exponent, said, reports):
+    along = [
+        {
+            "factor": "images",
+            "quantity": "batch",
+            "value": value,
+            "measured": value / 7,
+            "unit": "s",
+        }
+        for value in (1000, 10_000)
+    ]
+    other = along[0] | {"quantity": "something else"}
+    overall = {"factor": "images", "quantity": "batch", "exponent_measured": exponent}
+    overall |= {"exponent_computed": None, "goal": 0.1}
+    report = ABOUT | {"rows": [*along, other], "overall": [overall]}
+    (reports / "growth.json").write_text(json.dumps(report))
+    assert measured.growth().splitlines()[-1] == (
+        f"| batch | images 1,000 → 10,000 | 143 → 1,430 s | {exponent:.2f} | {said} |"
+    )
+
+
+def test_distances_stand_by_solver_and_evaluations(reports):
+    cells = [
+        {"solver": solver, "nfe": nfe, "kid_x": nfe / 100, "kid_x_std": 0.001 * nfe}
+        for nfe in (7, 13)
+        for solver in ("ddim", "heun")
+    ]
+    (reports / "solvers.json").write_text(json.dumps({"images": 40, "cells": cells}))
+    said, _, *table = measured.evaluations().splitlines()
+    assert said == "40 images a cell, deviation over subsets at most 0.013:"
+    assert table == [
+        "| `kid_x` after … | 7 evaluations | 13 evaluations |",
+        "| --- | --- | --- |",
+        "| `ddim` | 0.07 | 0.13 |",
+        "| `heun` | 0.07 | 0.13 |",
+    ]

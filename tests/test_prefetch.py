@@ -1,0 +1,72 @@
+"""Prefetched batches are the batches of their steps, whoever makes them and when."""
+
+import threading
+
+import pytest
+import torch
+
+from maskdm.training.batches import Batch
+from maskdm.training.prefetch import PREFETCHED, prefetched
+
+
+class Elsewhere:
+    """A device that stands for an accelerator; tensors stay where they are."""
+
+    type = "elsewhere"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
+    return Elsewhere()
+
+
+def of(step):
+    return Batch(*(torch.tensor([step]) for _ in range(4)))
+
+
+def test_on_a_cpu_a_batch_is_made_when_it_is_needed():
+    made = []
+    with prefetched(lambda step: made.append(step) or of(step), 9, torch.device("cpu")) as take:
+        assert take(3).tokens.item() == 3
+    assert made == [3]
+
+
+def test_elsewhere_the_next_ones_are_under_way_in_threads_and_none_beyond_the_end(elsewhere):
+    made, started, go = [], threading.Barrier(PREFETCHED + 1), threading.Event()
+
+    def make(step):
+        if step < PREFETCHED:
+            started.wait(timeout=30)  # so many must be under way at once
+            go.wait(timeout=30)
+        made.append(step)
+        return of(step)
+
+    with prefetched(make, PREFETCHED + 2, elsewhere) as take:
+        first = threading.Thread(target=lambda: found.append(take(0)))
+        found = []
+        first.start()
+        started.wait(timeout=30)
+        go.set()
+        first.join(timeout=30)
+        found += [take(step) for step in range(1, PREFETCHED + 2)]
+    assert [batch.tokens.item() for batch in found] == list(range(PREFETCHED + 2))
+    assert sorted(made) == list(range(PREFETCHED + 2))
+
+
+def test_an_error_in_a_batch_is_the_error_of_its_step(elsewhere):
+    def make(step):
+        if step == 1:
+            raise ValueError("no such image")
+        return of(step)
+
+    with prefetched(make, 5, elsewhere) as take:
+        take(0)
+        with pytest.raises(ValueError, match="no such image"):
+            take(1)
+
+
+def test_threads_end_with_the_training(elsewhere):
+    with prefetched(of, 1000, elsewhere) as take:
+        take(0)
+    assert not [t for t in threading.enumerate() if t.name.startswith("batches")]

@@ -1,0 +1,140 @@
+"""CIFAR-10 in its true format, and pickles that are not what they seem."""
+
+import os
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskdm.data.pickled import read_pickle
+from maskdm.data.registry import open_source
+from maskdm.data.sources import cifar10
+from maskdm.runtime.errors import UserError
+from tests.support.formats import python2_pickle
+from tests.support.preparing import params, prepare, write
+
+
+def cifar_batches(count: int = 6) -> dict[str, dict[str, Any]]:
+    """Return six batches; a pixel tells its batch, image, channel and position."""
+    batches = {}
+    for number, batch in enumerate(cifar10.BATCHES):
+        position = np.arange(1024) % 199
+        data = np.stack(
+            [
+                np.concatenate(
+                    [(position + 31 * channel + 7 * image + number) for channel in range(3)]
+                )
+                for image in range(count)
+            ]
+        )
+        batches[batch] = {
+            "batch_label": f"batch {number + 1}",
+            "labels": [(number + image) % 10 for image in range(count)],
+            "data": (data % 256).astype(np.uint8),
+            "filenames": [f"{n}.png" for n in range(count)],
+        }
+    return batches
+
+
+def cifar_files(folder: Path, content: dict[str, bytes], form: str) -> Path:
+    """Write CIFAR-10 as it is found: its folder, a folder around it, or the archive."""
+    for batch, pickled in content.items():
+        write(folder / "cifar-10-batches-py" / batch, pickled)
+    if form == "its folder":
+        return folder / "cifar-10-batches-py"
+    if form == "around":
+        return folder
+    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
+    return folder / "cifar-10-python.tar.gz"
+
+
+@pytest.mark.parametrize("form", ["its folder", "around", "archive"])
+def test_cifar10_is_read_as_it_was_published(tmp_path: Path, form: str) -> None:
+    batches = cifar_batches()
+    content = {batch: python2_pickle(batches[batch]) for batch in batches}
+    assert b"cnumpy.core.multiarray\n_reconstruct\n" in content["data_batch_1"]
+    path = cifar_files(tmp_path / "in", content, form)
+    kept = prepare(tmp_path, params(source="cifar10", path=str(path), resolution=32, classes=True))
+    assert kept.train.shape == (30, 32, 32, 3)
+    y, x, image = 3, 5, 4
+    for channel in range(3):
+        expected = (32 * y + x + 31 * channel + 7 * image + 1) % 256
+        assert kept.train[6 + image, y, x, channel] == expected  # of data_batch_2
+    assert kept.heldout_labels is not None
+    assert kept.heldout_labels.tolist() == batches["test_batch"]["labels"]
+    assert kept.classes is not None
+    assert (len(kept.classes), kept.classes[3]) == (10, "cat")
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_malicious_batch_is_refused_and_not_run(tmp_path: Path) -> None:
+    batches = {batch: pickle.dumps(content) for batch, content in cifar_batches().items()}
+    batches["data_batch_3"] = pickle.dumps({"data": Malicious(tmp_path / "ran"), "labels": []})
+    path = cifar_files(tmp_path / "in", batches, "its folder")
+    with pytest.raises(UserError, match=r"data_batch_3 in .*asks for posix\.mkdir"):
+        open_source(params(source="cifar10", path=str(path)), tmp_path)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(batches["data_batch_3"])  # whereas Python itself would have run it
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins.eval", "numpy.load", "os.system", "numpy.core.os.system"]
+)
+def test_a_pickle_gets_no_other_name(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    with pytest.raises(ValueError, match=f"asks for {name}"):
+        read_pickle(f"c{module}\n{attribute}\n(S'x'\ntR.".encode())
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("cut", "data_batch_2 in .* is no batch"),
+        ("labels", r"data is uint8 \(6, 3072\) for 7 labels"),
+        ("label", "a label is not one of 0 to 9"),
+        ("no dict", "data_batch_2 in .* is no batch"),
+        ("missing", r"holds no data_batch_2: data\.path must name cifar-10-python\.tar\.gz or"),
+    ],
+)
+def test_damaged_cifar10_batches_are_refused(tmp_path: Path, damage: str, sentence: str) -> None:
+    batches = cifar_batches()
+    if damage == "labels":
+        batches["data_batch_2"]["labels"].append(0)
+    elif damage == "label":
+        batches["data_batch_2"]["labels"][0] = 10
+    content = {batch: python2_pickle(batches[batch]) for batch in batches}
+    if damage == "cut":
+        content["data_batch_2"] = content["data_batch_2"][:9000]
+    elif damage == "no dict":
+        content["data_batch_2"] = pickle.dumps([1, 2])
+    elif damage == "missing":
+        del content["data_batch_2"]
+    path = cifar_files(tmp_path / "in", content, "its folder")
+    with pytest.raises(UserError, match=sentence):
+        open_source(params(source="cifar10", path=str(path)), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no archive", "missing"])
+def test_a_damaged_cifar10_archive_is_refused(tmp_path: Path, damage: str) -> None:
+    content = {batch: pickle.dumps(labels) for batch, labels in cifar_batches().items()}
+    path = cifar_files(tmp_path / "in", content, "archive")
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"not an archive")
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
+        open_source(params(source="cifar10", path=str(path)), tmp_path)
