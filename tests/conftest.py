@@ -76,3 +76,17 @@ def lite0():
     from maskdm.evaluation.features.registry import load_network
 
     return load_network("efficientnet-lite0", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A clone after a whole run, the stages that ran, and those of an experiment 'other' after it.
+
+    All processes of pytest share it: copy it before changing anything.
+    """
+    from tests.support.clones import finished_clone
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return finished_clone(folder / "finished")

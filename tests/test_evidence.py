@@ -1,4 +1,4 @@
-"""The matrix of the evidence: equal compute, the headline's arithmetic, a tiny part for real."""
+"""The matrix of the evidence: equal compute, how the summary is computed, a tiny part for real."""
 
 import json
 import math
@@ -10,95 +10,95 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import drawings, needs_browser, visit
-from clones import clone_tree
-from dvc.repo import Repo
-from tests.support.preparing import save_images
 
 from benchmarks.evidence import images, results, summary
 from benchmarks.evidence.images import classes_kept, keep
+from benchmarks.evidence.matrix import datasets, is_there
 from benchmarks.evidence.plan import (
-    HERE,
-    Cell,
-    cells,
+    Run,
     network_of,
     plan,
     points,
     pretraining,
     pretraining_flops,
     read_matrix,
+    runs_of,
     whole_step,
 )
 from benchmarks.evidence.results import (
     Kind,
-    Run,
+    Result,
     at,
     first_reached,
     linear,
-    read_pace,
-    read_run,
-    read_runs,
+    read_result,
+    read_results,
+    read_step_times,
 )
-from benchmarks.evidence.run import command, datasets, is_there
 from benchmarks.evidence.summary import entries, transfers
 from maskdm.data.prepared import Sample, open_prepared, write_prepared
 from maskdm.runtime.errors import UserError
 from maskdm.training.flops import training_flops
+from tests.support.browser import drawings, needs_browser, visit
+from tests.support.clones import clone_tree
+from tests.support.preparing import save_images
 from tools.report.evidence import plus_minus, rows_of
 
 MATRIX = read_matrix()
-ALL = [cell for part in MATRIX["parts"] for cell in cells(MATRIX, part)]
+ALL = [run for part in MATRIX["parts"] for run in runs_of(MATRIX, part)]
 SMALL = {"data.limit": 24}
 
 
 # Equal compute
 
 
-def test_every_cell_spends_its_budget_to_within_a_step():
-    for cell in ALL:
-        params, budget = plan(MATRIX, cell), MATRIX["parts"][cell.part]["budget"]
+def test_every_run_spends_its_budget_to_within_a_step():
+    for run in ALL:
+        params, budget = plan(MATRIX, run), MATRIX["parts"][run.part]["budget"]
         masked, whole = pretraining_flops(params), whole_step(params)
         finetuning = params["finetune"]["steps"] * whole
-        beside = "pretrained_on" in MATRIX["datasets"][cell.dataset]
-        spent = finetuning if beside else masked + finetuning
-        assert abs(spent - budget) <= 0.5 * whole, cell
-        assert abs(masked - cell.share * budget) <= whole, cell
-        assert bool(masked) == bool(cell.share)
+        outside = "pretrained_on" in MATRIX["datasets"][run.dataset]
+        spent = finetuning if outside else masked + finetuning
+        assert abs(spent - budget) <= 0.5 * whole, run
+        assert abs(masked - run.share * budget) <= whole, run
+        assert bool(masked) == bool(run.share)
 
 
-def test_a_cell_that_is_there_spent_what_was_planned():
+def test_a_run_that_is_there_spent_what_was_planned():
     for part in MATRIX["parts"]:
-        for run in read_runs(part):
-            whole = whole_step(run.params)
-            spent = sum(leg["flops"] for leg in run.legs)
-            beside = "pretrained_on" in MATRIX["datasets"][run.cell.dataset]
-            wanted = run.budget * (1 + run.cell.share if beside else 1)
-            assert abs(spent - wanted) <= whole, run.path
-            assert run.curves["error"][-1][0] == spent
+        for result in read_results(part):
+            whole = whole_step(result.params)
+            spent = sum(leg["flops"] for leg in result.legs)
+            outside = "pretrained_on" in MATRIX["datasets"][result.run.dataset]
+            wanted = result.budget * (1 + result.run.share if outside else 1)
+            assert abs(spent - wanted) <= whole, result.path
+            assert result.curves["error"][-1][0] == spent
 
 
-def test_every_cell_of_the_committed_parts_is_there():
+def test_every_run_of_the_committed_parts_is_there():
     for part in ("screening", "confirmation", "transfer", "fine-screening", "fine"):
-        assert {run.cell for run in read_runs(part)} == set(cells(MATRIX, part))
+        found = read_results(part)
+        assert {result.run for result in found} == set(runs_of(MATRIX, part))
+        assert all(result.path.with_suffix("").match(f"*/{result.run.name}") for result in found)
 
 
-def test_the_masked_part_of_a_staged_cell_is_shared_out_and_a_mixtures_is_mixed():
-    staged = plan(MATRIX, Cell("screening", "openmoji", "staged", "base", 0.25, 0))
+def test_the_masked_part_of_a_staged_run_is_split_and_that_of_a_mixture_is_mixed():
+    staged = plan(MATRIX, Run("screening", "openmoji", "staged", "base", 0.25, 0))
     network, legs = network_of(staged), pretraining(staged).legs
     assert [leg.mask.rate for leg in legs] == pytest.approx([0.9, 0.5], abs=0.03)
     costs = [leg.steps * training_flops(network, leg.mask.visible, 16) for leg in legs]
     assert costs[0] == pytest.approx(costs[1], rel=0.01)
-    mixture = plan(MATRIX, Cell("screening", "openmoji", "mixture", "base", 0.25, 0))
-    alone = plan(MATRIX, Cell("screening", "openmoji", "patch-75", "base", 0.25, 0))
+    mixture = plan(MATRIX, Run("screening", "openmoji", "mixture", "base", 0.25, 0))
+    alone = plan(MATRIX, Run("screening", "openmoji", "patch-75", "base", 0.25, 0))
     assert mixture["pretrain"]["full_share"] == 0.1
     assert mixture["pretrain"]["steps"] < alone["pretrain"]["steps"]
 
 
 def test_arms_of_a_comparison_differ_in_nothing_but_the_masked_part():
     for part in ("confirmation", "fine", "transfer", "reduced"):
-        for cell in cells(MATRIX, part):
-            scratch = plan(MATRIX, replace(cell, arm="scratch", share=0.0))
-            arm = plan(MATRIX, cell)
+        for run in runs_of(MATRIX, part):
+            scratch = plan(MATRIX, replace(run, arm="scratch", share=0.0))
+            arm = plan(MATRIX, run)
             for params in (arm, scratch):
                 params.pop("mask")
                 params.pop("pretrain")
@@ -108,46 +108,36 @@ def test_arms_of_a_comparison_differ_in_nothing_but_the_masked_part():
 
 
 def test_distances_are_measured_at_shares_of_the_budget():
-    scratch = Cell("confirmation", "openmoji", "scratch", "whole-batch-8", 0.0, 0)
+    scratch = Run("confirmation", "openmoji", "scratch", "whole-batch-8", 0.0, 0)
     masked = replace(scratch, arm="block-75", share=0.125)
-    for cell in (scratch, masked):
-        params = plan(MATRIX, cell)
+    for run in (scratch, masked):
+        params = plan(MATRIX, run)
         whole, primer = whole_step(params), pretraining_flops(params)
-        for step, share in zip(points(MATRIX, cell), (0.25, 0.5, 1), strict=True):
+        for step, share in zip(points(MATRIX, run), (0.25, 0.5, 1), strict=True):
             assert primer + step * whole == pytest.approx(share * 4e13, abs=whole)
 
 
 def test_what_the_matrix_does_not_know_is_refused():
-    with pytest.raises(UserError, match=r"no 'patch-76' among the arms of params.yaml: scratch,"):
-        plan(MATRIX, Cell("screening", "openmoji", "patch-76", "base", 0.25, 0))
+    with pytest.raises(UserError, match=r"no 'patch-76' among the arms of matrix.yaml: scratch,"):
+        plan(MATRIX, Run("screening", "openmoji", "patch-76", "base", 0.25, 0))
     with pytest.raises(UserError, match=r"no 'sratch' among the matrices of tiny: scratch, masked"):
-        cells(MATRIX, "tiny", ["sratch"])
+        runs_of(MATRIX, "tiny", ["sratch"])
     with pytest.raises(UserError, match="leaves no finetuning"):
-        plan(MATRIX, Cell("tiny", "openmoji-few", "patch-75", "base", 0.9999, 0))
+        plan(MATRIX, Run("tiny", "openmoji-few", "patch-75", "base", 0.9999, 0))
 
 
-def test_dvc_computes_the_same_cells_with_the_same_commands():
-    stages = Repo(str(HERE)).index.stages
-    found = {}
-    for stage in stages:
-        cell = stage.cmd.partition("benchmarks.evidence.cell ")[2]
-        if cell:
-            outs = {Path(out.def_path) for out in stage.outs}
-            found[cell] = (outs, {dep.def_path for dep in stage.deps})
-    wanted = {" ".join(command(cell)[3:]).replace("0.0", "0"): cell for cell in ALL}
-    tiny = {name for name, cell in wanted.items() if cell.part == "tiny"}
-    assert set(found) == set(wanted) - tiny
-    for name, (outs, deps) in found.items():
-        cell = wanted[name]
-        ends = [".json", *([".png"] if MATRIX["parts"][cell.part]["distance_at"] else [])]
-        assert outs == {Path(f"cells/{cell.name}{end}") for end in ends}
-        assert deps >= {f"sets/{dataset}/data/prepared" for dataset in datasets(MATRIX, cell)}
-    made = {stage.outs[0].def_path for stage in stages if stage.name.startswith("images@")}
-    needed = {name for cell in wanted.values() for name in datasets(MATRIX, cell)}
-    assert made == {f"sets/{name}" for name in needed - {"openmoji-few"}}
+def test_a_run_needs_its_own_images_and_those_that_it_is_pretrained_on():
+    for run in ALL:
+        other = MATRIX["datasets"][run.dataset].get("pretrained_on")
+        assert datasets(MATRIX, run) == [run.dataset, *([other] if other else [])]
+        assert set(datasets(MATRIX, run)) <= set(MATRIX["datasets"])
 
 
-# The headline
+def test_every_run_has_a_file_of_its_own():
+    assert len({run.name for run in ALL}) == len(ALL)
+
+
+# The summary
 
 
 def test_between_two_measurements_a_curve_is_a_power_law():
@@ -166,12 +156,12 @@ def test_seconds_go_on_straight_between_corners():
     assert [linear(corners, x) for x in (5.0, 10.0, 15.0, 25.0)] == [0.5, 1.0, 3.0, 7.0]
 
 
-PARAMS = {"data": {"size": 8, "channels": 3}, "model": {"patch": 2}}
-PACE = {Kind(8, 3, '{"patch": 2}', 16, 1): 2.0, Kind(8, 3, '{"patch": 2}', 4, 1): 1.0}
+PARAMS = {"data": {"resolution": 8, "channels": 3}, "model": {"patch": 2}}
+STEP_TIMES = {Kind(8, 3, '{"patch": 2}', 16, 1): 2.0, Kind(8, 3, '{"patch": 2}', 4, 1): 1.0}
 
 
 def ran(arm, seed, height, share=0.0, end=100.0, dataset="set"):
-    """Return a run whose error is height / FLOPs, and its distances the same at three points."""
+    """Return a result whose error is height / FLOPs, and its distances the same at three points."""
     primer = share * end
     rest = end - primer
     legs = [
@@ -182,14 +172,14 @@ def ran(arm, seed, height, share=0.0, end=100.0, dataset="set"):
     legs = [leg | {"batch_size": 1, "data": dataset} for leg in legs]
     error = [(float(x), height / x) for x in (1, 2, 5, 10, 20, 50, 100)]
     curves = {"error": error, "fd": error[3:4] + error[5:]}
-    cell = Cell("part", dataset, arm, "base", share, seed)
-    return Run(cell, end, curves, legs, PARAMS, {}, Path("none"))
+    run = Run("part", dataset, arm, "base", share, seed)
+    return Result(run, end, curves, legs, PARAMS, {}, Path("none"))
 
 
 def test_the_speed_up_is_scratchs_budget_by_what_the_arm_needs_for_the_same():
     runs = [ran("scratch", seed, 1.0) for seed in (0, 1)]
     runs += [ran("masked", 0, 0.5, 0.2), ran("masked", 1, 0.25, 0.2)]
-    found = entries(runs, PACE)
+    found = entries(runs, STEP_TIMES)
     whole = next(row for row in found if row["arm"] == "masked" and row["budget_flops"] == 100)
     assert whole["share"] == 0.2
     assert whole["seeds"] == [0, 1]
@@ -294,11 +284,11 @@ def test_transfer_is_the_gain_in_per_cent_seed_by_seed():
     assert row["pretraining_flops"] == 50
 
 
-def test_the_committed_headline_is_that_of_the_committed_cells(tmp_path):
+def test_the_committed_summary_is_that_of_the_committed_runs(tmp_path):
     summary.main(None, tmp_path / "evidence.json")
     assert (tmp_path / "evidence.json").read_text() == summary.EVIDENCE.read_text()
     kept = json.loads(summary.TRANSFER.read_text())
-    assert kept == json.loads(json.dumps(transfers(read_runs("transfer"))))
+    assert kept == json.loads(json.dumps(transfers(read_results("transfer"))))
 
 
 # Images
@@ -346,53 +336,53 @@ def test_a_part_without_images_is_refused(prepared):
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
-    """A clone in which the tiny part has been computed."""
+    """A clone in which the runs of the tiny part are there."""
     clone = clone_tree(tmp_path_factory.mktemp("evidence") / "clone", SMALL)
-    said = clone.call("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
-    assert "0 of 4 cells are there" in said
+    said = clone.call("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1")
+    assert "0 of 4 runs are there" in said
     return clone
 
 
-def told(clone, part="tiny"):
-    folder = clone.path / "benchmarks/evidence/cells" / part
+def results_of(clone, part="tiny"):
+    folder = clone.path / "benchmarks/evidence/runs" / part
     return {path.name: json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
 
 
-def test_tiny_cells_are_measured_where_they_should(computed):
-    found = told(computed)
+def test_tiny_runs_are_measured_at_their_points(computed):
+    found = results_of(computed)
     assert len(found) == 4
-    for name, cell in found.items():
-        spent = sum(leg["flops"] for leg in cell["training"])
-        assert spent == cell["curve"][-1]["flops"] == cell["points"][-1]["flops"]
+    for name, result in found.items():
+        spent = sum(leg["flops"] for leg in result["training"])
+        assert spent == result["curve"][-1]["flops"] == result["points"][-1]["flops"]
         assert abs(spent / 2e9 - 1) < 0.05
-        assert [round(point["flops"] / 2e9, 1) for point in cell["points"]] == [0.6, 1.0]
-        assert all(math.isfinite(point["kid"]) for point in cell["points"])
-        flops = [row["flops"] for row in cell["curve"]]
+        assert [round(point["flops"] / 2e9, 1) for point in result["points"]] == [0.6, 1.0]
+        assert all(math.isfinite(point["kid"]) for point in result["points"])
+        flops = [row["flops"] for row in result["curve"]]
         assert flops == sorted(set(flops))
-        masked = sum(leg["flops"] for leg in cell["training"] if leg["visible"] < 64)
+        masked = sum(leg["flops"] for leg in result["training"] if leg["visible"] < 64)
         assert masked / spent == pytest.approx(0.25 if name.startswith("patch-75") else 0, abs=0.03)
-        picture = computed.path / "benchmarks/evidence/cells/tiny/openmoji-few" / name
+        picture = computed.path / "benchmarks/evidence/runs/tiny/openmoji-few" / name
         assert picture.with_suffix(".png").exists()
     assert found["scratch_0_base_0.json"]["curve"] != found["scratch_0_base_1.json"]["curve"]
 
 
-def test_cells_that_are_there_are_left_alone_until_they_change(computed):
-    run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
-    before = told(computed)
-    assert "4 of 4 cells are there" in computed.call(*run)
-    gone = computed.path / "benchmarks/evidence/cells/tiny/openmoji-few/scratch_0_base_1.json"
+def test_runs_that_are_there_are_left_alone_until_they_change(computed):
+    run = ("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1")
+    before = results_of(computed)
+    assert "4 of 4 runs are there" in computed.call(*run)
+    gone = computed.path / "benchmarks/evidence/runs/tiny/openmoji-few/scratch_0_base_1.json"
     gone.unlink()
     said = computed.call(*run, OMP_NUM_THREADS="1")
-    assert "3 of 4 cells are there" in said
+    assert "3 of 4 runs are there" in said
     assert "tiny/openmoji-few/scratch_0_base_1 done" in said
-    after = told(computed)
-    for name, cell in after.items():  # the same bytes but for the clock
-        assert cell["curve"] == before[name]["curve"]
-        assert cell["points"] == before[name]["points"]
+    after = results_of(computed)
+    for name, result in after.items():  # the same but for the clock
+        assert result["curve"] == before[name]["curve"]
+        assert result["points"] == before[name]["points"]
 
 
-def test_the_headline_and_the_pace_of_the_tiny_part(computed):
-    computed.call("python", "-m", "benchmarks.evidence.pace", "--part", "tiny")
+def test_the_summary_and_the_step_times_of_the_tiny_part(computed):
+    computed.call("python", "-m", "benchmarks.evidence.step_times", "--part", "tiny")
     computed.call("python", "-m", "benchmarks.evidence.summary", "--part", "tiny")
     found = json.loads((computed.path / "reports/evidence.json").read_text())
     assert [(row["arm"], row["seeds"]) for row in found] == [
@@ -400,26 +390,26 @@ def test_the_headline_and_the_pace_of_the_tiny_part(computed):
         ("patch-75", [0, 1]),
     ]
     assert set(found[1]["speedup"]) == {"error", "fd", "kid"}
-    pace = json.loads((computed.path / "reports/timing/pace.json").read_text())
-    assert {row["visible"] for row in pace["kinds"]} == {16, 64}
+    timed = json.loads((computed.path / "reports/timing/step_times.json").read_text())
+    assert {row["visible"] for row in timed["kinds"]} == {16, 64}
 
 
 def test_the_same_question_is_asked_of_own_images(computed, tmp_path):
     save_images(tmp_path / "own", [f"{number}.png" for number in range(30)], side=32)
-    run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1", "--only", "scratch")
+    run = ("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1", "--only", "scratch")
     said = computed.call(*run, "--own", f"{tmp_path}/own")
     assert "tiny/own/scratch_0_base_1 done" in said
-    assert "2 of 2 cells are there" in computed.call(*run, "--own", f"{tmp_path}/own")
+    assert "2 of 2 runs are there" in computed.call(*run, "--own", f"{tmp_path}/own")
     save_images(tmp_path / "own", ["another.png"], side=32)
-    assert "0 of 2 cells are there" in computed.call(*run, "--own", f"{tmp_path}/own")
+    assert "0 of 2 runs are there" in computed.call(*run, "--own", f"{tmp_path}/own")
     said = computed.call(*run, "--own", f"{tmp_path}/nowhere", code=1)
     assert "There is no folder" in said
     assert "Traceback" not in said
 
 
-def test_a_cell_on_other_images_than_are_there_is_computed_anew(tmp_path, monkeypatch):
-    cell = Cell("transfer", "flags-10", "block-75", "whole-batch-8", 1, 0)
-    kept = read_run(results.CELLS / f"{cell.name}.json")
+def test_a_run_on_other_images_than_are_there_is_computed_anew(tmp_path, monkeypatch):
+    run = Run("transfer", "flags-10", "block-75", "whole-batch-8", 1, 0)
+    kept = read_result(results.RUNS / f"{run.name}.json")
     made = {"emoji-without-flags": kept.legs[0]["data"], "flags-10": kept.legs[-1]["data"]}
 
     def there(**other):
@@ -427,18 +417,18 @@ def test_a_cell_on_other_images_than_are_there_is_computed_anew(tmp_path, monkey
             path = tmp_path / name / "data/prepared/dataset.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"hash": found}))
-        return is_there(MATRIX, cell)
+        return is_there(MATRIX, run)
 
-    monkeypatch.setattr("benchmarks.evidence.run.SETS", tmp_path)
+    monkeypatch.setattr("benchmarks.evidence.matrix.SETS", tmp_path)
     assert there()
     assert not there(**{"flags-10": "other"})
     assert not there(**{"emoji-without-flags": "other"})
-    assert not is_there(MATRIX, replace(cell, seed=9))
+    assert not is_there(MATRIX, replace(run, seed=9))
 
 
-def test_a_cell_that_fails_is_named_with_its_log(computed):
-    run = ("python", "-m", "benchmarks.evidence.run", "tiny", "--jobs", "1")
-    name = "benchmarks/evidence/params.yaml"
+def test_a_run_that_fails_is_named_with_its_log(computed):
+    run = ("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1")
+    name = "benchmarks/evidence/matrix.yaml"
     text = (computed.path / name).read_text()
     computed.edit(name, r"  batch-8: .*", "  batch-8: {finetune: {lr: -1.0}}")
     computed.edit(
@@ -460,9 +450,9 @@ def test_a_cell_that_fails_is_named_with_its_log(computed):
 @pytest.fixture(scope="module")
 def page(computed):
     """The report of a clone, with the evidence that is committed."""
-    pace = computed.path / "reports/timing/pace.json"
-    pace.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(results.PACE, pace)
+    step_times = computed.path / "reports/timing/step_times.json"
+    step_times.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(results.STEP_TIMES, step_times)
     computed.call("python", "-m", "tools.report.page")
     return computed.path / "reports/index.html"
 
@@ -480,11 +470,11 @@ def test_the_page_needs_nothing_but_itself(page):
 def test_the_page_has_the_evidence_in_tables(page):
     rows = re.findall(r"<tr>(.*?)</tr>", page.read_text())
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
-    found = entries(read_runs("confirmation"), read_pace())
+    found = entries(read_results("confirmation"), read_step_times())
     wanted = [line for row in found for line in rows_of(row)]
     assert len(wanted) == 8 * 3  # arms, sets and budgets × measures
     assert all(line in cells for line in wanted)
-    gains = [row["improvement_percent"]["error"] for row in transfers(read_runs("transfer"))]
+    gains = [row["improvement_percent"]["error"] for row in transfers(read_results("transfer"))]
     assert len(gains) == 4
     for gain in gains:
         assert any(f"{plus_minus(gain)} %" in line for line in cells)
@@ -492,10 +482,10 @@ def test_the_page_has_the_evidence_in_tables(page):
 
 @needs_browser
 def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(computed, page, tmp_path):
-    pace = computed.path / "reports/timing/pace.json"
-    pace.unlink()
+    step_times = computed.path / "reports/timing/step_times.json"
+    step_times.unlink()
     computed.call("python", "-m", "tools.report.page", "--out", f"{tmp_path}/other.html")
-    shutil.copy(results.PACE, pace)
+    shutil.copy(results.STEP_TIMES, step_times)
     dom, said = visit(tmp_path / "other.html", tmp_path / "profile", part="seconds")
     assert said == []
     assert 'data-axis="flops"' in dom

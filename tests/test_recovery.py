@@ -9,23 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from clones import clone_tree
 
-from maskdm.training.checkpoints.store import FACTS
+from maskdm.training.checkpoints.store import METADATA
+from tests.support.clones import SMALLER, clone_tree
 
-PARAMS = {
-    "data.limit": 24,
-    "pretrain.steps": 300,
-    "sample.count": 8,
-    "sample.nfe": 2,
-}
+pytestmark = pytest.mark.slow
+
 TIMING = "reports/timing/pretrain.json"
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A clone in which nothing has run; git knows the timing file, so experiments carry it."""
-    clone = clone_tree(tmp_path_factory.mktemp("recovery") / "clone", PARAMS)
+    clone = clone_tree(tmp_path_factory.mktemp("recovery") / "clone", SMALLER)
     (clone.path / TIMING).parent.mkdir(parents=True)
     (clone.path / TIMING).write_text("{}")
     clone.git("add", TIMING)
@@ -58,50 +54,49 @@ def computed(clone, experiment):
     return json.loads(clone.git("show", f"{commit}:{TIMING}"))["steps_computed"]
 
 
-def test_a_killed_dvc_repro_ends_as_one_in_another_clone_that_nobody_touched(clone, tmp_path):
+def test_a_killed_dvc_repro_ends_as_one_in_another_clone_that_nobody_touched(clone, finished):
     """DVC and all that it started get SIGKILL in the middle of pretraining, then of finetuning."""
-    for phase, saved in (("pretrain", 100), ("finetune", 1)):
+    for phase, saved in (("pretrain", 30), ("finetune", 1)):
         process = subprocess.Popen(
             ["dvc", "repro"],
             cwd=clone.path,
-            env=clone.environment | {"MASKDM_SAVE_STEPS": str(saved)},
+            env=clone.environment | {"MASKDM_CHECKPOINT_STEPS": str(saved)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while not list((clone.path / "states").glob(f"{phase}-*/*{FACTS}")):
+        while not list((clone.path / "checkpoints").glob(f"{phase}-*/*{METADATA}")):
             assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (clone.path / "models" / phase).exists()
     said = clone.call("dvc", "repro")
-    assert "state" in said
+    assert "checkpoint" in said
     assert "Running stage 'pretrain'" not in said
 
-    other = clone_tree(tmp_path / "other", PARAMS)
-    other.dvc("repro")
+    other, *_ = finished
     assert contents(clone) == contents(other)
     assert (clone.path / "dvc.lock").read_bytes() == (other.path / "dvc.lock").read_bytes()
 
 
-def test_a_forced_run_says_that_it_found_a_finished_state(pretrained):
+def test_a_forced_run_says_that_it_found_a_finished_checkpoint(pretrained):
     said = pretrained.call("dvc", "repro", "--force", "--single-item", "pretrain")
-    lines = [line for line in said.splitlines() if "Found the finished state" in line]
+    lines = [line for line in said.splitlines() if "Found the finished checkpoint" in line]
     assert len(lines) == 1
     assert "To compute it anew: python -m stages.checkpoints clear pretrain-" in lines[0]
 
 
 def test_a_longer_experiment_computes_the_difference(pretrained):
     experiment = ["exp", "run", "--name"]
-    pretrained.dvc(*experiment, "longer", "--set-param", "pretrain.steps=340", "pretrain")
+    pretrained.dvc(*experiment, "longer", "--set-param", "pretrain.steps=160", "pretrain")
     assert computed(pretrained, "longer") == 40
-    pretrained.dvc(*experiment, "temp", "--temp", "-S", "pretrain.steps=350", "pretrain")
+    pretrained.dvc(*experiment, "temp", "--temp", "-S", "pretrain.steps=170", "pretrain")
     assert computed(pretrained, "temp") == 10
 
 
 def test_two_queue_workers_compute_what_they_share_once(pretrained):
-    """Whichever is first: the other waits, and takes the state that it needs."""
+    """Whichever is first: the other waits, and takes the checkpoint that it needs."""
     clone = pretrained
     for name, steps in (("long", 500), ("short", 420)):
         change = ["--set-param", "pretrain.lr=0.002", "--set-param", f"pretrain.steps={steps}"]

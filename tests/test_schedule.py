@@ -21,6 +21,8 @@ from maskdm.training.schedule import Leg, Schedule
 
 MASK = MaskParams(strategy="patch", rate=0.9, block_size=1)
 GRID = 8
+with torch.device("meta"):
+    NETWORK = UViT(size=32, channels=3, patch=4, dim=32, depth=3, heads=2)
 DEFAULTS = read_section("presets/laptop.yaml", "pretrain", PretrainParams).model_dump()
 # The paper's progression on CelebA-HQ in small: the batch grows as the mask does.
 LEGS = [
@@ -104,12 +106,10 @@ def test_a_mixture_shows_its_share_of_whole_images_evenly(share, steps):
 @given(st.integers(0, 20), st.sampled_from([0.0, 0.1, 0.5]))
 def test_images_and_flops_are_the_sums_over_the_steps(step, share):
     schedule = of_legs(full_share=share)
-    with torch.device("meta"):
-        network = UViT(size=32, channels=3, patch=4, dim=32, depth=3, heads=2)
     images = [schedule.leg(k)[0].batch_size for k in range(step)]
-    flops = [training_flops(network, schedule.mask(k).visible, n) for k, n in enumerate(images)]
+    flops = [training_flops(NETWORK, schedule.mask(k).visible, n) for k, n in enumerate(images)]
     assert schedule.images_before(step) == sum(images)
-    assert flops_before(network, schedule, step) == sum(flops)
+    assert flops_before(NETWORK, schedule, step) == sum(flops)
 
 
 def test_finetuning_shows_everything():

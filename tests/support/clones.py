@@ -1,6 +1,7 @@
 """A clone of this working tree, in which DVC commands run."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -8,12 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
 from ruamel.yaml import YAML
+
+from tools.preset import whole_text
 
 ROOT = Path(__file__).parents[2]
 SMALLER_ROLL = {
     r"^SEED, SAMPLES = .*$": "SEED, SAMPLES = 0, 500",
     r"^MASKED, FULL = .*$": "MASKED, FULL = 4, 2",
+}
+SMALLER = {  # than the preset tiny; training takes long enough to be killed
+    "data.limit": 24,
+    "pretrain.steps": 120,
+    "pretrain.log_every": 30,
+    "pretrain.validate_every": 60,
+    "sample.count": 8,
+    "sample.nfe": 3,
 }
 SILENT = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 
@@ -56,6 +68,11 @@ class Clone:
         """Run a command and do not wait for processes that it leaves behind."""
         subprocess.run(command, cwd=self.path, env=self.environment, check=True, **SILENT)
 
+    def copied(self, path):
+        """Return a copy of the clone with all that it has computed."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Clone(path)
+
     def git(self, *arguments):
         return self.call("git", *arguments)
 
@@ -90,7 +107,7 @@ def clone_tree(path, params):
 
     Args:
         path: where to.
-        params: what differs from presets/tiny.yaml, by section.key.
+        params: what differs from the preset tiny, by section.key.
     """
     clone = Clone(path)
     clone.path.mkdir()
@@ -109,7 +126,7 @@ def clone_tree(path, params):
         subprocess.run(["rm", "-rf", clone.path / name], check=True)
 
     yaml = YAML()
-    content = yaml.load(clone.path / "presets/tiny.yaml")
+    content = yaml.load(whole_text("tiny"))
     for key, value in params.items():
         section, name = key.split(".")
         content[section][name] = value
@@ -126,3 +143,28 @@ def clone_tree(path, params):
     clone.git("add", "--all")
     clone.git("commit", "--quiet", "--message", "before")
     return clone
+
+
+def finished_clone(folder):
+    """Return a clone after a whole run, committed, and the stages that ran.
+
+    After it the experiment 'other' ran, with another mask rate; its stages come second. The clone
+    is made once, however many processes ask for it; nothing may be changed in it.
+
+    Args:
+        folder: where it is, or is to be.
+    """
+    ran = folder / "ran.json"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not ran.exists():
+            shutil.rmtree(folder / "clone", ignore_errors=True)
+            clone = clone_tree(folder / "clone", SMALLER)
+            whole = clone.dvc("repro")
+            clone.git("add", "--all")
+            clone.git("commit", "--quiet", "--message", "finished")
+            other = clone.dvc("exp", "run", "--name", "other", "--set-param", "mask.rate=0.6")
+            clone.git("reset", "--quiet", "--hard")
+            clone.call("dvc", "checkout", "--quiet", "--force")
+            ran.write_text(json.dumps([sorted(whole), sorted(other)]))
+    return Clone(folder / "clone"), *map(set, json.loads(ran.read_text()))

@@ -1,22 +1,26 @@
 """What dvc.yaml must say, read from the code: which modules a stage imports."""
 
+from functools import cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from maskdm.training.checkpoints.fingerprint import modules
+from maskdm.training.checkpoints.fingerprint import imports, modules
 
 ROOT = Path(__file__).parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 
-def modules_of(stage: str) -> set[str]:
+@cache
+def modules_of(stage: str) -> frozenset[str]:
     """Return the files of the repository that ``python -m stages.STAGE`` can import, itself too.
 
-    Package files (__init__.py) hold nothing that a stage uses (there is a test for that).
+    Package files (__init__.py) hold nothing that a stage uses (there is a test for that); that of
+    the stages imports something.
     """
-    found = modules((f"stages.{stage}",), ROOT, ("maskdm", "stages", "benchmarks", "tools"))
-    return {path.relative_to(ROOT).as_posix() for path in found.values()}
+    roots = (f"stages.{stage}", *imports(ROOT / "stages/__init__.py"))
+    found = modules(roots, ROOT, ("maskdm", "stages", "benchmarks", "tools"))
+    return frozenset(path.relative_to(ROOT).as_posix() for path in found.values())
 
 
 def lies_under(path: str, other: str) -> bool:
