@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,6 @@ from tests.support.workspaces import checkpointed, like
 STEPS, CUT = 50, 20
 # Of 10 images, 4 processes have 2 or 3 each.
 PHASE = {"steps": STEPS, "batch_size": 10, "log_every": 1, "validate_every": 25}
-SEVERAL = ("pretrain", "finetune", "sample", "reference", "fid")  # stages that use processes
 BIN = Path(sys.executable).parent
 PATIENCE = 300  # seconds, against a run that waits for ever; it takes ten
 
@@ -175,12 +173,14 @@ def assert_same_bytes(one, other):
 # What several processes compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_what_one_trains(count, pretrained):
     assert processes_of(pretrained(count)) == [count]
     assert_agree(pretrained(count), pretrained(1))
 
 
+@pytest.mark.slow
 def test_micro_batches_in_two_processes_train_what_one_trains(pretrained):
     """Five images in passes of at most two: 1, 2 and 2."""
     parts = pretrained(2, MASKDM_MICRO_BATCH="2")
@@ -188,12 +188,14 @@ def test_micro_batches_in_two_processes_train_what_one_trains(pretrained):
     assert_agree(parts, pretrained(1))
 
 
+@pytest.mark.slow
 def test_sharded_weights_train_what_whole_ones_train(pretrained):
     sharded = pretrained(2, CUT, MASKDM_SHARD="1")
     assert processes_of(sharded) == [2]
     assert_agree(sharded, pretrained(1, CUT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -244,6 +246,7 @@ def measured(prepared, pretrained, tmp_path_factory):
     return measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_draw_and_measure_the_bytes_that_one_does(count, measured):
     """24 images, 5 at a time: at the last turn 2 processes have 4 images, 4 have 4 and nothing."""
@@ -278,6 +281,7 @@ def stop_in(said):
     return int(re.search(r"Stopped after step (\d+); its checkpoint is ", said)[1])
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_parent_has_the_workers_save_and_stop(stopped):
     workspace, status, said, left = stopped
     assert status == 143, said
@@ -286,11 +290,13 @@ def test_sigterm_to_the_parent_has_the_workers_save_and_stop(stopped):
     assert left == []
 
 
+@pytest.mark.slow
 def test_that_they_stop_is_said_once(stopped):
     _, _, said, _ = stopped
     assert said.count("Stopped after step") == 1, said
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_to_the_bytes_of_processes_that_nobody_stopped(
     stopped, pretrained, tmp_path
 ):
@@ -303,6 +309,7 @@ def test_the_same_command_goes_on_to_the_bytes_of_processes_that_nobody_stopped(
     assert_same_bytes(workspace, pretrained(4))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pretrained):
     process = started(workspace, 2)
     (killed,) = (
@@ -325,6 +332,7 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pret
 # How they are started
 
 
+@pytest.mark.slow
 def test_a_batch_smaller_than_the_number_of_processes_is_refused_once(workspace, tmp_path):
     few = like(workspace, tmp_path / "few", pretrain={"batch_size": 1})
     said = run(few, 2, status=1)
@@ -334,6 +342,7 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused_once(workspace,
     assert not (few.folder / "models").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_that_srun_started_stop_and_those_of_torchrun_go_on_to_the_same_bytes(
     workspace, pretrained, tmp_path
 ):
@@ -359,6 +368,7 @@ def test_two_workers_that_srun_started_stop_and_those_of_torchrun_go_on_to_the_s
     assert_same_bytes(workspace, pretrained(2))
 
 
+@pytest.mark.slow
 def test_a_launcher_that_passes_no_numbers_on_is_refused(workspace):
     said = run(workspace, status=1, MASKDM_LAUNCHER="env")
     # Where nobody reads along, what is printed comes after what is said on stderr.
@@ -367,47 +377,6 @@ def test_a_launcher_that_passes_no_numbers_on_is_refused(workspace):
         "LOCAL_RANK, or Slurm's): see MASKDM_LAUNCHER in docs/running.md."
     ]
     assert not (workspace.folder / "models").exists()
-
-
-@pytest.fixture
-def main(workspace, monkeypatch, capfd):
-    """Return a stage's status and words, where its command runs in this very process."""
-    for name in {*sum(NAMES, ()), "MASKDM_WORKER", "MASKDM_PROCESSES", "MASKDM_LAUNCHER"}:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(workspace.folder)
-    monkeypatch.setattr(sys, "argv", ["stage"])
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-
-    def main(stage):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
-        return end.value.code, "".join(capfd.readouterr())
-
-    return main
-
-
-@pytest.mark.parametrize("stage", SEVERAL)
-def test_a_stage_hands_its_own_command_to_the_launcher(stage, main, monkeypatch):
-    monkeypatch.setenv("MASKDM_LAUNCHER", "echo -n '4 workers:'")
-    assert main(stage) == (0, f"4 workers: {sys.executable} -m stages.{stage}")
-
-
-def test_a_launcher_that_does_not_exist_is_named_in_one_sentence(main, monkeypatch):
-    monkeypatch.setenv("MASKDM_LAUNCHER", "no-such-launcher -n 2")
-    status, said = main("pretrain")
-    assert status == 1
-    assert lines(said) == [
-        "error: MASKDM_LAUNCHER is 'no-such-launcher -n 2', which cannot be run: "
-        "No such file or directory."
-    ]
-
-
-def test_a_number_of_processes_that_is_none_is_named_in_one_sentence(main, monkeypatch):
-    monkeypatch.setenv("MASKDM_PROCESSES", "abc")
-    status, said = main("pretrain")
-    assert status == 1
-    assert lines(said) == ["error: MASKDM_PROCESSES is 'abc', but must be a whole number >= 1."]
 
 
 # What they are told

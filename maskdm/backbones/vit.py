@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskdm.backbones.layers import FixedPositions, narrow
 from maskdm.backbones.transformer import Init, PatchTransformer
+from maskdm.runtime.packages import require_package
 
 
 class ViT(PatchTransformer):
@@ -17,6 +18,7 @@ class ViT(PatchTransformer):
 
     def build(self) -> None:
         """Make the layers of ViT."""
+        require_package("timm", "Backbone 'vit'", "pipeline")
         from timm.models.vision_transformer import Block
 
         dim = self.dim

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from maskdm.runtime.distributed import rank
 from maskdm.runtime.environment import refuse_former_names
 from maskdm.runtime.errors import StoppedError, UserError
+from maskdm.runtime.packages import require_package
 
 if TYPE_CHECKING:
     import typer
@@ -25,6 +26,7 @@ def run(function: Callable[..., None]) -> None:
 
 def plain_app() -> typer.Typer:
     """Return a typer application without colours, frames and shell completion."""
+    require_package("typer", "A command", "pipeline")
     import typer
 
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -100,8 +100,8 @@ class Processes:
             def forward(self, *inputs: Tensor | None) -> Tensor:
                 return call(*inputs)
 
-        # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: a
-        # resumed run would then sum in another order than the run that it continues.
+        # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step:
+        # a resumed run would then sum in another order than the run that it continues.
         return DistributedDataParallel(Called(), find_unused_parameters=True)
 
     def no_sync(self, network: Any, last: bool) -> AbstractContextManager[None]:

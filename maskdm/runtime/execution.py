@@ -57,8 +57,8 @@ class Execution:
     def passes(self, batch_size: int) -> Iterator[slice]:
         """Yield the slices of this process's part of a batch that pass through a network at once.
 
-        Every process makes as many passes, however the batch is shared, so that their gradients
-        meet.
+        All processes make equally many passes, so that their gradients meet; where their shares
+        differ by an image, a pass may be an image longer than the micro-batch.
 
         Args:
             batch_size: images of the global batch.

@@ -26,7 +26,6 @@ from typing import NoReturn
 from maskdm.runtime.distributed import leave, rank, worker
 from maskdm.runtime.environment import DEVICE, LAUNCHER, PROCESSES, WORKER
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.numerics import choose_kernels
 
 # DDP warns on each rank that all parameters are used; it does so from C++.
 OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -37,6 +36,8 @@ def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
     """Return the stage's command, which starts workers that run it too, or is one of them."""
 
     def compute() -> None:
+        from maskdm.runtime.numerics import choose_kernels  # imports torch
+
         choose_kernels()
         stage()
 

@@ -51,7 +51,8 @@ def read_params(path: Path | str) -> Params:
         content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
-            f"There is no {path}: run from the folder that holds it, or say make preset NAME=laptop."
+            f"There is no {path}: run from the folder that holds it, or say "
+            "make preset NAME=laptop."
         ) from None
     except YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None

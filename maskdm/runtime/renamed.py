@@ -1,4 +1,4 @@
-"""Commands of former versions: ``python -m OLD`` is refused with a sentence that names the new one."""
+"""Commands of former versions are refused with a sentence that names the new one."""
 
 import sys
 from collections.abc import Mapping

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.paths import Level
+from maskdm.runtime.packages import require_package
 
 X0Denoiser = Callable[[Tensor, Tensor], Tensor]
 Grid = Sequence[Level[float]]
@@ -119,6 +120,7 @@ def unipc(
     diffusers scales the signal to √(1 − σ²); any path is scaled to that on the way in and out.
     Arguments as in ``ddim``.
     """
+    require_package("diffusers", "Solver 'unipc'", "pipeline")
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(prediction_type="sample", final_sigmas_type="sigma_min")

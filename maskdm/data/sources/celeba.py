@@ -10,9 +10,9 @@ from PIL import Image
 from maskdm.data.contract import Kind, Picture, Source, SourceParams
 from maskdm.data.files import Files, open_files, open_zip
 from maskdm.data.images import read_image
-from maskdm.data.packages import require_package
 from maskdm.runtime.downloads import download
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.packages import require_package
 
 ALIGNED = (178, 218)  # width, height
 # U-ViT (Bao et al., 2023) trains on the square of side 128 that is centred at x = 89, y = 121.
@@ -106,7 +106,7 @@ def _fetch(downloads: Path) -> Path:
         if name in needed and not check_integrity(str(folder / name), md5)
     ]
     if missing:
-        gdown = require_package("gdown", "celeba")
+        gdown = require_package("gdown", "Source 'celeba'", "sources")
         folder.mkdir(parents=True, exist_ok=True)
     for file, name, md5 in missing:
         otherwise = f"let data.path name {CELEBA.path}, from {ORIGIN}."

@@ -7,16 +7,16 @@ from PIL import Image
 
 from maskdm.data.contract import Kind, Picture, Source, SourceParams, held_out
 from maskdm.data.images import read_image
-from maskdm.data.packages import require_package
 from maskdm.data.reading import once_per_process
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.packages import require_package
 
 FOLDER = "church_outdoor_train_lmdb"
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
     """List the training part, split by key; the official 300 validation images are too few."""
-    lmdb = require_package("lmdb", "lsun-church")
+    lmdb = require_package("lmdb", "Source 'lsun-church'", "sources")
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not (folder / "data.mdb").is_file():
         raise CHURCH.wrong_path(f"There is no data.mdb in {folder}")
