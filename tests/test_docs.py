@@ -11,7 +11,7 @@ from maskdm.runtime.params import read_params
 from tools.tables import pages
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 WORDS = {"null", "true", "false"}  # of JSON
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -36,8 +36,10 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 @each_page
 def test_modules_and_files_named_in_code_type_exist(page):
-    folders = "maskdm|stages|presets|tests|benchmarks|docs"
-    named = re.findall(rf"`((?:{folders})/[\w./-]*\w)`", page.read_text())
+    folders = "maskdm|stages|presets|tests|benchmarks|tools|docs"
+    text = page.read_text()
+    named = re.findall(rf"`((?:{folders})/[\w./-]*\w)`", text)
+    named += [f"tests/{name}" for name in re.findall(r"`(test_\w+\.py)`", text)]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

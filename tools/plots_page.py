@@ -1,6 +1,6 @@
-"""The page that DVC's plots are shown on, with its JavaScript inside: no internet needed.
+"""The page that shows DVC's plots, with its JavaScript inside: no internet needed.
 
-Not a stage: ``make setup`` runs it and tells DVC of the page (``plots.html_template``). DVC's own
+``make setup`` writes it and configures DVC to use it (``plots.html_template``). DVC's own
 page loads Vega from a content delivery network and shows no charts offline. The bundle is an
 ES module and so runs after DVC's inline scripts; until then a stand-in ``vegaEmbed`` queues their
 calls.
@@ -40,7 +40,7 @@ DRAW = "for (const call of waiting) vegaEmbed(...call, {config: {numberFormat: '
 
 
 def main(path: Path) -> None:
-    """Write the page template to PATH."""
+    """Write the template of the page to PATH."""
     import vl_convert
 
     bundle = vl_convert.javascript_bundle(DRAW).replace("</script", "<\\/script")

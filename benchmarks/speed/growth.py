@@ -6,7 +6,7 @@ Along resolution, patch and width, the seconds of a training step of the real lo
 their exponent (the slope of log seconds against log factor) stands beside that of the FLOPs in the
 cost model. Along the number of images, what should not grow with it at all: the memory that
 preparing takes, the time of a batch, the share of a batch in what an epoch begins with, and a
-``dvc repro`` with nothing to do. What a factor does not concern is the demo's. On a busy machine
+``dvc repro`` with nothing to do. All else is as in the demo. On a busy machine
 the figures mean nothing.
 """
 

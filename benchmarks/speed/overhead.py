@@ -1,8 +1,8 @@
 """What a training step costs besides forward and backward: the optimiser, and all the rest.
 
-Optimiser and average can be no faster than memory hands over the bytes that they must touch. The
-rest (a batch with its masks and noise, the average, the history, asking whether a state is due) is
-to vanish beside the step.
+Optimiser and average can be no faster than memory delivers the bytes that they must touch. The
+rest (a batch with its masks and noise, the average, the history, asking whether a checkpoint is
+due) should vanish beside the step.
 """
 
 from collections.abc import Callable

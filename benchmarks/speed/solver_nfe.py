@@ -4,7 +4,7 @@
 
 It draws from the trained model in models/finetune with every solver at several numbers of network
 evaluations (NFE), all from the same starting noise, and measures the kernel distance to the
-training images' features in data/reference (so ``dvc repro`` comes first). Every cell is kept in
+training images' features in data/reference (so ``dvc repro`` comes first). Every value is kept in
 reports/solvers.json as soon as it is there, and is not computed again for the same model; the
 figure is reports/solvers.png. Takes a quarter of an hour on two cores.
 """

@@ -1,7 +1,7 @@
-"""What a training stage adds to its loop: progress bar, states in the background, validation.
+"""What a training stage adds to its loop: progress bar, checkpoints in the background, validation.
 
 The loop is timed alone, in a process in which nothing else happens; the stage is a process that
-saves several states on its way.
+saves several checkpoints on its way.
 """
 
 import json
@@ -18,7 +18,7 @@ from maskdm.runtime.devices import choose_device
 from maskdm.runtime.params import Params, read_section
 from maskdm.training.phases import PretrainParams
 
-STEPS, SAVE = 600, 300  # of the stage, and steps between two states, about half a minute
+STEPS, SAVE = 600, 300  # of the stage, and steps between two checkpoints, about half a minute
 GOAL = 0.9  # of the loop alone
 
 

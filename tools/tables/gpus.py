@@ -2,7 +2,7 @@
 
 The second table in docs/presets.md. FLOPs are those of the cost model, memory is counted as in
 ``needs.py``, rates are assumed. On several GPUs each has the whole network (DDP) and an equal part
-of the batch, and gradients are added up once a step by a ring of them.
+of the batch, and a ring all-reduce sums gradients once a step.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Stage:
         images: of the global batch.
         flops: of all steps.
         parameters: of the network.
-        kept: bytes that autograd keeps of one image, as much of it as is visible.
+        kept: bytes that autograd keeps of the visible part of one image.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What was measured, as tables in docs/speed.md: reports/bench.json, growth.json, solvers.json."""
+"""The measurements of reports/bench.json, growth.json and solvers.json: tables in docs/speed.md."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ REPORTS = Path("reports")
 
 
 def speed() -> str:
-    """Return the table of ``make bench``, below the machine that it was measured on."""
+    """Return the table of ``make bench``, under the machine of the measurement."""
     report = _read("bench.json")
     rows = [
         (
@@ -28,7 +28,7 @@ def speed() -> str:
 
 
 def growth() -> str:
-    """Return the exponents of reports/growth.json, below the machine."""
+    """Return the exponents of reports/growth.json, under the machine."""
     report = _read("growth.json")
     rows = []
     for whole in report["overall"]:
@@ -52,7 +52,7 @@ def growth() -> str:
 
 
 def evaluations() -> str:
-    """Return the distances of reports/solvers.json, a solver a row, below what was drawn."""
+    """Return the distances of reports/solvers.json, a solver a row."""
     report = _read("solvers.json")
     cells = report["cells"]
     name = next(key for key in cells[0] if key not in ("solver", "nfe"))
@@ -76,7 +76,7 @@ def _number(value: float) -> str:
 
 
 def _machine(report: dict[str, Any]) -> str:
-    """Return a sentence that says what was measured on, and with what."""
+    """Return a sentence on the machine and the versions of the measurement."""
     machine, versions = report["machine"], report["versions"]
     return (
         f"On {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, device "

@@ -1,7 +1,8 @@
 """Which solvers work on which paths, and how exactly: the table in docs/solvers.md.
 
 Pixels that are N(mean, std²) have a known optimal network. Its samples' standard deviations are
-compared with the true ones; the worst relative error of eight widths from 0.05 to 0.25 is told.
+compared with the true ones; the table has the worst relative error of eight widths from 0.05 to
+0.25.
 """
 
 from functools import cache
@@ -23,7 +24,7 @@ SAMPLES = 8000  # they know a standard deviation to 0.8 %
 
 
 class GaussianDenoiser(Denoiser):
-    """The optimal network for pixels that are N(MEAN, STD²), telling x0, ε or v."""
+    """The optimal network for pixels that are N(MEAN, STD²), which outputs x0, ε or v."""
 
     def __init__(self, diffusion: DiffusionParams) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class GaussianDenoiser(Denoiser):
     def forward(
         self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
     ) -> Tensor:
-        """Return what an optimal network says of ``(batch, 1, 8)`` at ``time``."""
+        """Return what an optimal network outputs for ``(batch, 1, 8)`` at ``time``."""
         x_t = tokens.double()
         level = PATHS[self.diffusion.path].level(time.double(), like=x_t)
         gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
@@ -88,7 +89,7 @@ def recommended(path: str, solver: str) -> Grid:
 
 
 def uniform_in_time(path: str, levels: int) -> Grid:
-    """Return the paper's grid, between the same ends; it is not offered, see the table."""
+    """Return the paper's grid, between the same ends; no solver uses it, see the table."""
     first, *_, last = sampling_grid(PATHS[path], 3)
     times = torch.linspace(first.time, last.time, levels, dtype=torch.float64)
     return PATHS[path].levels(PATHS[path].log_snr(times))
