@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from maskdm.backbones.model_folder import check_start, load_config
-from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.backbones.registry import ModelParams, backbone_without_weights
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import MaskParams, describe
@@ -86,10 +86,8 @@ def _check_fit(
     **_: object,
 ) -> None:
     """Check what more than one section, or more than one key, decides."""
-    import torch
-
-    with torch.device("meta"):  # all the checks of the real thing, none of its memory
-        build_backbone(model, data.resolution, data.channels, seed=0, classes=int(data.classes))
+    # All the checks of the real thing, none of its memory.
+    backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
     grid = data.resolution // model.patch
     for leg in pretraining_schedule(pretrain, mask, grid).legs:
         print(describe(leg.mask))

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.presets import read_preset
 from benchmarks.speed import measuring, stage
 from benchmarks.speed.bench import PRESET
 from benchmarks.speed.commands import SHORT, workspace
@@ -52,7 +53,6 @@ from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 from stages.check import check
-from tools.preset import read_preset
 
 TINY = read_preset("tiny")
 positive = st.floats(1e-3, 1e3)

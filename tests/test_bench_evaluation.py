@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.presets import read_preset
 from benchmarks.speed import evaluation
 from benchmarks.speed.evaluation import bare_pass, correlated, distance_row, features_row
 from maskdm.evaluation.features.extraction import FeatureNetwork
 from maskdm.evaluation.features.registry import EXTRACTORS
-from tools.preset import read_preset
 
 LAPTOP = read_preset("laptop")
 seconds = st.floats(1e-3, 1e3)

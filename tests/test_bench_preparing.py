@@ -2,6 +2,7 @@
 
 import os
 
+from benchmarks.presets import read_preset
 from benchmarks.speed import preparing
 from benchmarks.speed.commands import workspace
 from benchmarks.speed.measuring import execute
@@ -9,7 +10,6 @@ from benchmarks.speed.preparing import both, listed, save_jpegs, write
 from maskdm.data.prepared import open_prepared
 from maskdm.data.registry import DataParams
 from maskdm.runtime.params import read_section
-from tools.preset import read_preset
 
 TINY = read_preset("tiny")
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.presets import read_preset
 from benchmarks.speed import growth
 from benchmarks.speed.growth import (
     BATCH,
@@ -32,7 +33,6 @@ from maskdm.data.prepared import open_prepared
 from maskdm.runtime.files import write_json
 from maskdm.runtime.params import merge
 from stages.check import check
-from tools.preset import read_preset
 from tools.tables import gpus
 from tools.tables.needs import needs
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from benchmarks.presets import read_preset
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import ParamsError, read_params, read_section, validate
 from maskdm.training.phases import PretrainParams
 from stages.check import check
-from tools.preset import read_preset
 
 LAPTOP = "presets/laptop.yaml"
 

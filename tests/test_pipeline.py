@@ -58,7 +58,7 @@ def changed(untouched, monkeypatch):
         with Repo(untouched.path) as repo:
             status = repo.status()
         (untouched.path / name).write_text(before)
-        return set(status)
+        return {address.split(":")[-1] for address in status}
 
     return changed
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from benchmarks.presets import DEFAULTS, PRESETS, names, read_preset
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams
@@ -27,7 +28,7 @@ from maskdm.training.phases import PretrainParams, pretraining_schedule
 from stages import check, finetune, prepare, pretrain, sample
 from tests.support.formats import FILES
 from tests.support.graph import ROOT
-from tools.preset import DEFAULTS, PRESETS, main, names, read_preset, whole_text
+from tools.preset import main, whole_text
 
 PARAMETERS = {  # of the networks in the public code of the paper and of U-ViT
     "celeba64": 44_292_144,

@@ -1,8 +1,6 @@
 """The presets: ``make preset NAME=tiny`` writes params.yaml from one of them.
 
-presets/laptop.yaml, the defaults, is whole; every other file there is an overlay, which holds what
-differs from it and why. What is written is whole again, with the comments of the defaults, but
-where the overlay has its own.
+The file is whole, with the comments of the defaults, or the preset's own where it has some.
 """
 
 from io import StringIO
@@ -13,12 +11,10 @@ import typer
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from benchmarks.presets import DEFAULTS, path_of
 from maskdm.runtime.command import run
-from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import Params, merge, read_params
+from maskdm.runtime.params import merge
 
-PRESETS = Path(__file__).parent.parent / "presets"
-DEFAULTS = "laptop"
 PARAMS = Path("params.yaml")
 COMMENT = 2  # the index of the comment that ends a key's line, among ruamel's comments of the key
 
@@ -27,31 +23,6 @@ def main(name: Annotated[str, typer.Argument(help="a file of presets/, without .
     """Write params.yaml, whole and commented, from a preset."""
     PARAMS.write_text(whole_text(name), encoding="utf-8")
     print(f"params.yaml is the preset {name} now")
-
-
-def names() -> list[str]:
-    """Return the names of all presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def read_preset(name: str) -> Params:
-    """Return the whole params of a preset.
-
-    Raises:
-        UserError: if there is no such preset.
-    """
-    return merge(read_params(path_of(DEFAULTS)), read_params(path_of(name)))
-
-
-def path_of(name: str) -> Path:
-    """Return the file of a preset.
-
-    Raises:
-        UserError: if there is no such preset.
-    """
-    if name not in names():
-        raise UserError(f"There is no preset '{name}'. There are: {', '.join(names())}.")
-    return PRESETS / f"{name}.yaml"
 
 
 def whole_text(name: str) -> str:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from benchmarks.presets import read_preset
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.backbones.registry import ModelParams
+from maskdm.backbones.registry import ModelParams, backbone_without_weights
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
@@ -25,8 +26,6 @@ from maskdm.runtime.params import Params, merge, read_params, validate
 from maskdm.training.flops import flops_before, training_flops
 from maskdm.training.phases import PretrainParams, pretraining_schedule
 from maskdm.training.schedule import Schedule
-from tools.preset import read_preset
-from tools.tables.needs import network_for
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -193,9 +192,10 @@ def pretraining_flops(params: Params) -> int:
 
 
 def network_of(params: Params) -> Denoiser:
-    """Return the network of whole sections, its weights without values."""
+    """Return the network of whole sections, without values; all runs are unconditional."""
     data = validate(params["data"], "data", DataParams, where="matrix")
-    return network_for(validate(params["model"], "model", ModelParams, where="matrix"), data)
+    model = validate(params["model"], "model", ModelParams, where="matrix")
+    return backbone_without_weights(model, data.resolution, data.channels)
 
 
 def whole_step(params: Params) -> int:

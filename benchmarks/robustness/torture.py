@@ -26,11 +26,11 @@ from typing import Annotated, Any
 import typer
 from ruamel.yaml import YAML
 
+from benchmarks.presets import read_preset
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge
 from maskdm.training.checkpoints.store import last_step
-from tools.preset import read_preset
 
 ROOT = Path(__file__).parent.parent.parent
 REPORT = ROOT / "reports/torture.json"

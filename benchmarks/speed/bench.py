@@ -8,6 +8,7 @@ mean), named in ``MEASUREMENTS``. On a busy machine the figures mean nothing.
 import json
 import sys
 
+from benchmarks.presets import read_preset
 from benchmarks.speed.checkpointing import checkpointing
 from benchmarks.speed.commands import ROOT, repro, start_up
 from benchmarks.speed.evaluation import distance, features
@@ -19,7 +20,6 @@ from benchmarks.speed.results import Row, table
 from benchmarks.speed.stage import stage
 from benchmarks.speed.training import training
 from maskdm.runtime.command import run
-from tools.preset import read_preset
 
 PRESET = "laptop"
 REPORT = ROOT / "reports/bench.json"

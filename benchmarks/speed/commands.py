@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.presets import read_preset
 from benchmarks.speed.measuring import execute, execution, interleaved, peak_memory
 from benchmarks.speed.results import Row
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Params, merge
-from tools.preset import read_preset
 
 ROOT = Path(__file__).parent.parent.parent
 PIPELINE = ("maskdm", "stages", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore")

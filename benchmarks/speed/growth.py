@@ -25,15 +25,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
+from benchmarks.presets import read_preset
 from benchmarks.speed.bench import PRESET
 from benchmarks.speed.commands import ROOT, workspace
 from benchmarks.speed.machine import machine, versions
 from benchmarks.speed.measuring import execute, execution, interleaved, peak_memory, timer
 from benchmarks.speed.preparing import write_noise
 from benchmarks.speed.training import training_step
-from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.backbones.registry import ModelParams, backbone_without_weights
 from maskdm.data.prepared import open_prepared
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import nothing_masked
@@ -45,7 +45,6 @@ from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams
 from maskdm.training.schedule import Leg, Schedule
-from tools.preset import read_preset
 
 REPORT = ROOT / "reports/growth.json"
 # Factor: what its values change in the demo. Batches are small, so that the largest takes seconds.
@@ -218,9 +217,8 @@ def step(preset: Params) -> Callable[[], object]:
 def step_flops(preset: Params) -> int:
     """Return the FLOPs of such a step by the cost model."""
     data = read_section(preset, "data", DataParams)
-    with torch.device("meta"):
-        model = read_section(preset, "model", ModelParams)
-        backbone = build_backbone(model, data.resolution, data.channels, seed=0)
+    model = read_section(preset, "model", ModelParams)
+    backbone = backbone_without_weights(model, data.resolution, data.channels)
     batch_size = read_section(preset, "finetune", FinetuneParams).batch_size
     return training_flops(backbone, grid(preset) ** 2, batch_size)
 

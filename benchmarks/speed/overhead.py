@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.presets import read_preset
 from benchmarks.speed.measuring import interleaved, timer
 from benchmarks.speed.results import Row
 from benchmarks.speed.training import SMALL, noise_batches, training_step
@@ -29,7 +30,6 @@ from maskdm.training.history import History
 from maskdm.training.optimiser import clipping
 from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
 from maskdm.training.state import State
-from tools.preset import read_preset
 
 BYTES = 36  # of a parameter: weight, moments and average read and written, gradient read; 4 each
 STREAMED = 2**26  # numbers in each of three arrays that no cache holds together

@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from benchmarks.presets import read_preset
 from benchmarks.speed.measuring import interleaved, timer
 from benchmarks.speed.multiplies import Product, Products, best_rates, multiplies, products
 from benchmarks.speed.results import Row
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.backbones.registry import ModelParams, backbone_without_weights, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
@@ -33,7 +34,6 @@ from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
 from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.state import State
 from maskdm.training.validation import LOG_SNRS, HeldOutValidator
-from tools.preset import read_preset
 
 IMAGES = 2048  # enough that batches are gathered from all over the array
 FOREVER = 10**9  # steps
@@ -218,7 +218,5 @@ def sampling(preset: Params, device: torch.device) -> Work:
 
 def _on_meta(preset: Params) -> Denoiser:
     data = read_section(preset, "data", DataParams)
-    with torch.device("meta"):
-        return build_backbone(
-            read_section(preset, "model", ModelParams), data.resolution, data.channels, seed=0
-        )
+    model = read_section(preset, "model", ModelParams)
+    return backbone_without_weights(model, data.resolution, data.channels)

@@ -63,3 +63,21 @@ def build_backbone(
             init=params.init,
             classes=classes,
         )
+
+
+def backbone_without_weights(
+    params: ModelParams, size: int, channels: int, classes: int = 0
+) -> Denoiser:
+    """Return a backbone on the device ``meta``: sizes, shapes and costs, but no values.
+
+    Args:
+        params: the section ``model``.
+        size: side of the images in pixels.
+        channels: 1 or 3.
+        classes: the number of classes; 0 for an unconditional network.
+
+    Raises:
+        UserError: if patch, width, depth or heads do not fit together.
+    """
+    with torch.device("meta"):
+        return build_backbone(params, size, channels, seed=0, classes=classes)

@@ -7,9 +7,9 @@ of the batch, and a ring all-reduce sums gradients once a step.
 
 from dataclasses import dataclass
 
+from benchmarks.presets import read_preset
 from maskdm.runtime.params import Params
 from maskdm.training.flops import stretch_flops
-from tools.preset import read_preset
 from tools.tables.needs import (
     BYTES_PER_PARAMETER,
     MICRO_BATCH,

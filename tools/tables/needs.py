@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.presets import names, read_preset
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.backbones.registry import ModelParams, backbone_without_weights, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.params import Params, read_section
@@ -23,7 +24,6 @@ from maskdm.training.phases import (
     pretraining_schedule,
 )
 from maskdm.training.schedule import Schedule
-from tools.preset import names, read_preset
 
 FLOPS_PER_SECOND = 0.4 * 312e12  # an assumed 40 % of an A100's dense 16-bit peak
 BYTES_PER_PARAMETER = 5 * 4 + 2  # weight, gradient, two moments, average; autocast's copy
@@ -74,13 +74,8 @@ def needs(preset: Params) -> Needs:
 def network_of(preset: Params) -> Denoiser:
     """Return a preset's network, its weights without values."""
     model = read_section(preset, "model", ModelParams)
-    return network_for(model, read_section(preset, "data", DataParams))
-
-
-def network_for(model: ModelParams, data: DataParams) -> Denoiser:
-    """Return a network for images, its weights without values."""
-    with torch.device("meta"):
-        return build_backbone(model, data.resolution, data.channels, 0, _classes(data))
+    data = read_section(preset, "data", DataParams)
+    return backbone_without_weights(model, data.resolution, data.channels, _classes(data))
 
 
 def parameters_of(network: Denoiser) -> int:

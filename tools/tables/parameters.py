@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
+from benchmarks.presets import DEFAULTS, read_preset
 from maskdm.runtime.params import Section
 from stages.check import SECTIONS
-from tools.preset import DEFAULTS, read_preset
 
 
 def table() -> str:
