@@ -1,6 +1,7 @@
 """Solvers against the closed form: Gaussian data has a known denoiser."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from maskdm.sampling.sampler import (
     x0_denoiser,
 )
 from maskdm.sampling.solvers import SOLVERS, ddim, dpmpp_2m, unipc
+from tools.tables import pages
 from tools.tables.solvers import (
     GaussianDenoiser,
     draw,
@@ -66,6 +68,12 @@ def test_every_solver_offered_reaches_the_closed_form_at_its_recommended_nfe(
     # 2 % off the narrowest pixel
     assert deviation < 0.06
     assert mean < 0.06
+
+
+@pytest.mark.slow
+def test_the_tables_in_the_documentation_are_these_errors():
+    page = Path("docs/solvers.md").read_text()
+    assert pages.filled(page) == page, "python -m tools.tables.pages writes them anew"
 
 
 @pytest.mark.parametrize(("path", "prediction", "solver"), cases("x0"))
