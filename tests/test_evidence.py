@@ -348,6 +348,7 @@ def results_of(clone, part="tiny"):
     return {path.name: json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
 
 
+@pytest.mark.slow
 def test_tiny_runs_are_measured_at_their_points(computed):
     found = results_of(computed)
     assert len(found) == 4
@@ -366,6 +367,7 @@ def test_tiny_runs_are_measured_at_their_points(computed):
     assert found["scratch_0_base_0.json"]["curve"] != found["scratch_0_base_1.json"]["curve"]
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_left_alone_until_they_change(computed):
     run = ("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1")
     before = results_of(computed)
@@ -381,6 +383,7 @@ def test_runs_that_are_there_are_left_alone_until_they_change(computed):
         assert result["points"] == before[name]["points"]
 
 
+@pytest.mark.slow
 def test_the_summary_and_the_step_times_of_the_tiny_part(computed):
     computed.call("python", "-m", "benchmarks.evidence.step_times", "--part", "tiny")
     computed.call("python", "-m", "benchmarks.evidence.summary", "--part", "tiny")
@@ -394,6 +397,7 @@ def test_the_summary_and_the_step_times_of_the_tiny_part(computed):
     assert {row["visible"] for row in timed["kinds"]} == {16, 64}
 
 
+@pytest.mark.slow
 def test_the_same_question_is_asked_of_own_images(computed, tmp_path):
     save_images(tmp_path / "own", [f"{number}.png" for number in range(30)], side=32)
     run = ("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1", "--only", "scratch")
@@ -426,6 +430,7 @@ def test_a_run_on_other_images_than_are_there_is_computed_anew(tmp_path, monkeyp
     assert not is_there(MATRIX, replace(run, seed=9))
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_with_its_log(computed):
     run = ("python", "-m", "benchmarks.evidence.matrix", "tiny", "--jobs", "1")
     name = "benchmarks/evidence/matrix.yaml"
@@ -457,6 +462,7 @@ def page(computed):
     return computed.path / "reports/index.html"
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(page):
     text = page.read_text()
     body = text[: text.index('<script type="application/json"')]
@@ -467,6 +473,7 @@ def test_the_page_needs_nothing_but_itself(page):
     assert "@import" not in body
 
 
+@pytest.mark.slow
 def test_the_page_has_the_evidence_in_tables(page):
     rows = re.findall(r"<tr>(.*?)</tr>", page.read_text())
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
@@ -480,6 +487,7 @@ def test_the_page_has_the_evidence_in_tables(page):
         assert any(f"{plus_minus(gain)} %" in line for line in cells)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(computed, page, tmp_path):
     step_times = computed.path / "reports/timing/step_times.json"
@@ -493,6 +501,7 @@ def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(computed, page, t
     assert disabled == ["seconds"]
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(
     ("axis", "flags"),

@@ -13,6 +13,7 @@ more.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -195,7 +196,13 @@ def network_of(params: Params) -> Denoiser:
     """Return the network of whole sections, without values; all runs are unconditional."""
     data = validate(params["data"], "data", DataParams, where="matrix")
     model = validate(params["model"], "model", ModelParams, where="matrix")
-    return backbone_without_weights(model, data.resolution, data.channels)
+    return _network(model, data.resolution, data.channels)
+
+
+@cache
+def _network(model: ModelParams, size: int, channels: int) -> Denoiser:
+    """Return a network without values; most runs of the matrix share one."""
+    return backbone_without_weights(model, size, channels)
 
 
 def whole_step(params: Params) -> int:
