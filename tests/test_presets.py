@@ -197,6 +197,7 @@ def test_the_progression_of_celebahq_is_the_papers():
     assert max(tokens) / min(tokens) < 1.25
 
 
+@pytest.mark.slow
 @each_preset
 def test_it_makes_a_step_on_small_files_of_its_format(name, tmp_path, monkeypatch, capsys):
     files = tmp_path / "files"
