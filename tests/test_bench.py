@@ -292,6 +292,7 @@ def test_peak_memory_of_code_counts_what_it_held_for_a_while():
     assert 0.24 < something - nothing < 0.26
 
 
+@pytest.mark.slow
 def test_a_stage_is_timed_with_the_checkpoints_that_it_saves(monkeypatch):
     monkeypatch.setattr(stage, "STEPS", 6)
     monkeypatch.setattr(stage, "SAVE", 3)

@@ -44,6 +44,7 @@ def test_modules_and_files_named_in_code_type_exist(page):
 
 
 # docs/solvers.md takes a minute: test_sampling.py compares it, which computes the same errors.
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "solvers"], ids=lambda p: p.stem)
 def test_computed_tables_are_what_the_command_computes(page):
     text = page.read_text()

@@ -250,6 +250,7 @@ def test_imports_are_followed_also_inside_functions_and_not_out_of_the_package(t
     assert found["ours.deep.below"] == tmp_path / "ours/deep/below.py"
 
 
+@pytest.mark.slow
 def test_all_that_is_loaded_for_a_step_counts_and_stages_and_evaluation_do_not():
     """Python itself says what the roots load; imports inside functions come on top."""
     script = (

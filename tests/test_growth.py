@@ -166,6 +166,7 @@ def test_the_share_of_a_batch_in_an_epochs_order_is_its_share_of_the_images(monk
     assert {grown.goal for grown in (memory, batch, share, repro)} == {0.1}
 
 
+@pytest.mark.slow
 def test_dvc_is_content_with_a_set_of_any_size_and_notices_when_it_changes():
     with settled(300) as folder:
         kept = open_prepared(folder / "data/prepared")

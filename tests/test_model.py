@@ -46,6 +46,7 @@ def test_the_page_works_from_anywhere_with_the_package_as_it_is_installed(tmp_pa
     assert (elsewhere / "first.png").exists()
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch():
     code = "import sys, maskdm; print('torch' in sys.modules, maskdm.load, 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -188,6 +188,7 @@ def objects(where):
     return {Path(name).name: system.cat_file(name) for name in found}
 
 
+@pytest.mark.slow
 def test_in_s3_there_is_what_is_here(tmp_path, bucket):
     where = store(tmp_path / "here", remote=bucket)
     where.keep(2)

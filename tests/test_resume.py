@@ -35,6 +35,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits(kind, tmp_path):
     params, options = KINDS[kind]()

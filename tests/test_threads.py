@@ -26,6 +26,7 @@ with background_threads(1, "test") as pool:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_a_background_thread_starts_no_others_and_takes_none_from_training():
     done = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True)
