@@ -66,7 +66,7 @@ def test_the_table_of_parameters_has_every_default():
         for key, default in re.findall(r"^\| `([\w.]+)` .* \| `(.*)` \|$", rows, re.MULTILINE)
     }
     assert found == {
-        key: value for key, value in flat(read_params(ROOT / "params.yaml")) if key != "seed"
+        key: value for key, value in flat(read_params(ROOT / "presets/laptop.yaml")) if key != "seed"
     }
 
 
