@@ -1,13 +1,18 @@
-"""One picture of both phases' curves over one axis of compute."""
+"""The curves of both phases over one axis of compute, and what the model drew on the way."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskdm.figures import curves
+import numpy as np
+from PIL import Image
+
+from maskdm.figures import curves, rows, save
 from maskdm.runtime.command import run
 
 PHASES = {"pretrain": "masked pretraining", "finetune": "finetuning"}
+BLANK = np.full((1, 32, 320, 3), 255, np.uint8)
 TITLES = {
     "loss": "training loss",
     "averaged": "x0 error on held-out images (averaged weights)",
@@ -15,10 +20,11 @@ TITLES = {
 
 
 def main() -> None:
-    """Draw the curves of both phases.
+    """Draw the curves of both phases, and a film strip of their previews.
 
-    Reads reports/pretrain/ and reports/finetune/. Writes reports/curves.png: training loss and
-    validation error against training FLOPs.
+    Reads reports/pretrain/ and reports/finetune/. Writes reports/curves.png (training loss and
+    validation error against training FLOPs) and reports/previews.png (a row a moment: what the
+    averaged weights drew from the same noise; blank without previews). May be run while they train.
     """
     series: list[dict[str, Any]] = []
     for phase, title in PHASES.items():
@@ -27,6 +33,19 @@ def main() -> None:
                 point = {"flops": float(row["flops"]), "value": float(row[quantity])}
                 series.append(point | {"quantity": quantity, "curve": title})
     curves(series, TITLES, Path("reports/curves.png"))
+    save(
+        rows(list(film_strip()) or [("no previews", BLANK)], scale=2), Path("reports/previews.png")
+    )
+
+
+def film_strip() -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the images of every preview, in the order of training."""
+    for phase, title in PHASES.items():
+        folder = Path("reports") / phase / "previews"
+        for path in sorted(folder.glob("*.png"), key=lambda path: int(path.stem)):
+            with Image.open(path) as picture:
+                row = np.atleast_3d(np.asarray(picture))
+            yield f"{title}, step {path.stem}", np.stack(np.split(row, row.shape[1] // len(row), 1))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import torch
 from maskdm.figures import grid, rows, save
 from maskdm.runtime.command import run
 from maskdm.runtime.params import read_section
-from maskdm.sampling.model import TrainedModel, load
+from maskdm.sampling.model import TrainedModel, load_guided
 from maskdm.sampling.sampler import SampleParams, starting_noise
 
 PARAMS = Path("params.yaml")
@@ -19,13 +19,14 @@ ROWS, COLUMNS, MOST_CLASSES = 6, 10, 20
 def main() -> None:
     """Draw three pictures with the finetuned model.
 
-    Reads the section sample of params.yaml and models/finetune/. Writes reports/denoising.png (the
-    estimate of the image at ten moments from noise to sample), reports/interpolation.png (images
-    from noise between the noises of two samples) and reports/classes.png (a row a class, each
-    column from one noise; a model without classes has one row).
+    Reads the section sample of params.yaml, models/finetune/ and sample.guide. Writes
+    reports/denoising.png (the estimate of the image at ten moments from noise to sample),
+    reports/interpolation.png (images from noise between the noises of two samples) and
+    reports/classes.png (a row a class, each column from one noise; a model without classes has one
+    row).
     """
     params = read_section(PARAMS, "sample", SampleParams)
-    model = load(MODEL, params.weights)
+    model = load_guided(MODEL, params)
     save(grid(denoising(model, params), COLUMNS, scale=2), Path("reports/denoising.png"))
     save(grid(interpolation(model, params), COLUMNS, scale=2), Path("reports/interpolation.png"))
     save(rows(by_class(model, params), scale=2), Path("reports/classes.png"))

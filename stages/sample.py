@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from maskdm.diffusion.paths import PATHS
 from maskdm.figures import grid, save
 from maskdm.runtime.command import run
 from maskdm.runtime.distributed import join
 from maskdm.runtime.files import write_json
 from maskdm.runtime.launch import on_all_processes
 from maskdm.runtime.params import read_section
-from maskdm.sampling.model import load, sample_batches
-from maskdm.sampling.sampler import SampleParams, check_sampling
+from maskdm.sampling.model import load_guided, sample_batches
+from maskdm.sampling.sampler import SampleParams, check_sampling, network_passes
 
 PARAMS = Path("params.yaml")
 MODEL = Path("models/finetune")
@@ -24,12 +25,12 @@ SHOWN = 80
 def main() -> None:
     """Sample from the finetuned model.
 
-    Reads the section sample of params.yaml and models/finetune/. Writes data/samples/ (the images
-    as one uint8 array, their labels if the model has classes, and a JSON that says how they were
-    made), reports/samples.png (the first of them) and reports/timing/sample.json.
+    Reads the section sample of params.yaml, models/finetune/ and sample.guide. Writes data/samples/
+    (the images as one uint8 array, their labels if the model has classes, and a JSON that says how
+    they were made), reports/samples.png (the first of them) and reports/timing/sample.json.
     """
     params = read_section(PARAMS, "sample", SampleParams)
-    model = load(MODEL, params.weights)
+    model = load_guided(MODEL, params)
     processes = join(model.device)
     check_sampling(params, conditional=bool(model.classes))
     size, channels = model.config.size, model.config.channels
@@ -54,7 +55,11 @@ def main() -> None:
     labels = model.labels(None, params.seed, range(params.count))
     if labels is not None:
         np.save(SAMPLES / "labels.npy", labels.numpy())
-    about = params.model_dump(mode="json") | {"training": model.config.cost}
+    path = PATHS[model.config.diffusion.path]
+    about = params.model_dump(mode="json") | {
+        "network_passes": network_passes(params, path, conditional=bool(model.classes)),
+        "training": model.config.cost,
+    }
     write_json(SAMPLES / "samples.json", about)
     save(grid(images[:SHOWN], columns=16, scale=2), Path("reports/samples.png"))
     timing = {"seconds": round(seconds, 1), "images_per_second": round(params.count / seconds, 1)}

@@ -10,17 +10,16 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.diffusion.paths import PATHS
+from maskdm.diffusion.reverse import LOG_SNR_END, sampling_grid
 from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
+from maskdm.sampling.guidance import Guidance, X0Network, x0_denoiser
 from maskdm.sampling.sampler import (
-    LOG_SNR_END,
     SampleParams,
     check_sampling,
     draw_labels,
     estimates,
-    sampling_grid,
     starting_noise,
-    x0_denoiser,
 )
 from maskdm.sampling.solvers import SOLVERS, ddim, dpmpp_2m, unipc
 from tools.tables import pages
@@ -268,7 +267,7 @@ def test_guidance_is_the_weighted_difference_of_two_estimates_within_its_interva
     labels, null = torch.tensor([0, 1, 0]), torch.tensor([2, 2, 2])
 
     def estimate(time, labels, **guided):
-        denoise = x0_denoiser(network, 1, setting("flow"), labels, **guided)
+        denoise = x0_denoiser(X0Network(network, setting("flow")), labels, Guidance(**guided))
         return denoise(x, torch.full((3,), time))
 
     for time in (0.3, 0.6):

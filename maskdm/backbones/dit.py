@@ -80,7 +80,8 @@ class DiT(PatchTransformer):
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulation(condition).chunk(2, dim=1)
-        return self.head(modulate(self.norm(x), shift, scale))
+        prediction = self.head(modulate(self.norm(x), shift, scale))
+        return self.refined(prediction, tokens, positions, time)
 
     def further_multiplies(self, length: int) -> int:
         """Return the multiply-adds of the time embedding's MLP and of all modulations."""

@@ -23,6 +23,9 @@ class ModelParams(Section):
     dim: int = Field(ge=8, description="width, a multiple of model.heads and of 4")
     depth: int = Field(ge=1, description="number of blocks; uvit: odd (in, one middle, out)")
     heads: int = Field(ge=1, description="attention heads")
+    refine: int = Field(
+        0, ge=0, description="channels of a convolution on whole images at the end, 0 for none"
+    )
     init: Literal["paper", "spatial"] = Field(
         description="paper (as the backbone's paper draws its weights) or spatial (weights scaled "
         "by their inputs; uvit: positions start as 2-D sinusoids)"
@@ -62,6 +65,8 @@ def build_backbone(
             heads=params.heads,
             init=params.init,
             classes=classes,
+            # A backbone of one's own need not know it.
+            **({"refine": params.refine} if params.refine else {}),
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.layers import check_sizes, embed_time, scaled_by_inputs
+from maskdm.backbones.refiner import Refiner
 
 Init = Literal["paper", "spatial"]
 
@@ -29,6 +30,7 @@ class PatchTransformer(Denoiser):
         init: ``"paper"`` (as the backbone's paper draws its weights) or ``"spatial"`` (weights
             scaled by their inputs).
         classes: the number of classes; 0 for an unconditional network.
+        refine: channels of the convolution that ends the network on whole images; 0 for none.
 
     Attributes:
         grid: patches along a side of the image.
@@ -51,6 +53,7 @@ class PatchTransformer(Denoiser):
         heads: int,
         init: Init = "paper",
         classes: int = 0,
+        refine: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(size, patch, dim, heads)
@@ -58,6 +61,7 @@ class PatchTransformer(Denoiser):
         self.grid, self.values = size // patch, patch**2 * channels
         self.embed = nn.Linear(self.values, dim)
         self.build()
+        self.refiner = Refiner(self.grid, patch, channels, refine) if refine else None
         with torch.no_grad():
             self.initialise(init)
 
@@ -109,6 +113,21 @@ class PatchTransformer(Denoiser):
         chosen = self.embed_label(label, len(time))[:, None]
         return torch.cat([extra, chosen.to(dtype)], dim=1)
 
+    def refined(
+        self, prediction: Tensor, tokens: Tensor, positions: Tensor, time: Tensor
+    ) -> Tensor:
+        """Return what the head predicts, refined if the network has a convolution at its end.
+
+        Args:
+            prediction: ``(batch, visible, p²·C)``.
+            tokens: as in ``forward``.
+            positions: as in ``forward``.
+            time: as in ``forward``.
+        """
+        if self.refiner is None:
+            return prediction
+        return self.refiner(prediction, tokens, positions, time)
+
     def forward_flops(self, visible: int) -> int:
         """Return the FLOPs of one image's forward pass with ``visible`` patches shown.
 
@@ -118,7 +137,8 @@ class PatchTransformer(Denoiser):
         linear = 12 * self.depth * dim**2 * length
         attention = 2 * self.depth * dim * length**2
         ends = 2 * visible * self.values * dim
-        return 2 * (linear + attention + ends + self.further_multiplies(length))
+        refined = self.refiner.multiplies(visible) if self.refiner else 0
+        return 2 * (linear + attention + ends + refined + self.further_multiplies(length))
 
     def further_multiplies(self, length: int) -> int:
         """Return the multiply-adds beyond plain blocks, embedding and head, for one image.

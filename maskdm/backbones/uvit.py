@@ -82,7 +82,8 @@ class UViT(PatchTransformer):
         x = self.middle(x)
         for block in self.out_blocks:
             x = block(x, skips.pop())
-        return self.head(self.norm(x[:, self.extras :]))
+        prediction = self.head(self.norm(x[:, self.extras :]))
+        return self.refined(prediction, tokens, positions, time)
 
     def further_multiplies(self, length: int) -> int:
         """Return the multiply-adds of the layers that merge skips."""

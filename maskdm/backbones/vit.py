@@ -47,4 +47,5 @@ class ViT(PatchTransformer):
         x = torch.cat([extra, x], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, self.extras :]))
+        prediction = self.head(self.norm(x[:, self.extras :]))
+        return self.refined(prediction, tokens, positions, time)

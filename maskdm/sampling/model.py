@@ -20,8 +20,11 @@ from maskdm.runtime.devices import choose_device
 from maskdm.runtime.environment import SAMPLE_BATCH
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import validate
+from maskdm.sampling.guidance import X0Network
 from maskdm.sampling.sampler import SampleParams, check_sampling, draw_labels, estimates
 from maskdm.sampling.solvers import SOLVERS
+
+GUIDE_SCALE = 1.5  # what guidance by the primer did best at (docs/results.md)
 
 
 class TrainedModel:
@@ -31,10 +34,45 @@ class TrainedModel:
         backbone: the network, on ``device``.
         config: its sizes, classes and history.
         device: where it computes.
+        guide: the model that ``guide_scale`` leads away from, or None.
     """
 
-    def __init__(self, backbone: Denoiser, config: ModelConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        backbone: Denoiser,
+        config: ModelConfig,
+        device: torch.device,
+        guide: "TrainedModel | None" = None,
+    ) -> None:
         self.backbone, self.config, self.device = backbone.to(device).eval(), config, device
+        self.guide = guide
+
+    @property
+    def x0_network(self) -> X0Network:
+        """The network as an estimate of x0."""
+        return X0Network(self.backbone, self.config.diffusion)
+
+    def guided_by(self, guide: "TrainedModel") -> "TrainedModel":
+        """Return this model with a guide, such as the primer that it was finetuned from.
+
+        Args:
+            guide: a worse model of the same tokens, path and classes.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        for what, ours, theirs in (
+            ("patches of an image and numbers of a patch", self.shape, guide.shape),
+            ("diffusion.path", self.config.diffusion.path, guide.config.diffusion.path),
+            ("classes", self.classes, guide.classes),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"The guide does not fit the model: its {what} are {theirs}, the model's "
+                    f"{ours}. Take a guide that was trained like the model, such as the primer "
+                    "that it was finetuned from."
+                )
+        return TrainedModel(self.backbone, self.config, self.device, guide)
 
     @property
     def classes(self) -> list[str]:
@@ -58,6 +96,9 @@ class TrainedModel:
         eta: float = 0.0,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guide: "TrainedModel | Path | str | None" = None,
+        guide_scale: float | None = None,
+        guide_interval: tuple[float, float] = (0.0, 1.0),
     ) -> list[Image.Image]:
         """Draw images.
 
@@ -70,6 +111,11 @@ class TrainedModel:
             eta: noise that ddim adds, 0 to 1.
             guidance_scale: strength of classifier-free guidance; 1 is none.
             guidance_interval: the times between which it acts.
+            guide: a worse model or its folder, to be led away from, such as ``models/pretrain``;
+                by default the one that ``guided_by`` gave.
+            guide_scale: strength of that; by default ``GUIDE_SCALE`` with a guide, and 1, which
+                is none, without.
+            guide_interval: the times between which it acts.
 
         Returns:
             PIL images, mode RGB or L.
@@ -77,6 +123,11 @@ class TrainedModel:
         Raises:
             UserError: if a setting is out of range or does not fit the model.
         """
+        if isinstance(guide, str | Path):
+            guide = load(guide, device=str(self.device))
+        model = self if guide is None else self.guided_by(guide)
+        if guide_scale is None:
+            guide_scale = 1.0 if model.guide is None else GUIDE_SCALE
         settings = {
             "count": int(count) if isinstance(count, Integral) else count,
             "solver": solver,
@@ -84,6 +135,9 @@ class TrainedModel:
             "eta": eta,
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
+            "guide": None if model.guide is None else "the guide given",
+            "guide_scale": guide_scale,
+            "guide_interval": guide_interval,
             "weights": "averaged",
             "seed": int(seed) if isinstance(seed, Integral) else seed,
         }
@@ -91,7 +145,7 @@ class TrainedModel:
         check_sampling(params, conditional=bool(self.classes))
         images = []
         for indices in sample_batches(count):
-            drawn = self.draw(params, indices, self.labels(label, seed, indices))
+            drawn = model.draw(params, indices, self.labels(label, seed, indices))
             images += [Image.fromarray(image.squeeze()) for image in drawn]
         return images
 
@@ -173,6 +227,7 @@ class TrainedModel:
             self.device,
             labels,
             start,
+            self.guide.x0_network if self.guide else None,
         )
 
     def _images(self, tokens: Tensor) -> np.ndarray:
@@ -204,3 +259,15 @@ def load(
         raise UserError(f"There are no weights {weights!r}: take 'averaged' or 'raw'.")
     backbone, config = load_model(Path(folder), weights)
     return TrainedModel(backbone, config, choose_device(device))
+
+
+def load_guided(folder: Path, params: SampleParams) -> TrainedModel:
+    """Return the model in a folder with the guide that the section ``sample`` asks for.
+
+    Raises:
+        UserError: as ``load``, for model and guide, or if they do not fit together.
+    """
+    model = load(folder, params.weights)
+    if params.guide is None or not params.guided:
+        return model
+    return model.guided_by(load(params.guide, params.weights))

@@ -1,9 +1,4 @@
-"""From noise to images: a network as an x0-denoiser, a grid of noise levels, a solver.
-
-Any network becomes an x0-denoiser D(x, t), its estimate clipped to [−1, 1]. The grid is uniform in
-λ = log(α/σ) and ends where noise is invisible: grids uniform in time, as the paper's, end at too
-large a noise and lose variance in the last step. With classes, guidance mixes two estimates.
-"""
+"""From noise to images: a network as an x0-denoiser, a grid of noise levels, a solver."""
 
 from bisect import bisect
 from collections.abc import Iterator, Sequence
@@ -18,15 +13,18 @@ from torch import Tensor
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.paths import PATHS, ProbabilityPath
-from maskdm.diffusion.predictions import to_x0
 from maskdm.diffusion.randomness import stream
-from maskdm.diffusion.tokens import all_positions
+from maskdm.diffusion.reverse import sampling_grid
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
-from maskdm.sampling.solvers import SOLVERS, Grid, X0Denoiser
+from maskdm.sampling.guidance import Guidance, X0Network, x0_denoiser
+from maskdm.sampling.solvers import SOLVERS
 
-# λ at the ends of the grid: σ/α from 200 (only noise) to 0.01 (a level below 8-bit rounding).
-LOG_SNR_START, LOG_SNR_END = -5.3, 4.6
+# The model that draws. DVC needs a path where a stage depends on a parameter, null will not do.
+ITSELF = "models/finetune"
+
+
+Interval = Annotated[tuple[float, float], Strict(False)]
 
 
 class SampleParams(Section):
@@ -39,14 +37,28 @@ class SampleParams(Section):
     guidance_scale: float = Field(
         ge=0, description="classifier-free guidance, >= 0; 1 for none (and without classes)"
     )
-    guidance_interval: Annotated[tuple[float, float], Strict(False)] = Field(
+    guidance_interval: Interval = Field(
         description="the times between which guidance acts, [low, high] within 0 (image) to 1 "
         "(noise)"
+    )
+    guide: str | None = Field(
+        None,
+        description="a worse model to be led away from, such as models/pretrain; models/finetune "
+        "itself for none",
+    )
+    guide_scale: float = Field(1.0, ge=0, description="guidance by that model, >= 0; 1 for none")
+    guide_interval: Interval = Field(
+        (0.0, 1.0), description="the times between which the guide acts"
     )
     weights: Literal["averaged", "raw"] = Field(description="averaged or raw")
     seed: int = Field(
         ge=0, lt=2**31, description="seed of the sampling noise, a whole number from 0 to 2³¹ − 1"
     )
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide is used."""
+        return self.guide_scale != 1
 
     @field_validator("solver")
     @classmethod
@@ -55,7 +67,7 @@ class SampleParams(Section):
             raise ValueError("there is no such solver")
         return solver
 
-    @field_validator("guidance_interval")
+    @field_validator("guidance_interval", "guide_interval")
     @classmethod
     def _interval_is_in_order(cls, interval: tuple[float, float]) -> tuple[float, float]:
         low, high = interval
@@ -86,6 +98,12 @@ def check_sampling(params: SampleParams, conditional: bool) -> None:
             f"sample.nfe is {params.nfe}, but {params.solver} makes two evaluations a step and one "
             f"at the end: take an odd number, {params.nfe - 1} or {params.nfe + 1}."
         )
+    if params.guided and params.guide in (None, ITSELF):
+        raise UserError(
+            f"sample.guide_scale is {params.guide_scale:g}, but sample.guide is {params.guide}, "
+            "which is no other model: set sample.guide to models/pretrain, or sample.guide_scale "
+            "to 1."
+        )
     if params.guidance_scale != 1 and not conditional:
         raise UserError(
             f"sample.guidance_scale is {params.guidance_scale:g}, but a model without classes has "
@@ -93,54 +111,29 @@ def check_sampling(params: SampleParams, conditional: bool) -> None:
         )
 
 
-def sampling_grid(path: ProbabilityPath, levels: int) -> Grid:
-    """Return ``levels`` noise levels evenly spaced in λ, from noise to image.
-
-    After the last one the x0 estimate itself is the sample.
-    """
-    noise_end = path.log_snr(torch.ones(1, dtype=torch.float64)).item()
-    start = max(LOG_SNR_START, noise_end)  # vp-linear begins at σ/α = 152
-    return path.levels(torch.linspace(start, LOG_SNR_END, levels, dtype=torch.float64))
-
-
-def x0_denoiser(
-    backbone: Denoiser,
-    tokens: int,
-    diffusion: DiffusionParams,
-    labels: Tensor | None = None,
-    scale: float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0),
-) -> X0Denoiser:
-    """Return a network on whole images as an x0-denoiser, its estimates clipped to [−1, 1].
-
-    Within the interval of times the estimate is guided, D(∅) + w·(D(c) − D(∅)) (Ho & Salimans
-    2022, eq. 6, in x0; the interval: Kynkäänniemi et al. 2024), both from one batch twice as
-    large; outside, and at w = 1, it is D(c) alone.
+def network_passes(params: SampleParams, path: ProbabilityPath, conditional: bool) -> int:
+    """Return how many passes through a network an image costs, those of guidance included.
 
     Args:
-        backbone: the network.
-        tokens: the number of patches of an image.
-        diffusion: what the network was trained to predict, and on which path.
-        labels: the classes, ``(batch,)`` int64; None for an unconditional model.
-        scale: w, the guidance scale.
-        interval: the times between which it acts.
+        params: the section ``sample``.
+        path: that the network was trained on.
+        conditional: whether the model has classes.
     """
-    path = PATHS[diffusion.path]
-
-    def estimate(x: Tensor, time: Tensor, classes: Tensor | None) -> Tensor:
-        output = backbone(x, all_positions(len(x), tokens, x.device), time, classes).float()
-        return to_x0(output, x, path.level(time, like=x), diffusion.prediction)
+    kinds = [Guidance(params.guidance_scale, params.guidance_interval)] if conditional else []
+    if params.guided:
+        kinds.append(Guidance(params.guide_scale, params.guide_interval))
+    passes = 0
 
     def denoise(x: Tensor, time: Tensor) -> Tensor:
-        low, high = interval
-        if labels is None or scale == 1 or not low <= time[0].item() <= high:
-            return estimate(x, time, labels).clamp(-1, 1)
-        null = torch.full_like(labels, backbone.classes)
-        both = estimate(x.repeat(2, 1, 1), time.repeat(2), torch.cat([labels, null]))
-        conditional, unconditional = both.chunk(2)
-        return (unconditional + scale * (conditional - unconditional)).clamp(-1, 1)
+        nonlocal passes
+        passes += 1 + sum(kind.acts(time.item()) for kind in kinds)
+        return x
 
-    return denoise
+    solver, nothing = SOLVERS[params.solver], torch.zeros(1)
+    grid = sampling_grid(path, solver.levels(params.nfe))
+    for _ in solver.solve(denoise, nothing, grid, params.eta, lambda step: nothing):
+        pass
+    return passes
 
 
 def draw_labels(counts: Sequence[int], seed: int, indices: range) -> Tensor:
@@ -184,6 +177,7 @@ def estimates(
     device: torch.device,
     labels: Tensor | None = None,
     start: Tensor | None = None,
+    guide: X0Network | None = None,
 ) -> Iterator[Tensor]:
     """Yield the x0 estimates of samples ``indices`` at every level; the last are the samples.
 
@@ -199,6 +193,7 @@ def estimates(
         device: where to compute.
         labels: their classes, ``(len(indices),)`` int64; None for an unconditional model.
         start: standard normal noise to start from instead of the samples' own.
+        guide: the network to be led away from, on ``device``; None for none.
 
     Yields:
         ``(len(indices), N, p²·C)``, once a level.
@@ -206,12 +201,11 @@ def estimates(
     solver = SOLVERS[params.solver]
     grid = sampling_grid(PATHS[diffusion.path], solver.levels(params.nfe))
     denoise = x0_denoiser(
-        backbone.eval(),
-        shape[0],
-        diffusion,
+        X0Network(backbone.eval(), diffusion),
         None if labels is None else labels.to(device),
-        params.guidance_scale,
-        params.guidance_interval,
+        Guidance(params.guidance_scale, params.guidance_interval),
+        guide,
+        Guidance(params.guide_scale, params.guide_interval),
     )
 
     def noise(step: int) -> Tensor:

@@ -4,7 +4,7 @@ All have one signature, ``(denoise, x, grid, eta, noise)``, are generators of th
 every level, and work on any path: a path enters only by its levels α, σ and λ = log(α/σ).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import expm1, sqrt
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.paths import Level
+from maskdm.diffusion.reverse import Grid, ancestral_std, towards
 from maskdm.runtime.packages import require_package
 
 X0Denoiser = Callable[[Tensor, Tensor], Tensor]
-Grid = Sequence[Level[float]]
 
 
 def _at(denoise: X0Denoiser, x: Tensor, level: Level[float]) -> Tensor:
@@ -42,10 +42,8 @@ def ddim(
     for step, (here, there) in enumerate(pairwise(grid)):
         x0 = _at(denoise, x, here)
         yield x0
-        epsilon = (x - here.alpha * x0) / here.sigma
-        # variance of q(x_there | x_here, x0)
-        std = eta * there.sigma * sqrt(-expm1(2 * (here.log_snr - there.log_snr)))
-        x = there.alpha * x0 + sqrt(there.sigma**2 - std**2) * epsilon
+        std = eta * ancestral_std(here, there)
+        x = towards(x, x0, here, there, std)
         if std > 0:
             x = x + std * noise(step)
     yield _at(denoise, x, grid[-1])

@@ -1,4 +1,4 @@
-"""The curves of a phase, as two small TSV files: training and validation.
+"""The curves of a phase, as two small TSV files, training and validation, and its previews.
 
 Images count this phase only, FLOPs also what the model cost before it, so that both phases share
 one axis.
@@ -8,6 +8,9 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.training.flops import flops_before
@@ -32,9 +35,12 @@ class Curves:
     def write(self, folder: Path, history: History, log_every: int) -> None:
         """Write ``training.tsv`` and ``validation.tsv``, six significant digits a number.
 
+        And ``previews/``, a row of images for each moment, named by its step. Whoever watches while
+        it trains finds every file whole.
+
         Args:
             folder: the destination.
-            history: all steps of the phase.
+            history: all steps of the phase so far.
             log_every: steps between rows of the training curve.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +58,7 @@ class Curves:
         errors = history.validations | history.final
         validation = [self._progress(step) | errors[step] for step in sorted(errors)]
         _write(folder / "validation.tsv", list(validation[0]), validation)
+        _write_previews(folder / "previews", history.previews)
 
     def _progress(self, step: int) -> dict[str, float]:
         images = self.schedule.images_before(step)
@@ -60,11 +67,26 @@ class Curves:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, float]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(header)
         for row in rows:
             writer.writerow(_number(row[column]) for column in header)
+    unfinished.replace(path)
+
+
+def _write_previews(folder: Path, previews: Mapping[int, np.ndarray]) -> None:
+    """Write the previews, and remove those of other runs."""
+    folder.mkdir(exist_ok=True)
+    wanted = {folder / f"{step}.png": images for step, images in previews.items()}
+    for path in set(folder.iterdir()) - set(wanted):
+        path.unlink()
+    for path, images in wanted.items():
+        unfinished = path.with_suffix(".unfinished")
+        row = np.hstack(list(images))
+        Image.fromarray(row.squeeze()).save(unfinished, format="png")
+        unfinished.replace(path)
 
 
 def _number(value: float) -> str:

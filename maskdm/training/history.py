@@ -1,4 +1,4 @@
-"""History: the loss and the gradient norm of every step of a phase, and its validations.
+"""History: the loss and the gradient norm of every step of a phase, its validations and previews.
 
 Kept for every step, not for every row of a curve, so that a run can be extended or branched off
 at any step and still writes the curves of a run that was never anything else.
@@ -41,12 +41,14 @@ class History:
         norms: gradient norms before clipping, one a step, float32.
         validations: x0 errors, keyed by steps made; those that every longer run has, too.
         final: the same after the last step of this run, which no longer run has.
+        previews: what the averaged weights drew, uint8 ``(count, H, W, C)``, by steps made.
     """
 
     losses: "array[float]" = field(default_factory=lambda: array("f"))
     norms: "array[float]" = field(default_factory=lambda: array("f"))
     validations: dict[int, Errors] = field(default_factory=dict)
     final: dict[int, Errors] = field(default_factory=dict)
+    previews: dict[int, np.ndarray] = field(default_factory=dict)
     _on_device: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: Tensor, norm: Tensor) -> None:

@@ -7,10 +7,11 @@ besides the batches, which are a function of the step: a state that was saved an
 to the same bits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,13 @@ class Validator(Protocol):
         """Return errors by name; ``"mean"`` is the one that counts."""
 
 
+class Previewer(Protocol):
+    """Draws pictures with a network: ``maskdm.training.previews.Previewer``."""
+
+    def draw(self, denoise: Callable[..., Tensor]) -> np.ndarray:
+        """Return images, uint8 ``(count, H, W, C)``."""
+
+
 def train(
     state: State,
     batches: StepBatches,
@@ -55,11 +63,12 @@ def train(
     diffusion: DiffusionParams,
     params: PhaseParams,
     execution: Execution,
-) -> Iterator[int]:
+    previewer: Previewer | None = None,
+) -> Generator[int, None, None]:
     """Train ``state`` in place to the end of the batches' schedule.
 
-    Losses, gradient norms and validations are in ``state.history``. A step whose loss or gradients
-    are not finite changes no weight.
+    Losses, gradient norms, validations and previews are in ``state.history``. A step whose loss or
+    gradients are not finite changes no weight.
 
     Args:
         state: the start; its tensors must be on the device of ``execution``.
@@ -68,6 +77,7 @@ def train(
         diffusion: path, prediction and loss.
         params: the phase.
         execution: where and how; it changes results by rounding only.
+        previewer: of the network, every ``preview_every`` steps; None for no previews.
 
     Yields:
         The steps made so far: before the first step of this call, and after each.
@@ -83,6 +93,7 @@ def train(
         return batches.at(step, processes.part(schedule.batch_size(step)))
 
     validate_if_due(state, schedule.steps, validator, params, execution)
+    preview_if_due(state, previewer, params, execution)
     yield state.step
 
     with prefetched(make, schedule.steps, execution.device) as batch_of:
@@ -102,6 +113,7 @@ def train(
             if state.step % MOST_SKIPPED == 0 or state.step == schedule.steps:
                 stop_if_failing(state, schedule, params)
             validate_if_due(state, schedule.steps, validator, params, execution)
+            preview_if_due(state, previewer, params, execution)
             yield state.step
 
 
@@ -192,6 +204,17 @@ def validate_if_due(
         return
     kept = history.validations if regular else history.final
     kept[state.step] = validate(state, validator, execution)
+
+
+def preview_if_due(
+    state: State, previewer: Previewer | None, params: PhaseParams, execution: Execution
+) -> None:
+    """Have the averaged weights draw every ``preview_every`` steps, before the first one too."""
+    if previewer is None or not params.preview_every or state.step % params.preview_every:
+        return
+    parameters = dict(state.backbone.named_parameters())
+    with execution.autocast(), ema.applied(parameters, state.averaged):
+        state.history.previews[state.step] = previewer.draw(state.backbone)
 
 
 def validate(state: State, validator: Validator, execution: Execution) -> Errors:

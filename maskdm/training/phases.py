@@ -35,6 +35,9 @@ class PhaseParams(Section):
     )
     log_every: int = Field(ge=1, description="steps between rows of the training curve, >= 1")
     validate_every: int = Field(ge=1, description="steps between validations, >= 1")
+    preview_every: int = Field(
+        0, ge=0, description="steps between pictures of what the model draws, 0 for none"
+    )
     label_dropout: float = Field(
         ge=0, le=1, description="probability of hiding an image's class, 0 to 1"
     )

@@ -31,7 +31,7 @@ class Outputs:
 
     Attributes:
         model: the model folder.
-        curves: the folder of the curves.
+        curves: the folder of the curves and previews, which are there while it trains, too.
         timing: the JSON file of seconds, on which nothing depends.
     """
 
@@ -78,15 +78,20 @@ def train_phase(
     checkpointer = Checkpointer(
         store, state, schedule.steps, schedule.branches(), numerics(execution), processes
     )
-    steps = train(state, setup.batches, setup.validator, config.diffusion, params, execution)
+    steps = train(
+        state, setup.batches, setup.validator, config.diffusion, params, execution, setup.previewer
+    )
+    curves = Curves(backbone, schedule, config.flops)
     with checkpointer.watching():
         for _ in progress(phase, steps, state, schedule, params.log_every, not processes.is_main):
             checkpointer.after_step()
+            if processes.is_main and shows_something(state, params):
+                curves.write(outputs.curves, state.history, params.log_every)
     raw = processes.gather(dict(backbone.named_parameters()), copied=False)
     averaged = processes.gather(state.averaged, copied=False)
     if not processes.is_main:
         return
-    Curves(backbone, schedule, config.flops).write(outputs.curves, state.history, params.log_every)
+    curves.write(outputs.curves, state.history, params.log_every)
     legs = trained_legs(phase, backbone, prepared, schedule)
     config = config.model_copy(update={"training": [*config.training, *legs]})
     save_model(outputs.model, config, raw, averaged)
@@ -98,6 +103,12 @@ def train_phase(
         "numerics": checkpointer.numerics,
     }
     write_json(outputs.timing, timing)
+
+
+def shows_something(state: State, params: PhaseParams) -> bool:
+    """Return whether the last step brought a validation or a preview to look at."""
+    history = state.history
+    return state.step % params.validate_every == 0 or state.step in history.previews
 
 
 def _check_processes(phase: str, schedule: Schedule, execution: Execution) -> None:

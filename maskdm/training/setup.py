@@ -15,6 +15,7 @@ from maskdm.runtime.execution import Execution
 from maskdm.training.batches import Batches
 from maskdm.training.checkpoints.fingerprint import code_hash, digest
 from maskdm.training.phases import PhaseParams
+from maskdm.training.previews import Previewer
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
 from maskdm.training.validation import HeldOutValidator
@@ -36,12 +37,14 @@ class Setup:
         state: before the first step.
         batches: of every step.
         validator: of the network.
+        previewer: what it draws on the way.
         fingerprint: steps made → the fingerprint of the state after them.
     """
 
     state: State
     batches: Batches
     validator: HeldOutValidator
+    previewer: Previewer
     fingerprint: Callable[[int], str]
 
 
@@ -102,4 +105,12 @@ def set_up(
         execution.device,
         prepared.heldout_labels,
     )
-    return Setup(State.start(backbone, params), batches, validator, fingerprint)
+    previewer = Previewer(
+        config.size,
+        config.channels,
+        config.model.patch,
+        config.diffusion,
+        execution.device,
+        backbone.classes,
+    )
+    return Setup(State.start(backbone, params), batches, validator, previewer, fingerprint)

@@ -56,11 +56,14 @@ class State:
         found |= self.optimiser.tensors() | (self.scale.tensors() if self.scale else {})
         for name, values in (("losses", self.history.losses), ("norms", self.history.norms)):
             found[f"history.{name}"] = torch.tensor(values, dtype=torch.float32)
+        for step, images in self.history.previews.items():
+            found[f"history.previews.{step}"] = torch.from_numpy(images)
         return found
 
     def metadata(self) -> dict[str, Any]:
         """Return everything else that is to be saved, as JSON can hold it."""
-        return {"validations": self.history.validations}
+        previews = {step: images.shape for step, images in self.history.previews.items()}
+        return {"validations": self.history.validations, "previews": previews}
 
     def restore(
         self, step: int, metadata: Mapping[str, Any], load: Callable[[str, Tensor], object]
@@ -79,5 +82,15 @@ class State:
         load("history.losses", losses)
         load("history.norms", norms)
         validations = {int(made): errors for made, errors in metadata["validations"].items()}
-        self.history = History(array("f", losses.tolist()), array("f", norms.tolist()), validations)
+        previews = {}
+        for made, shape in metadata["previews"].items():
+            images = torch.empty(tuple(shape), dtype=torch.uint8)
+            load(f"history.previews.{made}", images)
+            previews[int(made)] = images.numpy()
+        self.history = History(
+            array("f", losses.tolist()),
+            array("f", norms.tolist()),
+            validations,
+            previews=previews,
+        )
         self.step = step

@@ -15,8 +15,9 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.paths import PATHS
 from maskdm.diffusion.predictions import Prediction, to_epsilon, to_velocity
-from maskdm.sampling.sampler import sampling_grid, x0_denoiser
-from maskdm.sampling.solvers import SOLVERS, Grid
+from maskdm.diffusion.reverse import Grid, sampling_grid
+from maskdm.sampling.guidance import X0Network, x0_denoiser
+from maskdm.sampling.solvers import SOLVERS
 
 MEAN = torch.tensor([0.2, -0.1, 0.0, 0.1, -0.2, 0.0, 0.05, 0.0])
 STD = torch.tensor([0.05, 0.06, 0.08, 0.12, 0.15, 0.2, 0.25, 0.25])
@@ -72,7 +73,7 @@ def draw(
     def noise(_: int = 0) -> Tensor:
         return torch.randn(count, 1, len(STD), generator=generator)
 
-    denoise = x0_denoiser(GaussianDenoiser(diffusion), 1, diffusion)
+    denoise = x0_denoiser(X0Network(GaussianDenoiser(diffusion), diffusion))
     *_, last = SOLVERS[solver].solve(denoise, grid[0].sigma * noise(), grid, eta, noise)
     return last[:, 0].double()
 

@@ -1,0 +1,1 @@
+"""How large a network a budget is best spent on: the study behind the defaults."""

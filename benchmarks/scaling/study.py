@@ -1,0 +1,172 @@
+"""The scaling study: ``python -m benchmarks.scaling.study``, cell by cell, resumable.
+
+A cell is (budget, size, variation). Its stages run in a folder of its own, as those of the evidence
+do; a cell whose result is there is left alone, and one that was stopped resumes where it was.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.evidence import images
+from benchmarks.evidence.train import curve, distances, use, workspace, write_params
+from benchmarks.presets import read_preset
+from maskdm.backbones.model_folder import load_config
+from maskdm.figures import grid, save
+from maskdm.runtime import command
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
+from maskdm.runtime.numerics import choose_kernels
+from maskdm.runtime.params import Params, merge, read_params
+from maskdm.training.planning import spend
+from stages import fid, finetune, pretrain, sample
+
+HERE = Path(__file__).parent
+STUDY, RUNS, WORK = HERE / "study.yaml", HERE / "runs", HERE / "work"
+DATASET = "openmoji"  # of the evidence
+SHOWN = 40  # samples in the picture of a cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the study.
+
+    Attributes:
+        budget: training FLOPs.
+        size: a key of ``sizes`` in study.yaml.
+        variation: a key of ``variations``.
+    """
+
+    budget: float
+    size: str
+    variation: str
+
+    @property
+    def name(self) -> str:
+        """A file name for it."""
+        return f"{self.budget:.0e}/{self.size}_{self.variation}".replace("e+", "e")
+
+
+def read_study() -> Params:
+    """Return the study; under ``base``, the whole params of the preset that it starts from."""
+    study = read_params(STUDY)
+    return study | {"base": read_preset(study["base"])}
+
+
+def cells(study: Params) -> Iterator[Cell]:
+    """Yield all cells, in the order in which they are run."""
+    for budget, variations in study["budgets"].items():
+        for variation, sizes in variations.items():
+            yield from (Cell(float(budget), size, variation) for size in sizes)
+
+
+def plan(study: Params, cell: Cell) -> Params:
+    """Return the params.yaml of a cell.
+
+    Raises:
+        UserError: if there is no such size or variation.
+    """
+    layers = [study["settings"]]
+    for kind, name in (("sizes", cell.size), ("variations", cell.variation)):
+        if name not in study[kind]:
+            known = ", ".join(study[kind])
+            raise UserError(f"There is no '{name}' among the {kind} of {STUDY.name}: {known}.")
+        layers.append(study[kind][name])
+    params = merge(study["base"], *layers)
+    return merge(params, spend(params, cell.budget))
+
+
+def result(study: Params, cell: Cell) -> dict[str, Any] | None:
+    """Return the kept result of a cell; None if there is none of these very parameters."""
+    path = RUNS / f"{cell.name}.json"
+    if not path.exists():
+        return None
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return kept if kept["params"] == json.loads(json.dumps(plan(study, cell))) else None
+
+
+def main(
+    budget: Annotated[float | None, typer.Option(help="cells of it alone")] = None,
+    size: Annotated[str | None, typer.Option(help="cells of it alone")] = None,
+    variation: Annotated[str | None, typer.Option(help="cells of it alone")] = None,
+    jobs: Annotated[int, typer.Option(help="cells at a time, each on its part of the cores")] = 1,
+) -> None:
+    """Train the cells of the study that are not there yet."""
+    study = read_study()
+    wanted = [
+        cell
+        for cell in cells(study)
+        if budget in (None, cell.budget)
+        and size in (None, cell.size)
+        and variation in (None, cell.variation)
+    ]
+    missing = [cell for cell in wanted if result(study, cell) is None]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
+    images.make(DATASET)
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda cell: _in_process(cell, jobs), missing))
+    failed = [cell.name for cell, well in zip(missing, done, strict=True) if not well]
+    if failed:
+        raise UserError(f"These cells failed ({WORK}/….log says why): {', '.join(failed)}.")
+
+
+def _in_process(cell: Cell, jobs: int) -> bool:
+    """Train a cell in a process of its own; return whether it went well."""
+    log = WORK / f"{cell.name.replace('/', '_')}.log"
+    log.parent.mkdir(exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {"OMP_NUM_THREADS": f"{threads}"} | os.environ | {"TQDM_DISABLE": "1"}
+    code = f"from benchmarks.scaling import study; study.train(study.{cell})"
+    with log.open("w", encoding="utf-8") as file:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=file, stderr=file, env=environment
+        )
+    print(cell.name, "failed" if ended.returncode else "done", flush=True)
+    return not ended.returncode
+
+
+def train(cell: Cell) -> None:
+    """Train a cell, draw from it and keep what came out."""
+    params = plan(read_study(), cell)
+    target, folder = (RUNS / cell.name).resolve(), (WORK / cell.name).resolve()
+    choose_kernels()
+    with workspace(folder):
+        write_params(params)
+        use(DATASET)
+        for stage in (pretrain, finetune, sample, fid):
+            stage.main()
+        metrics = json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
+        timing = {
+            phase: json.loads(Path(f"reports/timing/{phase}.json").read_text(encoding="utf-8"))
+            for phase in ("pretrain", "finetune")
+        }
+        kept = {
+            "cell": vars(cell),
+            "flops": load_config(Path("models/finetune")).flops,
+            "images": metrics["training"]["images"],
+            **{key: value for key, value in distances(metrics).items() if key in ("fd", "kid")},
+            "curve": curve(),
+            "params": params,
+            "seconds": {phase: timed["seconds"] for phase, timed in timing.items()},
+            "numerics": timing["finetune"]["numerics"],
+        }
+        save(
+            grid(np.load("data/samples/samples.npy")[:SHOWN], columns=10),
+            target.with_name(f"{target.name}.png"),
+        )
+        write_json(target.with_name(f"{target.name}.json"), kept)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,92 @@
+"""A budget of training FLOPs, spent: how large the network, how many steps of both phases.
+
+Half of the budget is spent masked and half on whole images. What width a budget is best spent on
+was measured: ``benchmarks/scaling`` (docs/scaling.md).
+"""
+
+from typing import Any
+
+from maskdm.backbones.registry import ModelParams, backbone_without_weights
+from maskdm.data.registry import DataParams
+from maskdm.diffusion.masking import MaskParams, make_mask
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import Params, merge, read_section
+from maskdm.training.flops import training_flops
+from maskdm.training.phases import FinetuneParams, PretrainParams
+
+# (budget, width, depth, heads): the size for budgets from this one on, up to the next.
+SIZES = (
+    (0.0, 64, 7, 1),
+    (5e12, 96, 7, 2),
+    (1e13, 128, 7, 2),
+    (1e14, 192, 7, 3),
+    (1e15, 256, 9, 4),
+    (1e16, 384, 11, 6),
+    (1e17, 512, 13, 8),
+)
+MASKED = 0.5  # share of the budget that is spent masked
+COOLDOWN = 0.4  # share of finetuning over which the learning rate falls to 0
+WARMUP, LONGEST_WARMUP = 0.05, 300  # share of a phase, and steps
+VALIDATIONS = 4  # of a phase
+
+
+def size_for(flops: float) -> dict[str, int]:
+    """Return width, depth and heads of the network that a budget is best spent on."""
+    _, dim, depth, heads = max(size for size in SIZES if size[0] <= flops)
+    return {"dim": dim, "depth": depth, "heads": heads}
+
+
+def step_flops(params: Params) -> tuple[float, int]:
+    """Return the training FLOPs of a masked step, on average, and of a step on whole images.
+
+    Args:
+        params: all sections.
+
+    Raises:
+        UserError: if pretraining has several legs.
+    """
+    data = read_section(params, "data", DataParams)
+    model = read_section(params, "model", ModelParams)
+    pretrain = read_section(params, "pretrain", PretrainParams)
+    finetune = read_section(params, "finetune", FinetuneParams)
+    if pretrain.legs:
+        raise UserError("A plan is for one mask rate: set pretrain.legs to null.")
+    network = backbone_without_weights(model, data.resolution, data.channels)
+    grid = data.resolution // model.patch
+    visible = make_mask(read_section(params, "mask", MaskParams), grid).visible
+    masked = training_flops(network, visible, pretrain.batch_size)
+    mixed = training_flops(network, grid**2, pretrain.batch_size)
+    whole = training_flops(network, grid**2, finetune.batch_size)
+    return (1 - pretrain.full_share) * masked + pretrain.full_share * mixed, whole
+
+
+def spend(params: Params, flops: float) -> dict[str, dict[str, Any]]:
+    """Return the steps that spend a budget, to be laid over ``params``.
+
+    Args:
+        params: all sections; their steps, warm-ups, cool-downs and validations do not count.
+        flops: training FLOPs.
+
+    Raises:
+        UserError: if the budget is not enough for a step of each phase.
+    """
+    reset = {phase: {"steps": 1, "warmup": 0, "cooldown": 0} for phase in ("pretrain", "finetune")}
+    masked, whole = step_flops(merge(params, reset))
+    steps = {
+        "pretrain": round(MASKED * flops / masked),
+        "finetune": round((1 - MASKED) * flops / whole),
+    }
+    if not all(steps.values()):
+        raise UserError(
+            f"{flops:.2g} FLOPs are not enough for a step of each phase, which cost {masked:.2g} "
+            f"and {whole:.2g}."
+        )
+    return {
+        phase: {
+            "steps": count,
+            "warmup": min(LONGEST_WARMUP, round(WARMUP * count)),
+            "cooldown": round(COOLDOWN * count) if phase == "finetune" else 0,
+            "validate_every": max(1, round(count / VALIDATIONS)),
+        }
+        for phase, count in steps.items()
+    }
