@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import Params, merge, read_params
+from maskdm.runtime.params import Params, merge, read_params, read_section
+from stages.check import SECTIONS
 
 PRESETS = Path(__file__).parent.parent / "presets"
 DEFAULTS = "laptop"
@@ -21,6 +22,18 @@ def read_preset(name: str) -> Params:
         UserError: if there is no such preset.
     """
     return merge(read_params(path_of(DEFAULTS)), read_params(path_of(name)))
+
+
+def same(some: Params, other: Params) -> bool:
+    """Return whether two sets of whole params mean the same.
+
+    What was kept before a parameter existed has its default, which changes nothing.
+    """
+
+    def complete(params: Params) -> Params:
+        return {name: read_section(params, name, kind) for name, kind in SECTIONS.items()}
+
+    return complete(some) == complete(other)
 
 
 def path_of(name: str) -> Path:

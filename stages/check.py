@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from maskdm.backbones.model_folder import check_start, load_config
+from maskdm.backbones.model_folder import ModelConfig, check_start, load_config
 from maskdm.backbones.registry import ModelParams, backbone_without_weights
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
@@ -12,6 +12,7 @@ from maskdm.evaluation.distances import FidParams
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
+from maskdm.sampling.model import check_guide
 from maskdm.sampling.sampler import SampleParams, check_sampling
 from maskdm.training.phases import (
     FinetuneParams,
@@ -21,6 +22,7 @@ from maskdm.training.phases import (
 )
 
 PARAMS = Path("params.yaml")
+PRIMER = "models/pretrain"
 SECTIONS = {
     "seed": Seed,
     "data": DataParams,
@@ -83,6 +85,7 @@ def _check_fit(
     pretrain: PretrainParams,
     finetune: FinetuneParams,
     sample: SampleParams,
+    seed: int,
     **_: object,
 ) -> None:
     """Check what more than one section, or more than one key, decides."""
@@ -92,7 +95,7 @@ def _check_fit(
     for leg in pretraining_schedule(pretrain, mask, grid).legs:
         print(describe(leg.mask))
     finetuning_schedule(finetune, grid)
-    if finetune.init != "models/pretrain":
+    if finetune.init != PRIMER:
         start = Path(finetune.init)
         try:
             before = load_config(start)
@@ -100,6 +103,8 @@ def _check_fit(
             raise UserError(f"finetune.init is '{start}': {error}") from None
         check_start(start, before, model, diffusion, data.classes)
     check_sampling(sample, conditional=data.classes)
+    if sample.guided:
+        _check_guide(sample, pretrain, data, model, diffusion, seed)
     name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
     if sample.guidance_scale != 1 and last.label_dropout == 0:
         raise UserError(
@@ -107,6 +112,39 @@ def _check_fit(
             "guidance needs a network that also learns without labels. Set label_dropout above 0, "
             "such as 0.1, or guidance_scale to 1."
         )
+
+
+def _check_guide(
+    sample: SampleParams,
+    pretrain: PretrainParams,
+    data: DataParams,
+    model: ModelParams,
+    diffusion: DiffusionParams,
+    seed: int,
+) -> None:
+    """Check that the guide is a trained model that fits the one to be trained."""
+    if sample.guide == PRIMER:
+        if not pretrain.steps:
+            raise UserError(
+                f"sample.guide is {PRIMER}, which pretrain.steps: 0 leaves untrained: set "
+                "sample.guide_scale to 1, or sample.guide to another model."
+            )
+        return
+    try:
+        guide = load_config(Path(sample.guide or ""))
+    except UserError as error:
+        raise UserError(f"sample.guide is '{sample.guide}': {error}") from None
+    planned = ModelConfig(
+        size=data.resolution,
+        channels=data.channels,
+        # Their names are known once the images are.
+        classes=(guide.classes or {"those of the images": 0}) if data.classes else None,
+        seed=seed,
+        model=model,
+        diffusion=diffusion,
+        training=[],
+    )
+    check_guide(guide, planned)
 
 
 if __name__ == "__main__":

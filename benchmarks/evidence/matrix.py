@@ -18,6 +18,7 @@ import typer
 from benchmarks.evidence import images
 from benchmarks.evidence.plan import Run, entry, plan, read_matrix, runs_of
 from benchmarks.evidence.train import RUNS, SETS, WORK
+from benchmarks.presets import same
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Params
@@ -72,8 +73,9 @@ def is_there(matrix: Params, run: Run) -> bool:
         for name in datasets(matrix, run)
     ]
     images = {"finetune": hashes[0], "pretrain": hashes[-1]}
-    same = kept["params"] == json.loads(json.dumps(plan(matrix, run)))
-    return same and all(leg["data"] == images[leg["phase"]] for leg in kept["training"])
+    return same(kept["params"], plan(matrix, run)) and all(
+        leg["data"] == images[leg["phase"]] for leg in kept["training"]
+    )
 
 
 def train(run: Run, threads: int) -> bool:

@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.evidence import images
 from benchmarks.evidence.train import curve, distances, use, workspace, write_params
-from benchmarks.presets import read_preset
+from benchmarks.presets import read_preset, same
 from maskdm.backbones.model_folder import load_config
 from maskdm.figures import grid, save
 from maskdm.runtime import command
@@ -92,7 +92,7 @@ def result(study: Params, cell: Cell) -> dict[str, Any] | None:
     if not path.exists():
         return None
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return kept if kept["params"] == json.loads(json.dumps(plan(study, cell))) else None
+    return kept if same(kept["params"], plan(study, cell)) else None
 
 
 def main(

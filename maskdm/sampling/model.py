@@ -21,7 +21,12 @@ from maskdm.runtime.environment import SAMPLE_BATCH
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import validate
 from maskdm.sampling.guidance import X0Network
-from maskdm.sampling.sampler import SampleParams, check_sampling, draw_labels, estimates
+from maskdm.sampling.sampler import (
+    SampleParams,
+    check_sampling,
+    draw_labels,
+    estimates,
+)
 from maskdm.sampling.solvers import SOLVERS
 
 GUIDE_SCALE = 1.5  # what guidance by the primer did best at (docs/results.md)
@@ -61,17 +66,7 @@ class TrainedModel:
         Raises:
             UserError: naming what differs.
         """
-        for what, ours, theirs in (
-            ("patches of an image and numbers of a patch", self.shape, guide.shape),
-            ("diffusion.path", self.config.diffusion.path, guide.config.diffusion.path),
-            ("classes", self.classes, guide.classes),
-        ):
-            if ours != theirs:
-                raise UserError(
-                    f"The guide does not fit the model: its {what} are {theirs}, the model's "
-                    f"{ours}. Take a guide that was trained like the model, such as the primer "
-                    "that it was finetuned from."
-                )
+        check_guide(guide.config, self.config)
         return TrainedModel(self.backbone, self.config, self.device, guide)
 
     @property
@@ -233,6 +228,31 @@ class TrainedModel:
     def _images(self, tokens: Tensor) -> np.ndarray:
         images = to_images(tokens, self.config.model.patch, self.config.channels)
         return images.cpu().numpy()
+
+
+def check_guide(guide: ModelConfig, model: ModelConfig) -> None:
+    """Check that a guide sees the same noisy tokens as a model.
+
+    Args:
+        guide: the config of the guide.
+        model: the config of the model that is to be led away from it.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    for what, theirs, ours in (
+        ("resolution", guide.size, model.size),
+        ("channels", guide.channels, model.channels),
+        ("patch", guide.model.patch, model.model.patch),
+        ("path", guide.diffusion.path, model.diffusion.path),
+        ("classes", list(guide.classes or ()), list(model.classes or ())),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"The guide does not fit the model: its {what}: {theirs}; the model's: {ours}. Take "
+                "one that was trained like the model, such as the primer that it was finetuned "
+                "from (models/pretrain), or set sample.guide_scale to 1."
+            )
 
 
 def sample_batches(count: int) -> Iterator[range]:
