@@ -129,7 +129,7 @@ def network_passes(params: SampleParams, path: ProbabilityPath, conditional: boo
         passes += 1 + sum(kind.acts(time.item()) for kind in kinds)
         return x
 
-    solver, nothing = SOLVERS[params.solver], torch.zeros(1)
+    solver, nothing = SOLVERS[params.solver], torch.zeros(1, 1, 1)
     grid = sampling_grid(path, solver.levels(params.nfe))
     for _ in solver.solve(denoise, nothing, grid, params.eta, lambda step: nothing):
         pass

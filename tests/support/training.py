@@ -17,6 +17,7 @@ from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.store import CheckpointStore
 from maskdm.training.loop import train
 from maskdm.training.phases import PretrainParams
+from maskdm.training.previews import Previewer
 from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.setup import ELSEWHERE
 from maskdm.training.state import State
@@ -107,7 +108,9 @@ class Run:
         )
         self.computed = -1  # the first is yielded before a step
         with self.checkpointer.watching():
-            for step in train(self.state, batches, validator, DIFFUSION, params, execution):
+            previewer = Previewer(32, 3, 4, DIFFUSION, CPU, backbone.classes)
+            steps = train(self.state, batches, validator, DIFFUSION, params, execution, previewer)
+            for step in steps:
                 self.computed += 1
                 if step == stop:
                     os.kill(os.getpid(), signal.SIGTERM)
