@@ -24,7 +24,8 @@ def main() -> None:
 
     Reads reports/pretrain/ and reports/finetune/. Writes reports/curves.png (training loss and
     validation error against training FLOPs) and reports/previews.png (a row a moment: what the
-    averaged weights drew from the same noise; blank without previews). May be run while they train.
+    averaged weights drew from the same noise; blank without previews). While they train it draws
+    what is there.
     """
     series: list[dict[str, Any]] = []
     for phase, title in PHASES.items():
@@ -49,7 +50,9 @@ def film_strip() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Return a TSV file's rows as dicts."""
+    """Return a TSV file's rows as dicts; none of a file that is not there yet."""
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 

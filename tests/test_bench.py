@@ -48,13 +48,13 @@ from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.backbones.uvit import UViT
 from maskdm.diffusion.masking import nothing_masked
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import read_params, read_section
+from maskdm.runtime.params import merge, read_params, read_section
 from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 from stages.check import check
 
-TINY = read_preset("tiny")
+TINY = merge(read_preset("tiny"), {"model": {"refine": 0}})  # a cost of its own: test_refiner
 positive = st.floats(1e-3, 1e3)
 
 

@@ -100,14 +100,15 @@ def test_a_step_varies_one_factor_of_the_demo_and_costs_what_its_tokens_say(fact
         write_json(tmp_path / "params.yaml", preset)
         check(tmp_path / "params.yaml")
         flops[value] = step_flops(preset)
-        shape = {"resolution": 32, "patch": 4, "dim": 256, "depth": 7, "images": 16, "heads": 4}
+        shape = {"resolution": 32, "patch": 4, "dim": 128, "depth": 7, "images": 16, "heads": 2}
         shape |= changes.get("data", {}) | changes.get("model", {})
         tokens = (shape["resolution"] // shape["patch"]) ** 2
         batch = changes["finetune"]["batch_size"]
         matrices = (12 * 7 + 2 * 3) * shape["dim"] ** 2 * (tokens + 1)
         attention = 2 * 7 * shape["dim"] * (tokens + 1) ** 2
         ends = 2 * tokens * 3 * shape["patch"] ** 2 * shape["dim"]
-        assert flops[value] == 3 * batch * 2 * (matrices + attention + ends)
+        refined = (shape["resolution"] ** 2 * 9 * 3 * 3 + 2 * 64) * 32
+        assert flops[value] == 3 * batch * 2 * (matrices + attention + ends + refined)
     grown = [smaller < larger for smaller, larger in pairwise(flops.values())]
     assert grown == [True] * 2
     assert len({c["finetune"]["batch_size"] for c in STEPS[factor].values()}) == 1

@@ -84,7 +84,11 @@ def products(backbone: Denoiser, visible: int, images: int, flops: int, step: bo
             product = Product(of, layer.in_features, layer.out_features)
             linear[product] += 2 * inputs[0].numel() * layer.out_features
 
-    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Linear)]
+    layers = [
+        layer
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, nn.Linear) and not name.startswith("refiner.")
+    ]
     handles = [layer.register_forward_hook(note) for layer in layers]
     backbone(
         torch.empty(images, visible, layers[0].in_features, device="meta"),

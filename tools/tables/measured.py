@@ -1,4 +1,4 @@
-"""The measurements of reports/bench.json, growth.json and solvers.json: tables in docs/speed.md."""
+"""The measurements in reports/: tables of docs/speed.md and docs/scaling.md."""
 
 import json
 from collections.abc import Sequence
@@ -64,6 +64,52 @@ def evaluations() -> str:
     deviation = max(cell[f"{name}_std"] for cell in cells)
     said = f"{report['images']} images a cell, deviation over subsets at most {deviation:.2g}:"
     return f"{said}\n\n{table}"
+
+
+def guidance() -> str:
+    """Return the distances of reports/guidance.json, a solver and interval a row."""
+    report = _read("guidance.json")
+    name = next(key for key in report["cells"][0] if key.startswith("kid"))
+    scales = sorted({cell["guide_scale"] for cell in report["cells"]})
+    rows = []
+    for cell in report["cells"]:
+        low, high = cell["guide_interval"]
+        key = (cell["solver"], low, high)
+        if cell["guide_scale"] == 1 or key in [row[0] for row in rows]:
+            continue
+        of = {
+            other["guide_scale"]: other
+            for other in report["cells"]
+            if other["solver"] == cell["solver"]
+            and (other["guide_interval"] == [low, high] or other["guide_scale"] == 1)
+        }
+        plain = of[1.0]["network_passes"]
+        values = [_number(of[scale][name]) if scale in of else "" for scale in scales]
+        how = (f"`{cell['solver']}`, times {low:g} to {high:g}", f"{plain} → {cell['network_passes']}")
+        rows.append((key, (*how, *values)))
+    head = (f"`{name}` at scale …", "passes", *(f"{scale:g}" for scale in scales))
+    said = f"{report['images']} images a cell; scale 1 is no guidance:"
+    return f"{said}\n\n{_table(head, [row for _, row in rows])}"
+
+
+def scaling() -> str:
+    """Return the cells of reports/scaling.json, the best first within a budget."""
+    report = _read("scaling.json")
+    cells = sorted(report["cells"], key=lambda cell: (cell["budget"], cell["error"]))
+    rows = [
+        (
+            f"{cell['budget']:.0e}".replace("e+", "e"),
+            cell["size"],
+            cell["variation"],
+            f"{cell['steps'][0]:,} + {cell['steps'][1]:,}",
+            f"{cell['images']:,}",
+            f"{cell['error']:.4f}",
+            _number(cell["kid"]),
+        )
+        for cell in cells
+    ]
+    head = ("FLOPs", "size", "variation", "steps", "images", "error", "`kid_efficientnet_lite0`")
+    return _table(head, rows)
 
 
 def _read(name: str) -> Any:

@@ -22,6 +22,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": measured.speed,
     "growth": measured.growth,
     "evaluations": measured.evaluations,
+    "guidance": measured.guidance,
+    "scaling": measured.scaling,
     "headline": tables.headline,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,

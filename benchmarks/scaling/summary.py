@@ -1,0 +1,85 @@
+"""What the study found: ``python -m benchmarks.scaling.summary``.
+
+It writes reports/scaling.json, a row a cell, and reports/scaling.png: the validation error against
+training FLOPs, a curve a cell, a colour a size.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling.study import Cell, cells, read_study, result
+from maskdm.runtime.command import run
+from maskdm.runtime.files import write_json
+
+REPORT, FIGURE = Path("reports/scaling.json"), Path("reports/scaling.png")
+BASE = "base"  # the variation that the figure shows
+
+
+def main() -> None:
+    """Collect the cells that are there, and draw them."""
+    study = read_study()
+    found = {cell: kept for cell in cells(study) if (kept := result(study, cell)) is not None}
+    write_json(REPORT, {"cells": [row(cell, kept) for cell, kept in found.items()]})
+    draw(found)
+    print(f"{len(found)} cells: {REPORT}, {FIGURE}")
+
+
+def row(cell: Cell, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the table shows of a cell."""
+    phases = [kept["params"][phase] for phase in ("pretrain", "finetune")]
+    return {
+        **vars(cell),
+        "steps": [phase["steps"] for phase in phases],
+        "images": kept["images"],
+        "error": kept["curve"][-1]["error"],
+        "kid": kept["kid"],
+        "seconds": round(sum(kept["seconds"].values())),
+        "threads": kept["numerics"][-1]["threads"],
+    }
+
+
+def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """Draw the curves of the cells of the base recipe as reports/scaling.png."""
+    import vl_convert
+
+    rows = [
+        {**point, "size": cell.size, "cell": cell.name, "budget": f"{cell.budget:.0e}"}
+        for cell, kept in found.items()
+        if cell.variation == BASE
+        for point in kept["curve"]
+        if point["flops"] > 0
+    ]
+    chart = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "width": 520,
+        "height": 320,
+        "background": "white",
+        "data": {"values": rows},
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": {
+                "field": "flops",
+                "type": "quantitative",
+                "title": "training FLOPs",
+                "scale": {"type": "log"},
+                "axis": {"format": ".0e"},
+            },
+            "y": {
+                "field": "error",
+                "type": "quantitative",
+                "title": "x0 error on held-out images (averaged weights)",
+                "scale": {"type": "log", "nice": False, "zero": False},
+                "axis": {"format": ".3f"},
+            },
+            "color": {"field": "size", "type": "nominal", "sort": list(read_study()["sizes"])},
+            "strokeDash": {"field": "budget", "type": "nominal"},
+            "detail": {"field": "cell"},
+        },
+    }
+    FIGURE.write_bytes(vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,150 @@
+"""Distance against the scale of guidance by the primer.
+
+``python -m benchmarks.speed.guidance`` measures it.
+
+It draws from models/finetune, led away from the guide that params.yaml names, with several scales
+and intervals of times, and measures the kernel distance to the training images' features in
+data/reference (so ``dvc repro`` comes first). Passes through a network are what a cell costs: the
+guide's are among them. Every value is kept in reports/guidance.json as soon as it is there, and is
+not computed again for the same models; the figure is reports/guidance.png. Takes twenty minutes on
+two cores.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from maskdm.backbones.model_folder import weights_hash
+from maskdm.diffusion.paths import PATHS
+from maskdm.evaluation.distances import kernel_distance
+from maskdm.evaluation.features.extraction import extract
+from maskdm.evaluation.features.registry import load_network
+from maskdm.runtime.command import run
+from maskdm.runtime.devices import choose_device
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
+from maskdm.runtime.params import read_section
+from maskdm.sampling.model import load_guided, sample_batches
+from maskdm.sampling.sampler import SampleParams, network_passes
+
+PARAMS = Path("params.yaml")
+MODEL = Path("models/finetune")
+REFERENCE = Path("data/reference")
+REPORT = Path("reports/guidance.json")
+FIGURE = Path("reports/guidance.png")
+SOLVERS = {"ddpm": 25, "dpmpp-2m": 16}  # and their evaluations
+SCALES = (1.5, 2.0, 3.0)
+INTERVALS = ((0.0, 1.0), (0.2, 0.9))
+COUNT = 640  # images of a cell
+
+
+def main(
+    count: Annotated[int, typer.Option(help="images of a cell")] = COUNT,
+    solver: Annotated[str | None, typer.Option(help="cells of this one alone")] = None,
+) -> None:
+    """Measure several scales and intervals of guidance by the guide; draw the figure."""
+    params = read_section(PARAMS, "sample", SampleParams)
+    if params.guide is None:
+        raise UserError("sample.guide is null: there is nothing to be guided by.")
+    about = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
+    setting = {
+        "model": weights_hash(MODEL),
+        "guide": weights_hash(Path(params.guide)),
+        "reference": about["hash"],
+        "extractor": about["features"]["extractor"],
+        "images": count,
+        "seed": params.seed,
+        "weights": params.weights,
+    }
+    report: dict[str, Any] = {**setting, "cells": []}
+    if REPORT.exists():
+        kept = json.loads(REPORT.read_text(encoding="utf-8"))
+        if setting.items() <= kept.items():
+            report = kept
+    for changes in cells():
+        if solver not in (None, changes["solver"]):
+            continue
+        if any(changes.items() <= cell.items() for cell in report["cells"]):
+            continue
+        cell = params.model_copy(update={**changes, "eta": 0.0, "count": count})
+        report["cells"].append({**changes, **measured(cell, setting["extractor"])})
+        write_json(REPORT, report)
+        print(report["cells"][-1], file=sys.stderr)
+    draw(report)
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """Yield what differs between the cells; without guidance there is one a solver."""
+    for solver, nfe in SOLVERS.items():
+        how = {"solver": solver, "nfe": nfe}
+        yield {**how, "guide_scale": 1.0, "guide_interval": [0.0, 1.0]}
+        for interval in INTERVALS:
+            for scale in SCALES:
+                yield {**how, "guide_scale": scale, "guide_interval": list(interval)}
+
+
+def measured(params: SampleParams, extractor: str) -> dict[str, float]:
+    """Return what a cell costs, and the kernel distance of its samples by its honest name."""
+    model = load_guided(MODEL, params)
+    network = load_network(extractor, choose_device())
+    drawn = []
+    for indices in sample_batches(params.count):
+        drawn.append(model.draw(params, indices, model.labels(None, params.seed, indices)))
+    features = extract(np.concatenate(drawn), network)
+    distance, deviation = kernel_distance(features, np.load(REFERENCE / "train.npy"), seed=0)
+    name = network.extractor.kernel
+    path = PATHS[model.config.diffusion.path]
+    return {
+        "network_passes": network_passes(params, path, conditional=bool(model.classes)),
+        name: float(f"{distance:.4g}"),
+        f"{name}_std": float(f"{deviation:.2g}"),
+    }
+
+
+def draw(report: dict[str, Any]) -> None:
+    """Draw the report as reports/guidance.png: a line a solver and interval."""
+    import vl_convert
+
+    name = next(key for key in report["cells"][0] if key.startswith("kid"))
+    rows = []
+    for cell in report["cells"]:
+        lines = INTERVALS if cell["guide_scale"] == 1 else [cell["guide_interval"]]
+        for low, high in lines:
+            how = f"{cell['solver']}, {cell['nfe']} evaluations, times {low:g} to {high:g}"
+            rows.append({"scale": cell["guide_scale"], "value": cell[name], "how": how})
+    chart = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "width": 420,
+        "height": 280,
+        "background": "white",
+        "data": {"values": rows},
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": {
+                "field": "scale",
+                "type": "quantitative",
+                "title": "scale of guidance by the primer (1: none)",
+                "scale": {"zero": False},
+                "axis": {"values": [1, *SCALES]},
+            },
+            "y": {
+                "field": "value",
+                "type": "quantitative",
+                "title": f"{name} of {report['images']} samples",
+                "scale": {"zero": False},
+            },
+            "color": {"field": "how", "type": "nominal", "title": None},
+        },
+        "config": {"legend": {"labelLimit": 400}},
+    }
+    FIGURE.write_bytes(vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
+    print(FIGURE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,105 @@
+"""A budget is spent to within a step of each phase, and what is printed can be run as it is."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.presets import read_preset
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import merge
+from maskdm.training.planning import MASKED, SIZES, size_for, spend, step_flops
+from stages import plan
+from stages.check import check
+
+LAPTOP = read_preset("laptop")
+
+
+@pytest.mark.parametrize("budget", [1e12, 1e13, 3e14, 1e17])
+@pytest.mark.parametrize(
+    "changes", [{}, {"pretrain": {"full_share": 0.1}}, {"model": {"patch": 2}}]
+)
+def test_a_budget_is_spent_to_within_a_step_of_each_phase(budget, changes):
+    params = merge(LAPTOP, changes)
+    planned = merge(params, spend(params, budget))
+    masked, whole = step_flops(planned)
+    steps = [planned[phase]["steps"] for phase in ("pretrain", "finetune")]
+    assert abs(steps[0] * masked - MASKED * budget) <= 0.5 * masked
+    assert abs(steps[1] * whole - (1 - MASKED) * budget) <= 0.5 * whole
+    assert planned["pretrain"]["cooldown"] == 0 < planned["finetune"]["cooldown"]
+
+
+def test_the_size_grows_with_the_budget_and_is_one_that_the_networks_take():
+    widths = [size_for(10.0**power)["dim"] for power in range(11, 20)]
+    assert widths == sorted(widths)
+    assert len(set(widths)) > 4
+    for flops, dim, depth, heads in SIZES:
+        assert size_for(flops) == {"dim": dim, "depth": depth, "heads": heads}
+        assert depth % 2 == 1
+        assert dim % heads == 0
+
+
+def overrides(printed):
+    """Return what ``dvc exp run`` would be told, by section."""
+    found = {}
+    for section, key, value in re.findall(r"-S (\w+)\.(\w+)=(\S+)", printed):
+        found.setdefault(section, {})[key] = json.loads(value)
+    return found
+
+
+def test_the_printed_overrides_pass_the_check_and_spend_the_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(LAPTOP))
+    plan.main(flops=2e14)
+    printed = capsys.readouterr().out
+    assert printed.startswith("# 2e+14 training FLOPs, 50% of them masked\ndvc exp run")
+    changed = merge(LAPTOP, overrides(printed))
+    assert changed["model"]["dim"] == size_for(2e14)["dim"]
+    path.write_text(json.dumps(changed))
+    check(path)
+    masked, whole = step_flops(changed)
+    spent = changed["pretrain"]["steps"] * masked + changed["finetune"]["steps"] * whole
+    assert spent == pytest.approx(2e14, abs=masked + whole)
+
+    path.write_text(json.dumps(LAPTOP))
+    plan.main(flops=2e14, keep_size=True)
+    assert "model" not in overrides(capsys.readouterr().out)
+
+
+def test_minutes_become_flops_at_the_speed_of_the_size_that_they_allow(monkeypatch):
+    asked = []
+
+    def seconds(params):
+        asked.append(params["model"]["dim"])
+        return 1e-12 * (2 if params["model"]["dim"] < 128 else 1)  # small networks are slow
+
+    monkeypatch.setattr(plan, "seconds_per_flop", seconds)
+    planned, flops = plan.plan_minutes(merge(LAPTOP, {"model": {"dim": 512}}), 10.0, False)
+    assert flops == pytest.approx(600e12)
+    assert planned["model"] == size_for(600e12)
+    assert asked == [512, planned["model"]["dim"]]
+    planned, flops = plan.plan_minutes(LAPTOP, 10.0, True)
+    assert "model" not in planned
+
+
+def test_the_speed_of_this_machine_is_measured_in_both_phases(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "TIMED", 0.05)
+    tiny = read_preset("tiny")
+    seconds = plan.seconds_per_flop(tiny)
+    masked, whole = step_flops(tiny)
+    assert 0 < seconds * min(masked, whole) < 10
+
+
+@pytest.mark.parametrize("budget", [{}, {"flops": 1e13, "minutes": 10.0}])
+def test_one_budget_is_asked_for(budget):
+    with pytest.raises(UserError, match="one budget, --minutes or --flops"):
+        plan.main(**budget)
+
+
+def test_what_cannot_be_planned_is_refused():
+    legs = [{"rate": 0.75, "steps": 10}]
+    with pytest.raises(UserError, match=r"set pretrain\.legs to null"):
+        spend(merge(LAPTOP, {"pretrain": {"legs": legs}}), 1e13)
+    with pytest.raises(UserError, match="not enough for a step of each phase"):
+        spend(LAPTOP, 1e8)

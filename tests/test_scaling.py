@@ -1,0 +1,70 @@
+"""The scaling study: its cells spend their budgets, and what is committed is what it says."""
+
+import json
+
+import pytest
+
+from benchmarks.evidence.plan import network_of
+from benchmarks.scaling import study, summary
+from benchmarks.scaling.study import Cell, cells, plan, read_study, result
+from maskdm.runtime.errors import UserError
+from maskdm.training.planning import step_flops
+from tests.support.graph import ROOT
+
+STUDY = read_study()
+ALL = list(cells(STUDY))
+
+
+def test_every_cell_spends_its_budget_on_a_network_of_its_own():
+    assert len(set(ALL)) == len({cell.name for cell in ALL}) == len(ALL)
+    for cell in ALL:
+        params = plan(STUDY, cell)
+        masked, whole = step_flops(params)
+        spent = params["pretrain"]["steps"] * masked + params["finetune"]["steps"] * whole
+        assert spent == pytest.approx(cell.budget, abs=masked + whole), cell
+        network_of(params)  # can be built
+
+
+def test_the_study_spans_what_it_is_to_decide():
+    assert {cell.budget for cell in ALL} == {1e13, 3e13, 1e14}
+    varied = [plan(STUDY, cell) for cell in ALL]
+    for section, key, least in (
+        ("model", "dim", 5),
+        ("model", "depth", 4),
+        ("model", "patch", 2),
+        ("pretrain", "batch_size", 3),
+        ("pretrain", "lr", 3),
+    ):
+        assert len({params[section][key] for params in varied}) >= least, key
+
+
+def test_a_cell_of_other_parameters_counts_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RUNS", tmp_path)
+    cell = ALL[0]
+    path = tmp_path / f"{cell.name}.json"
+    path.parent.mkdir(parents=True)
+    params = plan(STUDY, cell)
+    assert result(STUDY, cell) is None
+    path.write_text(json.dumps({"params": params}))
+    assert result(STUDY, cell) is not None
+    params["pretrain"]["lr"] *= 2
+    path.write_text(json.dumps({"params": params}))
+    assert result(STUDY, cell) is None
+
+
+def test_an_unknown_size_is_refused_with_what_there_is():
+    with pytest.raises(UserError, match=r"no 'width-1' among the sizes.*width-64, width-96"):
+        plan(STUDY, Cell(1e13, "width-1", "base"))
+
+
+def test_the_committed_report_is_that_of_the_committed_cells():
+    found = {cell: kept for cell in ALL if (kept := result(STUDY, cell)) is not None}
+    files = {path.relative_to(study.RUNS) for path in study.RUNS.rglob("*.json")}
+    assert {f"{path.with_suffix('')}" for path in files} == {cell.name for cell in found}
+    report = json.loads((ROOT / "reports/scaling.json").read_text())
+    assert report["cells"] == [
+        json.loads(json.dumps(summary.row(cell, kept))) for cell, kept in found.items()
+    ]
+    for cell, kept in found.items():
+        assert kept["flops"] == pytest.approx(cell.budget, rel=0.02)
+        assert kept["curve"][-1]["flops"] == kept["flops"]
