@@ -86,7 +86,7 @@ def with_change(tmp_path):
         ("model.heads", 3, r"model\.dim is 128.*multiple of 12 for 3 heads.*132"),
         ("finetune.init", "models/none", r"finetune\.init is 'models/none'.*no model folder"),
         ("finetune.cooldown", 10**6, r"finetune\.cooldown \(1000000\).*longer than.*shorten"),
-        ("sample.eta", 0.5, r"sample\.eta is 0\.5, but dpmpp-2m adds no noise.*ddim"),
+        ("sample.eta", 0.5, r"sample\.eta is 0\.5.*ddpm always adds all of its noise.*ddim"),
         ("msk", {"rate": 0.5}, r"unknown section 'msk'.*seed, data, model"),
         ("mask", ..., r"no section 'mask'"),
         ("mask", 0.5, r"mask is 0\.5"),

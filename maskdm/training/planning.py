@@ -14,12 +14,13 @@ from maskdm.runtime.params import Params, merge, read_section
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 
-# (budget, width, depth, heads): the size for budgets from this one on, up to the next.
+# (budget, width, depth, heads): the size for budgets from this one on, up to the next. Measured
+# around 1e13 to 3e14 FLOPs; beyond, width grows as the fourth root of the budget or more slowly.
 SIZES = (
     (0.0, 64, 7, 1),
-    (5e12, 96, 7, 2),
-    (1e13, 128, 7, 2),
-    (1e14, 192, 7, 3),
+    (4e12, 96, 7, 2),
+    (2e13, 128, 7, 2),
+    (1e14, 192, 9, 3),
     (1e15, 256, 9, 4),
     (1e16, 384, 11, 6),
     (1e17, 512, 13, 8),

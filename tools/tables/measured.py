@@ -85,7 +85,10 @@ def guidance() -> str:
         }
         plain = of[1.0]["network_passes"]
         values = [_number(of[scale][name]) if scale in of else "" for scale in scales]
-        how = (f"`{cell['solver']}`, times {low:g} to {high:g}", f"{plain} → {cell['network_passes']}")
+        how = (
+            f"`{cell['solver']}`, times {low:g} to {high:g}",
+            f"{plain} → {cell['network_passes']}",
+        )
         rows.append((key, (*how, *values)))
     head = (f"`{name}` at scale …", "passes", *(f"{scale:g}" for scale in scales))
     said = f"{report['images']} images a cell; scale 1 is no guidance:"
