@@ -11,6 +11,7 @@ import shutil
 import pytest
 from dvc.repo import Repo
 
+from maskdm.runtime.params import read_params
 from maskdm.sampling.solvers import SOLVERS
 from tests.support.graph import STAGES as GRAPH
 from tests.support.graph import lies_under
@@ -90,14 +91,31 @@ def test_comments_rerun_nothing(clone):
     [
         ("data.limit=20", STAGES),
         ("seed=1", {"check", "pretrain", "finetune", "curves", *DRAWN}),
-        ("pretrain.steps=0", {"check", "pretrain", "finetune", "curves", *DRAWN}),
+        (
+            "pretrain.steps=0 sample.guide_scale=1",
+            {"check", "pretrain", "finetune", "curves", *DRAWN},
+        ),
         ("finetune.init=models/other", {"check", "finetune", "curves", *DRAWN}),
         ("sample.seed=1", {"check", *DRAWN}),
     ],
 )
 def test_a_changed_parameter_reruns_what_depends_on_it_and_nothing_else(clone, change, rerun):
-    assert clone.dvc("exp", "run", "--set-param", change) == rerun
+    given = [word for setting in change.split() for word in ("--set-param", setting)]
+    assert clone.dvc("exp", "run", *given) == rerun
     assert clone.dvc("repro") == set()
+
+
+def test_a_guide_is_a_dependency_where_it_is_used_and_only_there(clone):
+    """A sample stage that is guided by no other model depends on its own alone."""
+    own = ("--set-param", "sample.guide=models/finetune", "--set-param", "sample.guide_scale=1")
+    clone.dvc("exp", "run", *own)
+    assert clone.dvc("repro") == set()
+    deps = read_params(clone.path / "dvc.lock")["stages"]["sample"]["deps"]
+    assert "models/pretrain" not in {dep["path"] for dep in deps}
+    other = ("--set-param", "sample.guide=models/other", "--set-param", "sample.guide_scale=2")
+    assert clone.dvc("exp", "run", *other) == {"check", *DRAWN}
+    deps = read_params(clone.path / "dvc.lock")["stages"]["sample"]["deps"]
+    assert "models/other" in {dep["path"] for dep in deps}
 
 
 def test_another_size_is_not_answered_with_the_images_of_the_last(clone):
@@ -212,3 +230,18 @@ def test_solvers_are_measured_as_the_pipeline_measures_and_once(clone):
     (clone.path / "reports/solvers.json").write_text(json.dumps(report))
     assert clone.call(*command).count("solver'") == 1
     assert (clone.path / "reports/solvers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_guidance_is_measured_at_every_scale_and_once(clone):
+    command = ("python", "-m", "benchmarks.speed.guidance", "--count", "8", "--solver", "dpmpp-2m")
+    assert clone.call(*command).count("guide_scale'") == 7
+    report = json.loads((clone.path / "reports/guidance.json").read_text())
+    plain, *guided = report["cells"]
+    assert (plain["guide_scale"], plain["network_passes"]) == (1.0, 16)
+    for cell in guided:
+        everywhere = cell["guide_interval"] == [0.0, 1.0]
+        assert (cell["network_passes"] == 32) == everywhere
+        assert cell["network_passes"] > 16
+    assert len({cell["kid_efficientnet_lite0"] for cell in report["cells"]}) > 3
+    assert "guide_scale'" not in clone.call(*command)
+    assert (clone.path / "reports/guidance.png").read_bytes().startswith(b"\x89PNG")

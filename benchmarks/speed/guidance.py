@@ -16,25 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from maskdm.backbones.model_folder import weights_hash
-from maskdm.diffusion.paths import PATHS
-from maskdm.evaluation.distances import kernel_distance
-from maskdm.evaluation.features.extraction import extract
-from maskdm.evaluation.features.registry import load_network
+from benchmarks.speed.solver_nfe import PARAMS, begun, measured, setting
 from maskdm.runtime.command import run
-from maskdm.runtime.devices import choose_device
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 from maskdm.runtime.params import read_section
-from maskdm.sampling.model import load_guided, sample_batches
-from maskdm.sampling.sampler import SampleParams, network_passes
+from maskdm.sampling.sampler import SampleParams
 
-PARAMS = Path("params.yaml")
-MODEL = Path("models/finetune")
-REFERENCE = Path("data/reference")
 REPORT = Path("reports/guidance.json")
 FIGURE = Path("reports/guidance.png")
 SOLVERS = {"ddpm": 25, "dpmpp-2m": 16}  # and their evaluations
@@ -51,28 +41,14 @@ def main(
     params = read_section(PARAMS, "sample", SampleParams)
     if params.guide is None:
         raise UserError("sample.guide is null: there is nothing to be guided by.")
-    about = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
-    setting = {
-        "model": weights_hash(MODEL),
-        "guide": weights_hash(Path(params.guide)),
-        "reference": about["hash"],
-        "extractor": about["features"]["extractor"],
-        "images": count,
-        "seed": params.seed,
-        "weights": params.weights,
-    }
-    report: dict[str, Any] = {**setting, "cells": []}
-    if REPORT.exists():
-        kept = json.loads(REPORT.read_text(encoding="utf-8"))
-        if setting.items() <= kept.items():
-            report = kept
+    report = begun(REPORT, setting(params, count))
     for changes in cells():
         if solver not in (None, changes["solver"]):
             continue
         if any(changes.items() <= cell.items() for cell in report["cells"]):
             continue
         cell = params.model_copy(update={**changes, "eta": 0.0, "count": count})
-        report["cells"].append({**changes, **measured(cell, setting["extractor"])})
+        report["cells"].append({**changes, **measured(cell, report["extractor"])})
         write_json(REPORT, report)
         print(report["cells"][-1], file=sys.stderr)
     draw(report)
@@ -86,24 +62,6 @@ def cells() -> Iterator[dict[str, Any]]:
         for interval in INTERVALS:
             for scale in SCALES:
                 yield {**how, "guide_scale": scale, "guide_interval": list(interval)}
-
-
-def measured(params: SampleParams, extractor: str) -> dict[str, float]:
-    """Return what a cell costs, and the kernel distance of its samples by its honest name."""
-    model = load_guided(MODEL, params)
-    network = load_network(extractor, choose_device())
-    drawn = []
-    for indices in sample_batches(params.count):
-        drawn.append(model.draw(params, indices, model.labels(None, params.seed, indices)))
-    features = extract(np.concatenate(drawn), network)
-    distance, deviation = kernel_distance(features, np.load(REFERENCE / "train.npy"), seed=0)
-    name = network.extractor.kernel
-    path = PATHS[model.config.diffusion.path]
-    return {
-        "network_passes": network_passes(params, path, conditional=bool(model.classes)),
-        name: float(f"{distance:.4g}"),
-        f"{name}_std": float(f"{deviation:.2g}"),
-    }
 
 
 def draw(report: dict[str, Any]) -> None:

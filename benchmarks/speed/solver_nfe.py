@@ -2,11 +2,11 @@
 
 ``python -m benchmarks.speed.solver_nfe`` measures it.
 
-It draws from the trained model in models/finetune with every solver at several numbers of network
-evaluations (NFE), all from the same starting noise, and measures the kernel distance to the
-training images' features in data/reference (so ``dvc repro`` comes first). Every value is kept in
-reports/solvers.json as soon as it is there, and is not computed again for the same model; the
-figure is reports/solvers.png. Takes a quarter of an hour on two cores.
+It draws from the trained model in models/finetune, guided as params.yaml says, with every solver at
+several numbers of network evaluations (NFE), all from the same starting noise, and measures the
+kernel distance to the training images' features in data/reference (so ``dvc repro`` comes first).
+Every value is kept in reports/solvers.json as soon as it is there, and is not computed again for
+the same model; the figure is reports/solvers.png. Takes a quarter of an hour on two cores.
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 import typer
 
 from maskdm.backbones.model_folder import weights_hash
+from maskdm.diffusion.paths import PATHS
 from maskdm.evaluation.distances import kernel_distance
 from maskdm.evaluation.features.extraction import extract
 from maskdm.evaluation.features.registry import load_network
@@ -25,8 +26,8 @@ from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.files import write_json
 from maskdm.runtime.params import read_section
-from maskdm.sampling.model import load, sample_batches
-from maskdm.sampling.sampler import SampleParams
+from maskdm.sampling.model import load_guided, sample_batches
+from maskdm.sampling.sampler import SampleParams, network_passes
 from maskdm.sampling.solvers import SOLVERS
 
 PARAMS = Path("params.yaml")
@@ -46,20 +47,8 @@ def main(
 ) -> None:
     """Measure every solver at several numbers of network evaluations; draw the figure."""
     params = read_section(PARAMS, "sample", SampleParams)
-    about = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
-    setting = {
-        "model": weights_hash(MODEL),
-        "reference": about["hash"],
-        "extractor": about["features"]["extractor"],
-        "images": count,
-        "seed": params.seed,
-        "weights": params.weights,
-    }
-    report: dict[str, Any] = {**setting, "cells": []}
-    if REPORT.exists():
-        kept = json.loads(REPORT.read_text(encoding="utf-8"))
-        if setting.items() <= kept.items():
-            report = kept
+    guided = {key: getattr(params, key) for key in ("guide_scale", "guide_interval")}
+    report = begun(REPORT, setting(params, count) | (guided if params.guided else {}))
     there = {(cell["solver"], cell["nfe"]) for cell in report["cells"]}
     for nfe in evaluations or EVALUATIONS:
         for solver in SOLVERS:
@@ -68,30 +57,61 @@ def main(
             cell = params.model_copy(
                 update={"solver": solver, "nfe": nfe, "eta": 0.0, "count": count}
             )
-            report["cells"].append({"solver": solver, "nfe": nfe, **measured(cell, setting)})
+            found = measured(cell, report["extractor"])
+            report["cells"].append({"solver": solver, "nfe": nfe, **found})
             write_json(REPORT, report)
             print(report["cells"][-1], file=sys.stderr)
     draw(report)
 
 
-def measured(params: SampleParams, setting: dict[str, Any]) -> dict[str, float]:
-    """Return the kernel distance of samples to the training images, by its honest name."""
-    model = load(MODEL, params.weights)
-    network = load_network(setting["extractor"], choose_device())
+def setting(params: SampleParams, count: int) -> dict[str, Any]:
+    """Return what all cells of a report have in common."""
+    about = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
+    guide = {"guide": weights_hash(Path(params.guide))} if params.guide else {}
+    return {
+        "model": weights_hash(MODEL),
+        **guide,
+        "reference": about["hash"],
+        "extractor": about["features"]["extractor"],
+        "images": count,
+        "seed": params.seed,
+        "weights": params.weights,
+    }
+
+
+def begun(path: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the report in a file if its cells have this in common, else one without cells."""
+    common = json.loads(json.dumps(common))
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if common.items() <= kept.items():
+            return kept
+    return {**common, "cells": []}
+
+
+def measured(params: SampleParams, extractor: str) -> dict[str, float]:
+    """Return what a cell costs, and the kernel distance of its samples by its honest name."""
+    model = load_guided(MODEL, params)
+    network = load_network(extractor, choose_device())
     drawn = []
     for indices in sample_batches(params.count):
         drawn.append(model.draw(params, indices, model.labels(None, params.seed, indices)))
     features = extract(np.concatenate(drawn), network)
     distance, deviation = kernel_distance(features, np.load(REFERENCE / "train.npy"), seed=0)
     name = network.extractor.kernel
-    return {name: float(f"{distance:.4g}"), f"{name}_std": float(f"{deviation:.2g}")}
+    path = PATHS[model.config.diffusion.path]
+    return {
+        "network_passes": network_passes(params, path, conditional=bool(model.classes)),
+        name: float(f"{distance:.4g}"),
+        f"{name}_std": float(f"{deviation:.2g}"),
+    }
 
 
 def draw(report: dict[str, Any]) -> None:
     """Draw the report as reports/solvers.png, both axes logarithmic."""
     import vl_convert
 
-    name = next(key for key in report["cells"][0] if key not in ("solver", "nfe"))
+    name = next(key for key in report["cells"][0] if key.startswith("kid"))
     counts = sorted({cell["nfe"] for cell in report["cells"]})
     chart = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",

@@ -30,6 +30,7 @@ PICTURES = {  # of a run, if it has them
     "samples": "Samples",
     "classes": "A class a row, a noise a column",
     "neighbours": "Samples and the training images nearest to them",
+    "previews": "What the model drew while it was trained, always from the same noise",
     "denoising": "From noise to sample",
     "interpolation": "Between two samples",
     "masks": "What pretraining sees: images, then three draws of the mask",

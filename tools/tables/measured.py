@@ -55,7 +55,7 @@ def evaluations() -> str:
     """Return the distances of reports/solvers.json, a solver a row."""
     report = _read("solvers.json")
     cells = report["cells"]
-    name = next(key for key in cells[0] if key not in ("solver", "nfe"))
+    name = next(key for key in cells[0] if key.startswith("kid"))
     found = {(cell["solver"], cell["nfe"]): cell[name] for cell in cells}
     counts = sorted({nfe for _, nfe in found})
     solvers = list(dict.fromkeys(solver for solver, _ in found))
