@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help setup demo test lint bench torture evidence report docs preset clean
 
 help:
-	@echo 'make demo            set up and run the pipeline of params.yaml (10 to 27 minutes on 2 cores)'
+	@echo 'make demo            set up and run the pipeline of params.yaml (about a quarter of an hour on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
 	@echo 'make setup           only the environment: .venv from requirements.lock'
 	@echo 'make preset NAME=…   write params.yaml from a preset ($(PRESETS))'

@@ -67,32 +67,28 @@ def evaluations() -> str:
 
 
 def guidance() -> str:
-    """Return the distances of reports/guidance.json, a solver and interval a row."""
+    """Return the distances of reports/guidance.json, a solver and interval of times a row."""
     report = _read("guidance.json")
-    name = next(key for key in report["cells"][0] if key.startswith("kid"))
-    scales = sorted({cell["guide_scale"] for cell in report["cells"]})
-    rows = []
-    for cell in report["cells"]:
-        low, high = cell["guide_interval"]
-        key = (cell["solver"], low, high)
-        if cell["guide_scale"] == 1 or key in [row[0] for row in rows]:
-            continue
-        of = {
-            other["guide_scale"]: other
-            for other in report["cells"]
-            if other["solver"] == cell["solver"]
-            and (other["guide_interval"] == [low, high] or other["guide_scale"] == 1)
-        }
-        plain = of[1.0]["network_passes"]
-        values = [_number(of[scale][name]) if scale in of else "" for scale in scales]
-        how = (
-            f"`{cell['solver']}`, times {low:g} to {high:g}",
-            f"{plain} → {cell['network_passes']}",
+    cells = report["cells"]
+    name = next(key for key in cells[0] if key.startswith("kid"))
+    scales = sorted({cell["guide_scale"] for cell in cells})
+    plain = {cell["solver"]: cell for cell in cells if cell["guide_scale"] == 1}
+    lines: dict[tuple[str, float, float], dict[float, Any]] = {}
+    for cell in cells:
+        if cell["guide_scale"] != 1:
+            line = lines.setdefault((cell["solver"], *cell["guide_interval"]), {})
+            line[cell["guide_scale"]] = cell
+    rows = [
+        (
+            f"`{solver}`, {plain[solver]['nfe']} evaluations, times {low:g} to {high:g}",
+            f"{plain[solver]['network_passes']} → {next(iter(line.values()))['network_passes']}",
+            *(_number({1.0: plain[solver], **line}[scale][name]) for scale in scales),
         )
-        rows.append((key, (*how, *values)))
+        for (solver, low, high), line in lines.items()
+    ]
     head = (f"`{name}` at scale …", "passes", *(f"{scale:g}" for scale in scales))
     said = f"{report['images']} images a cell; scale 1 is no guidance:"
-    return f"{said}\n\n{_table(head, [row for _, row in rows])}"
+    return f"{said}\n\n{_table(head, rows)}"
 
 
 def scaling() -> str:
