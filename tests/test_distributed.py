@@ -225,7 +225,8 @@ def measured(prepared, pretrained, tmp_path_factory):
     def measured(count):
         made = like(prepared, tmp_path_factory.mktemp("measured") / "w")
         model = pretrained(1).folder / "models/pretrain"
-        shutil.copytree(model, made.folder / "models/finetune")
+        for name in ("finetune", "pretrain"):  # the second is the guide
+            shutil.copytree(model, made.folder / "models" / name)
         several = {
             "MASKDM_PROCESSES": str(count),
             "MASKDM_SAMPLE_BATCH": "5",

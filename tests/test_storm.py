@@ -16,18 +16,19 @@ pytestmark = pytest.mark.slow
 
 KILLS = 20
 STEPS = 500
+LONG = {"steps": STEPS, "preview_every": 100}  # previews are part of every checkpoint
 
 
 @pytest.fixture
 def workspace(prepared, tmp_path):
     """A workspace with prepared images, in which pretraining takes seconds."""
-    return like(prepared, tmp_path / "w", pretrain={"steps": STEPS})
+    return like(prepared, tmp_path / "w", pretrain=LONG)
 
 
 @pytest.fixture(scope="module")
 def calm(prepared, tmp_path_factory):
     """Another one like it, which nobody disturbs."""
-    return like(prepared, tmp_path_factory.mktemp("storm") / "calm", pretrain={"steps": STEPS})
+    return like(prepared, tmp_path_factory.mktemp("storm") / "calm", pretrain=LONG)
 
 
 def running(workspace, **environment):
