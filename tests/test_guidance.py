@@ -108,6 +108,16 @@ def test_a_model_that_guides_itself_changes_nothing_and_another_does(tmp_path):
     assert np.array_equal(plain, arrays(model.sample(3, nfe=4, guide=other, guide_scale=1.0)))
 
 
+def test_what_python_takes_by_default_is_what_the_demo_takes(tmp_path):
+    section = read_params(ROOT / "presets/laptop.yaml")["sample"]
+    taken = {key: section[key] for key in ("guide_scale", "guide_interval")}
+    other, model = saved(tmp_path / "other", seed=1), maskdm.load(saved(tmp_path / "one"))
+    by_default, as_the_demo = model.sample(3, guide=other), model.sample(3, guide=other, **taken)
+    assert np.array_equal(arrays(by_default), arrays(as_the_demo))
+    everywhere = model.sample(3, guide=other, guide_interval=(0.0, 1.0))
+    assert not np.array_equal(arrays(by_default), arrays(everywhere))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -187,5 +197,6 @@ def test_the_stage_draws_with_the_guide_and_says_what_it_cost(tmp_path, monkeypa
     assert about["network_passes"] == 10
     assert not np.array_equal(plain, guided)
     model = maskdm.load("models/finetune", device="cpu")
-    expected = model.sample(4, nfe=5, guide="models/pretrain", guide_scale=2.0)
+    options = {"guide": "models/pretrain", "guide_interval": (0.0, 1.0)}
+    expected = model.sample(4, nfe=5, guide_scale=2.0, **options)
     assert np.array_equal(guided, arrays(expected))
