@@ -6,11 +6,11 @@ import re
 import pytest
 
 from benchmarks.presets import read_preset
+from benchmarks.scaling.planning import MASKED, SIZES, size_for, spend, step_flops
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge
-from maskdm.training.planning import MASKED, SIZES, size_for, spend, step_flops
-from stages import plan
 from stages.check import check
+from tools import plan
 
 LAPTOP = read_preset("laptop")
 

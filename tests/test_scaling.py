@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.evidence.plan import network_of
 from benchmarks.scaling import study, summary
+from benchmarks.scaling.planning import step_flops
 from benchmarks.scaling.study import Cell, cells, plan, read_study, result
 from maskdm.runtime.errors import UserError
-from maskdm.training.planning import step_flops
 from tests.support.graph import ROOT
 
 STUDY = read_study()

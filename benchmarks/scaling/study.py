@@ -21,6 +21,7 @@ import typer
 from benchmarks.evidence import images
 from benchmarks.evidence.train import curve, distances, use, workspace, write_params
 from benchmarks.presets import read_preset, same
+from benchmarks.scaling.planning import spend
 from maskdm.backbones.model_folder import load_config
 from maskdm.figures import grid, save
 from maskdm.runtime import command
@@ -28,7 +29,6 @@ from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 from maskdm.runtime.numerics import choose_kernels
 from maskdm.runtime.params import Params, merge, read_params
-from maskdm.training.planning import spend
 from stages import fid, finetune, pretrain, sample
 
 HERE = Path(__file__).parent

@@ -1,7 +1,7 @@
 """A budget of training FLOPs, spent: how large the network, how many steps of both phases.
 
 Half of the budget is spent masked and half on whole images. What width a budget is best spent on
-was measured: ``benchmarks/scaling`` (docs/scaling.md).
+was measured: ``benchmarks.scaling.study`` (docs/scaling.md).
 """
 
 from typing import Any
@@ -14,8 +14,9 @@ from maskdm.runtime.params import Params, merge, read_section
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 
-# (budget, width, depth, heads): the size for budgets from this one on, up to the next. Measured
-# around 1e13 to 3e14 FLOPs; beyond, width grows as the fourth root of the budget or more slowly.
+# (budget, width, depth, heads): the size for budgets from this one on, up to the next. Measured at
+# 1e13 FLOPs; 128 and 192 are the demo's and the long run's; elsewhere width grows as the fourth
+# root of the budget or more slowly.
 SIZES = (
     (0.0, 64, 7, 1),
     (4e12, 96, 7, 2),

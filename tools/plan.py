@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from torch import Tensor
 
+from benchmarks.scaling.planning import MASKED, size_for, spend, step_flops
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
@@ -29,7 +30,6 @@ from maskdm.training.phases import (
     finetuning_schedule,
     pretraining_schedule,
 )
-from maskdm.training.planning import MASKED, size_for, spend, step_flops
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
 
@@ -55,9 +55,9 @@ def main(
     budget; minutes are turned into FLOPs by a short timing of both phases. Nothing is written.
     Sampling and scoring are not counted. For example:
 
-    python -m stages.plan --minutes 10
+    python -m tools.plan --minutes 10
 
-    python -m stages.plan --flops 1e15
+    python -m tools.plan --flops 1e15
     """
     if (minutes is None) == (flops is None):
         raise UserError("Give one budget, --minutes or --flops.")
