@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from benchmarks.presets import names, read_preset
+from maskdm.backbones.model_folder import ModelConfig
 from maskdm.backbones.registry import ModelParams, backbone_without_weights, build_backbone
+from maskdm.data.prepared import PreparedSet
 from maskdm.diffusion.masking import MaskParams, make_mask
 from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import StoppedError
@@ -21,7 +23,7 @@ from maskdm.training.history import History
 from maskdm.training.previews import COUNT, LEVELS, Previewer
 from stages import curves
 from tests.support.models import drawing
-from tests.support.training import CPU, DIFFUSION, MODEL, Run, phase, whole
+from tests.support.training import CPU, DIFFUSION, IMAGES, MODEL, Run, phase, whole
 
 
 def previewer(**changes):
@@ -97,6 +99,35 @@ def test_curves_and_previews_are_on_disk_while_the_run_goes_on(tmp_path, monkeyp
     with Image.open(folder / "previews/8.png") as picture:
         assert picture.size == (COUNT * 32, 32)
         assert np.asarray(picture).max() == 8
+
+
+def test_a_phase_writes_its_curves_while_it_trains(tmp_path, monkeypatch):
+    """What stands on the disk after each step that has something to show, not at the end alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASKDM_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("MASKDM_DEVICE", "cpu")
+    params = phase(steps=6, preview_every=3, validate_every=2)
+    config = ModelConfig(
+        size=32, channels=3, classes=None, seed=0, model=MODEL, diffusion=DIFFUSION, training=[]
+    )
+    about = {"size": 32, "channels": 3, "classes": None, "source": "test", "licence": "none"}
+    images = PreparedSet(IMAGES, IMAGES[:14], None, None, **about, skipped=0, hash="abc")
+    outputs = phase_run.Outputs(tmp_path / "model", tmp_path / "curves", tmp_path / "timing.json")
+    seen = {}
+
+    def watched(phase_name, steps, *rest):
+        for step in steps:
+            yield step
+            rows = (outputs.curves / "validation.tsv").read_text().splitlines()[1:]
+            shown = {int(path.stem) for path in (outputs.curves / "previews").iterdir()}
+            seen[step] = (int(rows[-1].split("\t")[0]), max(shown))
+
+    monkeypatch.setattr(phase_run, "progress", watched)
+    phase_run.train_phase(
+        "pretrain", config.backbone(), config, images, whole(params), params, outputs
+    )
+    expected = [(0, 0), (0, 0), (2, 0), (2, 3), (4, 3), (4, 3), (6, 6)]
+    assert list(seen.values()) == expected
 
 
 def test_the_film_strip_goes_from_the_first_masked_step_to_the_last_whole_one(
