@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from maskdm.backbones.model_folder import (
+    MOMENTS,
     ModelConfig,
     check_start,
     load_config,
+    load_moments,
     load_weights,
     weights_hash,
 )
@@ -52,8 +54,11 @@ def main() -> None:
     backbone = config.backbone()
     load_weights(init, params.init_weights, backbone)
     schedule = finetuning_schedule(params, prepared.size // model.patch)
-    start = f"{params.init_weights} weights of {weights_hash(init)}"
-    train_phase("finetune", backbone, config, prepared, schedule, params, OUTPUTS, start)
+    start, moments = f"{params.init_weights} weights of {weights_hash(init)}", None
+    if params.optimiser == "kept":
+        moments = load_moments(init, backbone)
+        start += f", moments of {weights_hash(init, MOMENTS)}"
+    train_phase("finetune", backbone, config, prepared, schedule, params, OUTPUTS, start, moments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from maskdm.training.run import Outputs, train_phase
 
 PARAMS = Path("params.yaml")
 OUTPUTS = Outputs(
-    Path("models/pretrain"), Path("reports/pretrain"), Path("reports/timing/pretrain.json")
+    Path("models/pretrain"),
+    Path("reports/pretrain"),
+    Path("reports/timing/pretrain.json"),
+    keeps_optimiser=True,
 )
 
 
@@ -23,9 +26,9 @@ def main() -> None:
     """Pretrain on masked images.
 
     Reads the sections seed, model, diffusion, mask and pretrain of params.yaml and the images in
-    data/prepared/. Writes models/pretrain/ (weights and config), reports/pretrain/ (training and
-    validation curves) and reports/timing/pretrain.json. With pretrain.steps: 0 the model is the
-    random start, and finetuning is training from scratch.
+    data/prepared/. Writes models/pretrain/ (weights, config and the optimiser's moments),
+    reports/pretrain/ (training and validation curves) and reports/timing/pretrain.json. With
+    pretrain.steps: 0 the model is the random start, and finetuning is training from scratch.
     """
     seed = read_section(PARAMS, "seed", Seed)
     model = read_section(PARAMS, "model", ModelParams)

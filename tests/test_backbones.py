@@ -6,29 +6,11 @@ from torch.nn import functional
 
 from maskdm.backbones.dit import DiT
 from maskdm.backbones.layers import Attention, embed_positions, embed_time, resample_positions
-from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.backbones.uvit import UViT
 from maskdm.runtime.errors import UserError
-from tests.support.backbones import ALL
-
-TOKENS, VALUES, CLASSES = 16, 48, 3
-
+from tests.support.backbones import ALL, CLASSES, TOKENS, VALUES, shaken, small
 
 pytestmark = pytest.mark.usefixtures("own_is_registered")
-
-
-def small(backbone="uvit", size=16, classes=0, **changes):
-    values = {"backbone": backbone, "patch": 4, "dim": 32, "depth": 3, "heads": 2, "init": "paper"}
-    return build_backbone(ModelParams(**(values | changes)), size, 3, seed=0, classes=classes)
-
-
-def shaken(network):
-    """Return the network away from its near-linear start: attention and positions matter."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return network.eval()
 
 
 @pytest.fixture(params=sorted(ALL))

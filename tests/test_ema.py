@@ -19,15 +19,15 @@ def test_the_average_has_its_horizon_in_images_not_in_steps():
 def test_the_average_forgets_the_start():
     average, weights = [torch.zeros(1)], [torch.ones(1)]
     for step in range(1, 200):
-        ema.update(average, weights, ema.decay(step * 8, 8, horizon=10**9))
+        ema.update(average, weights, 1 - ema.decay(step * 8, 8, horizon=10**9))
     assert average[0].item() > 0.99
 
 
 def test_the_average_of_constant_weights_is_exact_and_of_changing_ones_a_weighted_mean():
     average = [torch.full((3,), 2.0)]
-    ema.update(average, [torch.full((3,), 2.0)], 0.9)
+    ema.update(average, [torch.full((3,), 2.0)], 0.1)
     assert torch.equal(average[0], torch.full((3,), 2.0))
-    ema.update(average, [torch.full((3,), 4.0)], 0.75)
+    ema.update(average, [torch.full((3,), 4.0)], 0.25)
     torch.testing.assert_close(average[0], torch.full((3,), 2.5))
 
 

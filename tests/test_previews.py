@@ -81,7 +81,7 @@ def test_curves_and_previews_are_on_disk_while_the_run_goes_on(tmp_path, monkeyp
     images = np.zeros((COUNT, 32, 32, 3), np.uint8)
     for step in range(9):
         if step:
-            history.add(torch.tensor(1.0), torch.tensor(1.0))
+            history.add(torch.ones(2))
         state = SimpleNamespace(step=step, history=history)
         if step % 2 == 0:
             history.validations[step] = {"raw": 1.0, "averaged": 1.0}

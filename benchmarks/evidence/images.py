@@ -35,7 +35,8 @@ def make(dataset: str, path: str | None = None) -> None:
 
     A dataset with ``select`` is a part of its images: ``classes`` names the classes that are kept,
     or ``without`` those that are not; of the training images ``share`` are kept, while distances
-    are measured to all of them.
+    are measured to all of them. Of the held-out images ``heldout`` keeps every second one, the even
+    or the odd ones, so that what is chosen by some can be tested on the others.
 
     Args:
         dataset: a key of ``datasets``.
@@ -46,7 +47,7 @@ def make(dataset: str, path: str | None = None) -> None:
     select = entry(matrix, "datasets", dataset).get("select")
     if path is not None:
         params["data"]["path"] = str(Path(path).resolve())
-    if select:
+    if select and "share" in select:
         params["data"]["classes"] = True
     folder = SETS / dataset
     wanted = {"params": params, "select": select}
@@ -65,10 +66,12 @@ def make(dataset: str, path: str | None = None) -> None:
     try:
         write_params(params)
         prepare.main()
-        if select:
+        if select and "share" in select:
             keep(open_prepared(PREPARED), classes_kept(select))
+        if select and "heldout" in select:
+            keep(open_prepared(PREPARED), None, heldout=select["heldout"])
         reference.main()
-        if select and select["share"] < 1:
+        if select and select.get("share", 1) < 1:
             keep(open_prepared(PREPARED), None, select["share"])
         kept = open_prepared(PREPARED)
         print(f"{dataset}: {len(kept.train)} images to train on, {len(kept.heldout)} held out")
@@ -88,20 +91,26 @@ def classes_kept(select: dict[str, Any]) -> Callable[[str], bool]:
     return kept
 
 
-def keep(found: PreparedSet, classes: Callable[[str], bool] | None, share: float = 1.0) -> None:
+def keep(
+    found: PreparedSet,
+    classes: Callable[[str], bool] | None,
+    share: float = 1.0,
+    heldout: str | None = None,
+) -> None:
     """Replace a prepared set by a part of it, without labels.
 
     Args:
         found: the set, which is replaced.
         classes: says whether the class of a name is kept; None: all images are.
         share: of the training images, how many are kept, evenly spaced.
+        heldout: ``"even"`` or ``"odd"``: which of the held-out images are kept; None for all.
 
     Raises:
         UserError: if no image is left on one of the sides.
     """
 
     def samples() -> Iterator[Sample]:
-        for images, labels, heldout in (
+        for images, labels, held_out in (
             (found.train, found.train_labels, False),
             (found.heldout, found.heldout_labels, True),
         ):
@@ -113,11 +122,13 @@ def keep(found: PreparedSet, classes: Callable[[str], bool] | None, share: float
                 indices = indices[[classes(str(name)) for name in names]]
             if not len(indices):
                 raise UserError(f"No image is left of the classes {found.classes}.")
-            if not heldout:
+            if held_out and heldout:
+                indices = indices[{"even": 0, "odd": 1}[heldout] :: 2]
+            if not held_out:
                 count = max(1, round(share * len(indices)))
                 indices = indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
             for index in indices:
-                yield Sample(np.array(images[index]), None, heldout)
+                yield Sample(np.array(images[index]), None, held_out)
 
     write_prepared(
         PREPARED,

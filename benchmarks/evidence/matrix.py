@@ -8,16 +8,19 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmarks.evidence import images
-from benchmarks.evidence.plan import Run, entry, plan, read_matrix, runs_of
-from benchmarks.evidence.train import RUNS, SETS, WORK
+from benchmarks.evidence.plan import Run, plan, read_matrix, runs_of
+from benchmarks.evidence.train import RUNS, SETS, WORK, images_of_first_phase
 from benchmarks.presets import same
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
@@ -43,6 +46,23 @@ def main(
         wanted = list(dict.fromkeys(replace(run, dataset="own") for run in wanted))
     for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
         images.make(dataset, str(own) if own else None)
+    train_missing(matrix, wanted, jobs)
+
+
+def train_missing(
+    matrix: Params, wanted: Sequence[Run], jobs: int | None = None, until: float = inf
+) -> None:
+    """Train runs that are not there yet, several at a time, in their order.
+
+    Args:
+        matrix: the matrix.
+        wanted: the runs.
+        jobs: runs at a time; by default one a processor core.
+        until: no run is begun after this time, in seconds of ``time.monotonic``.
+
+    Raises:
+        UserError: if a run failed, once all are done.
+    """
     missing = [run for run in wanted if not is_there(matrix, run)]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
     # Runs side by side on a core each are faster than one on all of them.
@@ -50,7 +70,7 @@ def main(
     jobs = max(1, min(jobs or cores, len(missing)))
     threads = max(1, cores // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda run: train(run, threads), missing))
+        done = list(pool.map(lambda run: time.monotonic() > until or train(run, threads), missing))
     failed = [run.name for run, well in zip(missing, done, strict=True) if not well]
     if failed:
         raise UserError(f"These runs failed ({WORK}/….log says why): {', '.join(failed)}.")
@@ -58,8 +78,7 @@ def main(
 
 def datasets(matrix: Params, run: Run) -> list[str]:
     """Return the datasets that a run needs: its own, then the one that it is pretrained on."""
-    other = entry(matrix, "datasets", run.dataset).get("pretrained_on")
-    return [run.dataset, *([other] if other else [])]
+    return list(dict.fromkeys([run.dataset, images_of_first_phase(matrix, run)]))
 
 
 def is_there(matrix: Params, run: Run) -> bool:

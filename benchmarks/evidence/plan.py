@@ -12,6 +12,7 @@ question there is whether it helps, as it is paid once for many sets): it costs 
 more.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -47,6 +48,7 @@ class Run:
         share: of the budget that is spent masked, 0 to below 1; of pretraining on another dataset,
             which is outside the budget, its size in budgets.
         seed: of weights, order, masks, times and noise.
+        of: the share of the part's budget that it has.
     """
 
     part: str
@@ -55,11 +57,14 @@ class Run:
     tuning: str
     share: float
     seed: int
+    of: float = 1.0
 
     @property
     def name(self) -> str:
         """A file name for it."""
-        parts = (self.arm, f"{self.share:g}", self.tuning, f"{self.seed}")
+        parts = [self.arm, f"{self.share:g}", self.tuning, f"{self.seed}"]
+        if self.of != 1:
+            parts.append(f"of-{self.of:g}")
         return f"{self.part}/{self.dataset}/{'_'.join(parts)}"
 
 
@@ -106,7 +111,7 @@ def runs_of(matrix: Params, part: str, only: list[str] | None = None) -> list[Ru
 def data_of(matrix: Params, dataset: str) -> Params:
     """Return the sections of a dataset, before an arm and a tuning are laid over them."""
     sections = entry(matrix, "datasets", dataset)
-    for key in ("select", "pretrained_on"):
+    for key in ("select", "pretrained_on", "half_as_large"):
         sections.pop(key, None)
     return merge(matrix["base"], matrix["common"], sections)
 
@@ -132,7 +137,9 @@ def plan(matrix: Params, run: Run) -> Params:
     Raises:
         UserError: if there is no such dataset, arm or tuning, or it does not fit the budget.
     """
-    params, budget = settings_of(matrix, run), entry(matrix, "parts", run.part)["budget"]
+    params, budget = settings_of(matrix, run), run.of * entry(matrix, "parts", run.part)["budget"]
+    if "spending" in entry(matrix, "parts", run.part):
+        return spend_evenly(params, budget, run.share, entry(matrix, "parts", run.part)["spending"])
     network, whole = network_of(params), whole_step(params)
     if run.share:
         _fit_pretraining(params, network, run.share * budget)
@@ -149,6 +156,61 @@ def plan(matrix: Params, run: Run) -> Params:
     every = max(1, round(budget / whole / VALIDATIONS))
     params["finetune"] |= {"steps": steps, "warmup": warmup, "validate_every": every}
     return params
+
+
+def spend_evenly(params: Params, budget: float, share: float, spending: Params) -> Params:
+    """Return the params.yaml of a run whose phases and warm-ups are shares of its budget.
+
+    Args:
+        params: all sections, steps and masked batches aside; ``primer``: the share of the side that
+            the images of the first phase have.
+        budget: training FLOPs.
+        share: of them, spent in the first phase.
+        spending: ``warmup`` and ``cooldown``: steps, as shares of those that the whole budget would
+            be on whole images; ``average``: the averages' horizon as a share of a phase's images;
+            ``masked_batch``: images of a step of the first phase, in batches of the last;
+            ``validations``: over the budget.
+    """
+    params = deepcopy(params)
+    primed = primer_of(params)
+    params.pop("primer", None)
+    total = budget / whole_step(params)  # steps, if all were on whole images
+    first, last = params["pretrain"], params["finetune"]
+    legs = first["legs"] or [{"rate": params["mask"]["rate"], "share": 1.0}]
+    made = []
+    for leg in legs if share else []:
+        alone = {"legs": None, "steps": 1, "warmup": 0, "cooldown": 0}
+        mask = pretraining(merge(primed, {"mask": {"rate": leg["rate"]}, "pretrain": alone})).mask(
+            0
+        )
+        image = training_flops(network_of(primed), mask.shown, 1, mask.in_middle)
+        batch = spending["masked_batch"] * last["batch_size"]
+        steps = max(1, round(leg["share"] * share * budget / (batch * image)))
+        made.append({"rate": leg["rate"], "batch_size": batch, "steps": steps, "warmup": 0})
+    spent = sum(leg["steps"] for leg in made)
+    warmup = round(spending["warmup"] * total)
+    if made:
+        made[0]["warmup"] = min(warmup, made[0]["steps"] // 2)
+    first |= {"steps": spent, "legs": made if len(made) > 1 else None, "warmup": 0, "cooldown": 0}
+    if made:
+        first |= {key: made[0][key] for key in ("batch_size", "warmup")}
+    steps = max(1, round((1 - share) * total))
+    kept = bool(share) and last["optimiser"] == "kept"
+    last["steps"], last["warmup"] = steps, 0 if kept else min(warmup, steps // 4)
+    last["cooldown"] = min(round(spending["cooldown"] * total), steps - last["warmup"])
+    images = sum(leg["steps"] * leg["batch_size"] for leg in made)
+    first["ema_images"] = max(1, round(spending["average"] * images))
+    last["ema_images"] = max(1, round(spending["average"] * steps * last["batch_size"]))
+    first["validate_every"] = last["validate_every"] = max(
+        1, round(total / spending["validations"])
+    )
+    return params
+
+
+def primer_of(params: Params) -> Params:
+    """Return the sections of the first phase, whose images may be smaller."""
+    side = round(params["data"]["resolution"] * params.get("primer", 1.0))
+    return merge(params, {"data": {"resolution": side}})
 
 
 def _fit_pretraining(params: Params, network: Denoiser, flops: float) -> None:
@@ -220,6 +282,7 @@ def points(matrix: Params, run: Run) -> list[int]:
     steps, warmup = params["finetune"]["steps"], params["finetune"]["warmup"]
     whole = whole_step(params)
     # The masked part in steps of finetuning; 0 if it is outside the budget.
-    masked = round(part["budget"] / whole) - steps
-    asked = (round(at * part["budget"] / whole) - masked for at in part["distance_at"])
+    budget = run.of * part["budget"]
+    masked = round(budget / whole) - steps
+    asked = (round(at * budget / whole) - masked for at in part["distance_at"])
     return sorted({step for step in asked if max(1, warmup) <= step < steps} | {steps})

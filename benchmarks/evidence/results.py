@@ -121,7 +121,8 @@ def read_results(part: str, folder: Path = RUNS) -> list[Result]:
 def read_result(path: Path) -> Result:
     """Return the result that a file holds."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    run = Run(**{field.name: found["run"][field.name] for field in fields(Run)})
+    names = {field.name for field in fields(Run)}
+    run = Run(**{name: value for name, value in found["run"].items() if name in names})
     curves: dict[str, Curve] = {"error": [(row["flops"], row["error"]) for row in found["curve"]]}
     for name in ("fd", "kid"):
         points = [(row["flops"], row[name]) for row in found["points"] if name in row]

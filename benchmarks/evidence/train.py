@@ -81,9 +81,8 @@ def workspace(folder: Path) -> Iterator[None]:
 def result_of(matrix: Params, run: Run) -> dict[str, Any]:
     """Run the stages in this folder; return the result that is kept."""
     params, part = plan(matrix, run), entry(matrix, "parts", run.part)
-    dataset = entry(matrix, "datasets", run.dataset)
     write_params(params)
-    use(dataset.get("pretrained_on", run.dataset))
+    use(images_of_first_phase(matrix, run))
     pretrain.main()
     use(run.dataset)
     measured = []
@@ -100,14 +99,34 @@ def result_of(matrix: Params, run: Run) -> dict[str, Any]:
         for phase in ("pretrain", "finetune")
     }
     return {
-        "run": vars(run) | {"budget": part["budget"]},
+        "run": vars(run) | {"budget": run.of * part["budget"]},
         "training": [leg.model_dump() for leg in config.training],
         "curve": curve(),
         "points": measured,
+        "levels": errors_by_level(),
         "params": params,
         "seconds": {phase: timed["seconds"] for phase, timed in timing.items()},
         "numerics": timing["finetune"]["numerics"],
         "code": code_hash(*COMPUTES_STEPS),
+    }
+
+
+def images_of_first_phase(matrix: Params, run: Run) -> str:
+    """Return the dataset of pretraining: the run's, another one, or the same at half the side."""
+    dataset, arm = entry(matrix, "datasets", run.dataset), entry(matrix, "arms", run.arm)
+    if "primer" in arm and run.share:
+        return str(dataset["half_as_large"])
+    return str(dataset.get("pretrained_on", run.dataset))
+
+
+def errors_by_level() -> dict[str, float]:
+    """Return the last validation's errors of the averaged weights by log-SNR."""
+    with Path("reports/finetune/validation.tsv").open(encoding="utf-8") as file:
+        *_, last = csv.DictReader(file, delimiter="\t")
+    return {
+        name.removeprefix("averaged[").removesuffix("]"): float(value)
+        for name, value in last.items()
+        if name.startswith("averaged[") and value
     }
 
 

@@ -62,12 +62,16 @@ def step_flops(params: Params) -> tuple[float, int]:
     return (1 - pretrain.full_share) * masked + pretrain.full_share * mixed, whole
 
 
-def spend(params: Params, flops: float) -> dict[str, dict[str, Any]]:
+def spend(
+    params: Params, flops: float, share: float = MASKED, cooldown: float = COOLDOWN
+) -> dict[str, dict[str, Any]]:
     """Return the steps that spend a budget, to be laid over ``params``.
 
     Args:
         params: all sections; their steps, warm-ups, cool-downs and validations do not count.
         flops: training FLOPs.
+        share: of them, how much is spent masked.
+        cooldown: over which share of finetuning the learning rate falls to 0.
 
     Raises:
         UserError: if the budget is not enough for a step of each phase.
@@ -75,10 +79,10 @@ def spend(params: Params, flops: float) -> dict[str, dict[str, Any]]:
     reset = {phase: {"steps": 1, "warmup": 0, "cooldown": 0} for phase in ("pretrain", "finetune")}
     masked, whole = step_flops(merge(params, reset))
     steps = {
-        "pretrain": round(MASKED * flops / masked),
-        "finetune": round((1 - MASKED) * flops / whole),
+        "pretrain": round(share * flops / masked),
+        "finetune": round((1 - share) * flops / whole),
     }
-    if not all(steps.values()):
+    if not (steps["finetune"] and (steps["pretrain"] or share == 0)):
         raise UserError(
             f"{flops:.2g} FLOPs are not enough for a step of each phase, which cost {masked:.2g} "
             f"and {whole:.2g}."
@@ -87,7 +91,7 @@ def spend(params: Params, flops: float) -> dict[str, dict[str, Any]]:
         phase: {
             "steps": count,
             "warmup": min(LONGEST_WARMUP, round(WARMUP * count)),
-            "cooldown": round(COOLDOWN * count) if phase == "finetune" else 0,
+            "cooldown": round(cooldown * count) if phase == "finetune" else 0,
             "validate_every": max(1, round(count / VALIDATIONS)),
         }
         for phase, count in steps.items()

@@ -83,7 +83,18 @@ def plan(study: Params, cell: Cell) -> Params:
             raise UserError(f"There is no '{name}' among the {kind} of {STUDY.name}: {known}.")
         layers.append(study[kind][name])
     params = merge(study["base"], *layers)
-    return merge(params, spend(params, cell.budget))
+    how = {key: params.pop(key) for key in ("share", "cooldown") if key in params}
+    return merge(params, spend(params, cell.budget, **how))
+
+
+def samplings(study: Params, params: Params) -> dict[str, Params]:
+    """Return the sections ``sample`` with which a cell is measured, by name."""
+    primed = params["pretrain"]["steps"] > 0  # an untrained guide leads nowhere
+    return {
+        name: merge(params["sample"], changes)
+        for name, changes in study["samplings"].items()
+        if primed or changes["guide_scale"] == 1
+    }
 
 
 def result(study: Params, cell: Cell) -> dict[str, Any] | None:
@@ -92,6 +103,8 @@ def result(study: Params, cell: Cell) -> dict[str, Any] | None:
     if not path.exists():
         return None
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "distances" not in kept:  # of a former study, measured by other samples
+        return None
     return kept if same(kept["params"], plan(study, cell)) else None
 
 
@@ -125,7 +138,9 @@ def _in_process(cell: Cell, jobs: int) -> bool:
     log = WORK / f"{cell.name.replace('/', '_')}.log"
     log.parent.mkdir(exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {"OMP_NUM_THREADS": f"{threads}"} | os.environ | {"TQDM_DISABLE": "1"}
+    # Compiling would take longer than a cell trains.
+    own = {"OMP_NUM_THREADS": f"{threads}", "MASKDM_COMPILE": "0"}
+    environment = own | os.environ | {"TQDM_DISABLE": "1"}
     code = f"from benchmarks.scaling import study; study.train(study.{cell})"
     with log.open("w", encoding="utf-8") as file:
         ended = subprocess.run(
@@ -137,15 +152,26 @@ def _in_process(cell: Cell, jobs: int) -> bool:
 
 def train(cell: Cell) -> None:
     """Train a cell, draw from it and keep what came out."""
-    params = plan(read_study(), cell)
+    study = read_study()
+    params = plan(study, cell)
     target, folder = (RUNS / cell.name).resolve(), (WORK / cell.name).resolve()
     choose_kernels()
     with workspace(folder):
         write_params(params)
         use(DATASET)
-        for stage in (pretrain, finetune, sample, fid):
-            stage.main()
-        metrics = json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
+        pretrain.main()
+        finetune.main()
+        measured: dict[str, dict[str, float]] = {}
+        for name, section in samplings(study, params).items():
+            write_params(params | {"sample": section})
+            sample.main()
+            fid.main()
+            metrics = json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
+            measured[name] = distances(metrics)
+            save(
+                grid(np.load("data/samples/samples.npy")[:SHOWN], columns=10),
+                target.with_name(f"{target.name}_{name}.png"),
+            )
         timing = {
             phase: json.loads(Path(f"reports/timing/{phase}.json").read_text(encoding="utf-8"))
             for phase in ("pretrain", "finetune")
@@ -154,16 +180,15 @@ def train(cell: Cell) -> None:
             "cell": vars(cell),
             "flops": load_config(Path("models/finetune")).flops,
             "images": metrics["training"]["images"],
-            **{key: value for key, value in distances(metrics).items() if key in ("fd", "kid")},
+            "distances": {
+                name: {measure: found[measure] for measure in ("fd", "kid") if measure in found}
+                for name, found in measured.items()
+            },
             "curve": curve(),
             "params": params,
             "seconds": {phase: timed["seconds"] for phase, timed in timing.items()},
             "numerics": timing["finetune"]["numerics"],
         }
-        save(
-            grid(np.load("data/samples/samples.npy")[:SHOWN], columns=10),
-            target.with_name(f"{target.name}.png"),
-        )
         write_json(target.with_name(f"{target.name}.json"), kept)
     shutil.rmtree(folder)
 

@@ -34,9 +34,8 @@ def row(cell: Cell, kept: Mapping[str, Any]) -> dict[str, Any]:
         "steps": [phase["steps"] for phase in phases],
         "images": kept["images"],
         "error": kept["curve"][-1]["error"],
-        "kid": kept["kid"],
-        "seconds": round(sum(kept["seconds"].values())),
-        "threads": kept["numerics"][-1]["threads"],
+        **kept["distances"],
+        "device": kept["numerics"][-1]["device"],
     }
 
 

@@ -82,7 +82,7 @@ def updating(state: State) -> Callable[[], None]:
             parameter.grad = gradient
         norm = torch.nn.utils.get_total_norm(gradients)
         state.optimiser.step(1e-3, clipping(norm, 1.0), never)
-        ema.update(state.averaged.values(), parameters, 0.999)
+        ema.update(state.averaged.values(), parameters, 0.001)
 
     return update
 
@@ -125,13 +125,13 @@ def surrounding(
     store = CheckpointStore(folder, "bench", "step {:d}".format)
     about = numerics(Execution(device))
     checkpointer = Checkpointer(store, state, batches.schedule.steps, [], about, ALONE)
-    number = torch.zeros((), device=device)
+    outcome = torch.zeros(2, device=device)
 
     def surround() -> None:
         nonlocal step
         batches.at(step).to(device)
-        ema.update(state.averaged.values(), parameters, 0.999)
-        history.add(number, number)
+        ema.update(state.averaged.values(), parameters, 0.001)
+        history.add(outcome)
         step += 1
         if step % params.log_every == 0:
             history.failing()

@@ -176,12 +176,12 @@ def training_step(preset: Params, mask: Mask, params: PhaseParams) -> Work:
     batches = noise_batches(preset, mask, params)
     endless = params.model_copy(update={"validate_every": FOREVER})
     validator = HeldOutValidator(batches.images[: len(LOG_SNRS)], model.patch, diffusion, device)
-    execution = Execution(device, precision=params.precision)
+    execution = Execution.from_environment(params.precision)
     state = State.start(backbone, params)
     steps = train(state, batches, validator, diffusion, endless, execution)
     next(steps)  # the validation before the first step
     flops = training_flops(backbone, mask.visible, params.batch_size)
-    multiplied = products(_on_meta(preset), mask.visible, params.batch_size, flops, step=True)
+    multiplied = products(on_meta(preset), mask.visible, params.batch_size, flops, step=True)
     tokens = params.batch_size * mask.visible
     return Work(partial(next, steps), multiplied, params.batch_size, tokens)
 
@@ -211,12 +211,13 @@ def sampling(preset: Params, device: torch.device) -> Work:
             pass
 
     flops = EVALUATIONS * DRAWN * backbone.forward_flops(shape[0])
-    multiplied = products(_on_meta(preset), shape[0], DRAWN, flops // EVALUATIONS, step=False)
+    multiplied = products(on_meta(preset), shape[0], DRAWN, flops // EVALUATIONS, step=False)
     linear = {product: EVALUATIONS * count for product, count in multiplied.linear.items()}
     return Work(draw, Products(linear, flops), DRAWN, DRAWN * shape[0])
 
 
-def _on_meta(preset: Params) -> Denoiser:
+def on_meta(preset: Params) -> Denoiser:
+    """Return the network of a preset, without values."""
     data = read_section(preset, "data", DataParams)
     model = read_section(preset, "model", ModelParams)
     return backbone_without_weights(model, data.resolution, data.channels)

@@ -28,7 +28,12 @@ class Denoiser(nn.Module):
         self.label_embedding = None
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Denoise a set of patches.
 
@@ -37,14 +42,29 @@ class Denoiser(nn.Module):
             positions: their positions on the grid, row by row, ``(batch, visible)`` int64.
             time: ``(batch,)`` in [0, 1], 1 being noise.
             label: the classes, ``(batch,)`` int64; None is the null label for all.
+            middle: which of the patches given the blocks between the first and the last see,
+                ``(batch, M)`` int64: indices into ``tokens``, ascending; None for all. The
+                others skip these blocks (``maskdm/backbones/transformer.py``).
 
         Returns:
             The prediction for each patch, ``(batch, visible, p²·C)``.
+
+        Raises:
+            UserError: if a label is given to an unconditional network, or ``middle`` to one that
+                has no blocks between the first and the last.
         """
         raise NotImplementedError
 
-    def forward_flops(self, visible: int) -> int:
-        """Return the FLOPs of one image's forward pass with ``visible`` patches shown."""
+    def forward_flops(self, visible: int, middle: int | None = None) -> int:
+        """Return the FLOPs of one image's forward pass with ``visible`` patches shown.
+
+        Args:
+            visible: patches shown.
+            middle: how many of them the blocks between the first and the last see; None for all.
+
+        Raises:
+            UserError: if ``middle`` is given to a network that has no such blocks.
+        """
         raise NotImplementedError
 
     def fit_weights(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:

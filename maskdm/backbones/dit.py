@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskdm.backbones.layers import Attention, FixedPositions, embed_time
-from maskdm.backbones.transformer import Init, PatchTransformer
+from maskdm.backbones.transformer import Init, PatchTransformer, chain
 
 FREQUENCIES = 256  # inputs of the MLP that embeds time
 
@@ -68,7 +68,12 @@ class DiT(PatchTransformer):
             nn.init.zeros_(layer.weight)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Denoise ``(batch, visible, p²·C)``; as ``Denoiser.forward``."""
         x = self.embed(tokens)
@@ -77,12 +82,11 @@ class DiT(PatchTransformer):
         if self.label_embedding is not None or label is not None:
             condition = condition + self.embed_label(label, len(tokens))
         condition = functional.silu(condition)
-        for block in self.blocks:
-            x = block(x, condition)
+        x = chain(self.blocks, x, self.seen_by_middle(middle), condition)
         shift, scale = self.modulation(condition).chunk(2, dim=1)
         prediction = self.head(modulate(self.norm(x), shift, scale))
         return self.refined(prediction, tokens, positions, time)
 
-    def further_multiplies(self, length: int) -> int:
+    def further_multiplies(self, length: int, inner_length: int) -> int:
         """Return the multiply-adds of the time embedding's MLP and of all modulations."""
         return FREQUENCIES * self.dim + self.dim**2 + (6 * self.depth + 2) * self.dim**2

@@ -35,6 +35,7 @@ class TrainedLeg(Section):
     mask: str
     mask_rate: float = Field(description="the true rate")
     visible: int = Field(description="patches shown of each image")
+    scope: str = Field("image", description="image, or middle: shown to the middle blocks alone")
     batch_size: int
     steps: int
     images: int
@@ -98,6 +99,54 @@ def save_model(
     write_tensors(tensors, folder / "model.safetensors")
     text = json.dumps(config.model_dump(), indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+MOMENTS = "optimiser.safetensors"  # of the raw weights, beside them: finetune.optimiser
+
+
+def save_moments(folder: Path, moments: dict[str, Tensor]) -> None:
+    """Write the optimiser's tensors into a model folder.
+
+    Args:
+        folder: of the model.
+        moments: by kind and parameter name, ``exp_avg.embed.weight``.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}
+    write_tensors(tensors, folder / MOMENTS)
+
+
+def load_moments(folder: Path, into: Denoiser) -> dict[str, Tensor]:
+    """Return the optimiser's tensors of a model folder, learned positions fitted to a grid.
+
+    Args:
+        folder: of a model whose weights fit ``into``.
+        into: the network that goes on with them.
+
+    Raises:
+        UserError: if the folder has none, or they are damaged.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / MOMENTS
+    try:
+        stored = load_file(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {MOMENTS}, which pretraining leaves there: pretrain again, or set "
+            "finetune.optimiser to fresh."
+        ) from None
+    except Exception as error:  # safetensors does not say which errors damage raises
+        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
+    fitted: dict[str, Tensor] = {}
+    for kind in ("exp_avg", "exp_avg_sq", "step"):
+        start = f"{kind}."
+        own = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
+        found = own if kind == "step" else into.fit_weights(own)
+        # Resampling may leave squares a little below zero.
+        fitted |= {
+            f"{start}{n}": t.clamp(min=0) if kind != "exp_avg" else t for n, t in found.items()
+        }
+    return fitted
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -168,9 +217,9 @@ def check_start(
         )
 
 
-def weights_hash(folder: Path) -> str:
-    """Return the hash of a model folder's weights; the config does not count."""
-    with (folder / "model.safetensors").open("rb") as file:
+def weights_hash(folder: Path, name: str = "model.safetensors") -> str:
+    """Return the hash of a model folder's weights, or of another of its files."""
+    with (folder / name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

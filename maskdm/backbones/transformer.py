@@ -2,9 +2,15 @@
 
 A backbone in this package names its layers (``build``), draws their weights (``initialise``) and
 connects them (``forward``), as its paper does.
+
+With a *sparse middle* the blocks at both ends see all tokens given and those between them a subset
+(SPRINT, Park et al. 2025, arXiv 2510.21986). The others go past the middle through the residual
+stream, as in TREAD (Krause et al. 2025, arXiv 2501.04765), so no layer and no weight is added:
+where SPRINT merges mask tokens with what entered the middle, a U-ViT's last block has its long
+skip.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -13,8 +19,59 @@ from torch import Tensor, nn
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.layers import check_sizes, embed_time, scaled_by_inputs
 from maskdm.backbones.refiner import Refiner
+from maskdm.runtime.errors import UserError
 
 Init = Literal["paper", "spatial"]
+# Dense blocks at each end, which see all tokens given; the blocks inside them are the middle.
+OUTER = 1
+
+
+def take(x: Tensor, chosen: Tensor | None) -> Tensor:
+    """Return the chosen tokens, ``(batch, M, dim)``.
+
+    Args:
+        x: ``(batch, tokens, dim)``.
+        chosen: their indices, ``(batch, M)`` int64; None for all tokens.
+    """
+    return x if chosen is None else x.gather(1, chosen[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def put_back(dense: Tensor, sparse: Tensor, chosen: Tensor | None) -> Tensor:
+    """Return ``dense`` with the chosen tokens replaced, the inverse of ``take``.
+
+    Args:
+        dense: ``(batch, tokens, dim)``; left as it is.
+        sparse: the new values, ``(batch, M, dim)``.
+        chosen: as in ``take``, no index twice in a row; None for all tokens.
+    """
+    if chosen is None:
+        return sparse
+    # Under autocast a block may answer in another precision than the stream that it was given.
+    return dense.scatter(1, chosen[:, :, None].expand_as(sparse), sparse.to(dense.dtype))
+
+
+def chain(
+    blocks: Iterable[nn.Module], x: Tensor, chosen: Tensor | None, *condition: Tensor
+) -> Tensor:
+    """Return what blocks make of tokens one after another, ``(batch, tokens, dim)``.
+
+    Args:
+        blocks: all blocks of the network; those inside the outer ones see the chosen tokens only.
+        x: ``(batch, tokens, dim)``.
+        chosen: as in ``take``; None for all tokens.
+        condition: what every block is given beside the tokens.
+    """
+    ordered = list(blocks)
+    first, inner, last = ordered[:OUTER], ordered[OUTER:-OUTER], ordered[OUTER:][-OUTER:]
+    for block in first:
+        x = block(x, *condition)
+    sparse = take(x, chosen)
+    for block in inner:
+        sparse = block(sparse, *condition)
+    x = put_back(x, sparse, chosen)
+    for block in last:
+        x = block(x, *condition)
+    return x
 
 
 class PatchTransformer(Denoiser):
@@ -113,6 +170,36 @@ class PatchTransformer(Denoiser):
         chosen = self.embed_label(label, len(time))[:, None]
         return torch.cat([extra, chosen.to(dtype)], dim=1)
 
+    def seen_by_middle(self, middle: Tensor | None) -> Tensor | None:
+        """Return the indices of the middle's tokens in the sequence, ``(batch, extras + M)``.
+
+        The extras, which stand in front, are always among them.
+
+        Args:
+            middle: as in ``forward``; None stays None, all tokens.
+
+        Raises:
+            UserError: if the network has no middle.
+        """
+        if middle is None:
+            return None
+        self.require_middle()
+        extras = torch.arange(self.extras, device=middle.device).expand(len(middle), -1)
+        return torch.cat([extras, middle + self.extras], dim=1)
+
+    def require_middle(self) -> None:
+        """Check that there are blocks between the outer ones.
+
+        Raises:
+            UserError: if there are none.
+        """
+        if self.depth <= 2 * OUTER:
+            raise UserError(
+                f"model.depth is {self.depth}, which leaves no blocks between the first and the "
+                "last that could see fewer patches than those: take a depth of "
+                f"{2 * OUTER + 1} or more, or show all blocks the same patches."
+            )
+
     def refined(
         self, prediction: Tensor, tokens: Tensor, positions: Tensor, time: Tensor
     ) -> Tensor:
@@ -128,22 +215,37 @@ class PatchTransformer(Denoiser):
             return prediction
         return self.refiner(prediction, tokens, positions, time)
 
-    def forward_flops(self, visible: int) -> int:
+    def forward_flops(self, visible: int, middle: int | None = None) -> int:
         """Return the FLOPs of one image's forward pass with ``visible`` patches shown.
 
         Two per multiply-add (docs/method.md, "Network"); norms and activations are left out.
+
+        Args:
+            visible: patches shown.
+            middle: how many of them the middle blocks see; None for all.
+
+        Raises:
+            UserError: if ``middle`` is given to a network that has no middle.
         """
-        length, dim = visible + self.extras, self.dim
-        linear = 12 * self.depth * dim**2 * length
-        attention = 2 * self.depth * dim * length**2
+        if middle is None:
+            middle = visible
+        else:
+            self.require_middle()
+        length, inner_length, dim = visible + self.extras, middle + self.extras, self.dim
+        outer = min(2 * OUTER, self.depth)
+        inner = self.depth - outer
+        linear = 12 * dim**2 * (outer * length + inner * inner_length)
+        attention = 2 * dim * (outer * length**2 + inner * inner_length**2)
         ends = 2 * visible * self.values * dim
         refined = self.refiner.multiplies(visible) if self.refiner else 0
-        return 2 * (linear + attention + ends + refined + self.further_multiplies(length))
+        further = self.further_multiplies(length, inner_length)
+        return 2 * (linear + attention + ends + refined + further)
 
-    def further_multiplies(self, length: int) -> int:
+    def further_multiplies(self, length: int, inner_length: int) -> int:
         """Return the multiply-adds beyond plain blocks, embedding and head, for one image.
 
         Args:
             length: number of tokens, extras included.
+            inner_length: number of those that the middle blocks see, extras included.
         """
         return 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskdm.backbones.layers import Attention, embed_positions, mlp, narrow, resample_positions
-from maskdm.backbones.transformer import Init, PatchTransformer
+from maskdm.backbones.transformer import OUTER, Init, PatchTransformer, put_back, take
 from maskdm.runtime.errors import UserError
 
 
@@ -68,26 +68,42 @@ class UViT(PatchTransformer):
         self.initialise_labels(narrow)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Denoise ``(batch, visible, p²·C)``; as ``Denoiser.forward``."""
         of_extras, of_patches = self.positions[: self.extras], self.positions[self.extras :]
         x = self.embed(tokens) + functional.embedding(positions, of_patches)
         extra = self.extra_tokens(label, time, x.dtype) + of_extras
         x = torch.cat([extra, x], dim=1)
+        in_blocks, out_blocks = list(self.in_blocks), list(self.out_blocks)
         skips = []
-        for block in self.in_blocks:
+        for block in in_blocks[:OUTER]:
+            x = block(x)
+            skips.append(x)
+        seen = self.seen_by_middle(middle)
+        dense, x = x, take(x, seen)
+        for block in in_blocks[OUTER:]:
             x = block(x)
             skips.append(x)
         x = self.middle(x)
-        for block in self.out_blocks:
+        for block in out_blocks[:-OUTER]:
+            x = block(x, skips.pop())
+        x = put_back(dense, x, seen)
+        for block in out_blocks[-OUTER:]:
             x = block(x, skips.pop())
         prediction = self.head(self.norm(x[:, self.extras :]))
         return self.refined(prediction, tokens, positions, time)
 
-    def further_multiplies(self, length: int) -> int:
+    def further_multiplies(self, length: int, inner_length: int) -> int:
         """Return the multiply-adds of the layers that merge skips."""
-        return 2 * len(self.out_blocks) * self.dim**2 * length
+        outer = min(OUTER, len(self.out_blocks))
+        inner = len(self.out_blocks) - outer
+        return 2 * self.dim**2 * (outer * length + inner * inner_length)
 
     def fit_weights(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights with the learned positions resampled to this network's grid."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.backbones.layers import FixedPositions, narrow
-from maskdm.backbones.transformer import Init, PatchTransformer
+from maskdm.backbones.transformer import Init, PatchTransformer, chain
 from maskdm.runtime.packages import require_package
 
 
@@ -38,14 +38,18 @@ class ViT(PatchTransformer):
         self.initialise_labels(narrow)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Denoise ``(batch, visible, p²·C)``; as ``Denoiser.forward``."""
         x = self.embed(tokens)
         x = x + self.positions(positions).to(x.dtype)
         extra = self.extra_tokens(label, time, x.dtype) + self.kinds
         x = torch.cat([extra, x], dim=1)
-        for block in self.blocks:
-            x = block(x)
+        x = chain(self.blocks, x, self.seen_by_middle(middle))
         prediction = self.head(self.norm(x[:, self.extras :]))
         return self.refined(prediction, tokens, positions, time)

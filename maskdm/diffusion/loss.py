@@ -40,17 +40,27 @@ class DiffusionParams(Section):
     times_std: float = Field(gt=0, description="standard deviation of logit(t), > 0 (logit-normal)")
 
 
-def training_times(uniform: Tensor, params: DiffusionParams) -> Tensor:
+def training_times(
+    uniform: Tensor, params: DiffusionParams, shift: float | Tensor | None = None
+) -> Tensor:
     """Return training times from uniform numbers in [0, 1), ``(batch,)`` to ``(batch,)``.
 
     Logit-normal times (Esser et al. 2024, section 3.1) put the effort on the middle noise levels.
     On a path of discrete steps, times are those of the steps: n = 1 … T, t = n/T.
+
+    Args:
+        uniform: evenly spread over [0, 1).
+        params: the distribution.
+        shift: added to the log-SNR λ of every time (Hoogeboom et al. 2023, section 3.1, shift it
+            so by resolution); None for none.
     """
-    t = uniform
+    t, path = uniform, PATHS[params.path]
     if params.times == "logit-normal":
         normal = torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7)).to(uniform.dtype)
         t = torch.sigmoid(params.times_mean + params.times_std * normal)
-    steps = PATHS[params.path].steps
+    if shift is not None:
+        t = path.time(path.log_snr(t) + shift).to(t.dtype)
+    steps = path.steps
     if steps is None:
         return t
     return ((t * steps).floor() + 1).clamp(max=steps) / steps

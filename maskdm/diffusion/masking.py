@@ -7,7 +7,7 @@ cost nothing. Randomness is an argument: uniform numbers in, positions out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt
 from typing import Literal
@@ -29,6 +29,11 @@ class MaskParams(Section):
     rate: float = Field(ge=0, lt=1, description="the share of patches hidden, 0 <= rate < 1")
     block_size: int = Field(
         ge=1, description="side of a block in patches, a divisor of the grid's side (block only)"
+    )
+    scope: Literal["image", "middle"] = Field(
+        "image",
+        description="image (the network sees the visible patches alone) or middle (its first and "
+        "last block see all, the blocks between them the visible ones)",
     )
 
 
@@ -95,6 +100,8 @@ class Mask:
         draw: uniform numbers ``(batch, units)`` → positions ``(batch, visible)``, ascending.
         strategy: ``"patch"``, ``"block"``, ``"crop"``, or ``"none"`` if nothing is hidden.
         asked: the nominal mask rate.
+        scope: ``"image"``, or ``"middle"`` if only the network's middle blocks are masked
+            (SPRINT, Park et al. 2025, arXiv 2510.21986).
     """
 
     grid: int
@@ -103,6 +110,17 @@ class Mask:
     draw: Callable[[Tensor], Tensor]
     strategy: str
     asked: float
+    scope: str = "image"
+
+    @property
+    def shown(self) -> int:
+        """How many patches of an image the network is given."""
+        return self.grid**2 if self.scope == "middle" else self.visible
+
+    @property
+    def in_middle(self) -> int | None:
+        """How many of these the middle blocks see; None for all."""
+        return self.visible if self.scope == "middle" else None
 
     @property
     def rate(self) -> float:
@@ -112,7 +130,8 @@ class Mask:
     @property
     def identity(self) -> list[str | int]:
         """What decides which patches it draws; nominal rates that round to one mask share it."""
-        return [self.strategy, self.grid, self.visible, self.units]
+        scope = [self.scope] if self.scope != "image" else []
+        return [self.strategy, self.grid, self.visible, self.units, *scope]
 
 
 def make_mask(params: MaskParams, grid: int) -> Mask:
@@ -125,6 +144,12 @@ def make_mask(params: MaskParams, grid: int) -> Mask:
     Raises:
         UserError: if the block size does not divide the grid, or nothing would stay visible.
     """
+    mask = _image_mask(params, grid)
+    return replace(mask, scope=params.scope) if mask.visible < grid**2 else mask
+
+
+def _image_mask(params: MaskParams, grid: int) -> Mask:
+    """Return the mask of ``params`` on whole networks."""
     rate = params.rate
     if rate == 0:
         return nothing_masked(grid)

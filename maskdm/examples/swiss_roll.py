@@ -127,7 +127,12 @@ class RollDenoiser(Denoiser):
         self.head = nn.Linear(dim, 1)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Denoise coordinates ``(batch, shown, 1)``; as ``Denoiser.forward``."""
         angles = tokens * self.frequencies

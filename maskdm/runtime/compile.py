@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskdm.runtime.execution import Execution
 
-def compiled(module: nn.Module, device: torch.device) -> Callable[..., Tensor]:
-    """Return ``module`` compiled on CUDA devices, itself elsewhere.
+
+def compiled(module: nn.Module, execution: Execution) -> Callable[..., Tensor]:
+    """Return ``module`` compiled where ``execution`` says so, itself elsewhere.
 
     A missing compiler shows only at the first call; then one line says so and the module runs
     uncompiled from there on.
     """
-    return with_fallback(compile_shapes(module), module) if device.type == "cuda" else module
+    return with_fallback(compile_shapes(module), module) if execution.compiles else module
 
 
 def compile_shapes(module: nn.Module, **options: Any) -> Callable[..., Tensor]:

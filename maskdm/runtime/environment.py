@@ -98,6 +98,13 @@ MICRO_BATCH = Variable[int | None](
     "MASKDM_MICRO_BATCH", _whole_number, None,
     "images in one forward pass of a process, to bound memory", "all",
 )  # fmt: skip
+COMPILE = Variable(
+    "MASKDM_COMPILE", _switch, True, "0: training on CUDA does not compile the network", "1"
+)
+REPLAY = Variable(
+    "MASKDM_REPLAY", _switch, True,
+    "0: training on CUDA launches kernel by kernel, without CUDA graphs", "1",
+)  # fmt: skip
 SAMPLE_BATCH = Variable("MASKDM_SAMPLE_BATCH", _whole_number, 64, "images sampled at once", "64")
 EXACT = Variable("MASKDM_EXACT", _switch, False, "1: bit for bit or not at all (below)", "0")
 # Set by the launcher for the processes that it starts, never by people.
@@ -105,7 +112,7 @@ WORKER = Variable("MASKDM_WORKER", _switch, False, "1 in a process that a launch
 
 VARIABLES: tuple[Variable[Any], ...] = (
     CHECKPOINTS, CHECKPOINTS_REMOTE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, PROCESSES,
-    LAUNCHER, SHARD, MICRO_BATCH, SAMPLE_BATCH, EXACT, WORKER,
+    LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY, SAMPLE_BATCH, EXACT, WORKER,
 )  # fmt: skip
 
 # Names of former versions → what they are called now.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.distributed import ALONE, Processes, join
-from maskdm.runtime.environment import MICRO_BATCH, SHARD
+from maskdm.runtime.environment import COMPILE, MICRO_BATCH, REPLAY, SHARD
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,16 @@ class Execution:
         processes: who shares the work.
         micro_batch: images in one forward pass of a process, to bound memory; None for all.
         precision: fp32, or autocast to bf16 or fp16; unlike the rest a tracked parameter.
+        compiles: whether training compiles the network.
+        replays: whether training steps are recorded as CUDA graphs and replayed.
     """
 
     device: torch.device
     processes: Processes = ALONE
     micro_batch: int | None = None
     precision: Precision = "fp32"
+    compiles: bool = False
+    replays: bool = False
 
     @classmethod
     def from_environment(cls, precision: Precision = "fp32") -> Execution:
@@ -43,7 +47,16 @@ class Execution:
             UserError: if a variable, the device or the launcher is wrong.
         """
         device = choose_device()
-        return cls(device, join(device, SHARD.get()), MICRO_BATCH.get(), precision)
+        processes, cuda = join(device, SHARD.get()), device.type == "cuda"
+        return cls(
+            device,
+            processes,
+            MICRO_BATCH.get(),
+            precision,
+            compiles=cuda and COMPILE.get(),
+            # What processes say to each other within a step is not recorded.
+            replays=cuda and REPLAY.get() and processes.count == 1,
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which a forward pass runs at this precision."""

@@ -36,6 +36,7 @@ def numerics(execution: Execution) -> dict[str, str | int | bool | None]:
         "processes": execution.processes.count,
         "sharded": execution.processes.sharded,
         "micro-batch": execution.micro_batch,
+        "compiled": execution.compiles,
         "deterministic kernels": torch.are_deterministic_algorithms_enabled(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.randomness import stream
-from maskdm.diffusion.tokens import visible_tokens
+from maskdm.diffusion.tokens import all_positions, visible_tokens
 from maskdm.training.schedule import Schedule
 
 WHOLE = slice(None)
+CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
         noise: standard normal, shaped like ``tokens``.
         uniform: ``(batch,)`` in [0, 1), from which training times are made.
         labels: the classes, ``(batch,)`` int64, some replaced by the null label; or None.
+        middle: which of the tokens the middle blocks see, ``(batch, M)`` int64; None for all.
     """
 
     tokens: Tensor
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     noise: Tensor
     uniform: Tensor
     labels: Tensor | None = None
+    middle: Tensor | None = None
 
     def part(self, samples: slice) -> "Batch":
         """Return some of its samples."""
@@ -111,7 +114,7 @@ class Batches:
         labels = None if self.labels is None else np.array(self.labels[indices])
         flipped = np.empty(length, bool)
         scores = np.empty((length, mask.units), np.float32)
-        noise = np.empty((length, mask.visible, values), np.float32)
+        noise = np.empty((length, mask.shown, values), np.float32)
         for row, sample in enumerate(samples):
             random = stream(self.seed, self.phase, step, sample)
             flipped[row] = random.random() < self.hflip
@@ -121,11 +124,14 @@ class Batches:
                 labels[row] = self.classes
         shift = stream(self.seed, f"{self.phase}/times", step).random()
         uniform = ((np.array(samples) / len(everything) + shift) % 1).astype(np.float32)
-        positions = mask.draw(torch.from_numpy(scores))
+        positions, middle = mask.draw(torch.from_numpy(scores)), None
+        if mask.scope == "middle":
+            positions, middle = all_positions(length, mask.shown, CPU), positions
         return Batch(
             visible_tokens(self.images, self.patch, indices, positions.numpy(), flipped),
             positions,
             torch.from_numpy(noise),
             torch.from_numpy(uniform),
             None if labels is None else torch.from_numpy(labels),
+            middle,
         )

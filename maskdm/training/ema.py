@@ -23,9 +23,22 @@ def decay(images_seen: int, batch_size: int, horizon: int) -> float:
 
 
 @torch.no_grad()
-def update(averaged: Iterable[Tensor], current: Iterable[Tensor], beta: float) -> None:
-    """Move ``averaged`` towards ``current`` in place; both in the same order and shapes."""
-    torch._foreach_lerp_(list(averaged), [c.detach() for c in current], 1 - beta)
+def update(averaged: Iterable[Tensor], current: Iterable[Tensor], weight: float | Tensor) -> None:
+    """Move ``averaged`` towards ``current`` in place; both in the same order and shapes.
+
+    Args:
+        averaged: θ̄.
+        current: θ.
+        weight: 1 − β; a 0-d tensor on their device is read when the launches of a step are
+            replayed.
+    """
+    averaged, current = list(averaged), [c.detach() for c in current]
+    if not isinstance(weight, Tensor):
+        torch._foreach_lerp_(averaged, current, weight)
+        return
+    changes = torch._foreach_sub(current, averaged)  # lerp takes no weight from memory
+    torch._foreach_mul_(changes, weight)
+    torch._foreach_add_(averaged, changes)
 
 
 @contextmanager

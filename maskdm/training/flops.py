@@ -4,18 +4,26 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.training.schedule import Schedule, Stretch
 
 
-def training_flops(backbone: Denoiser, visible: int, images: int) -> int:
+def training_flops(backbone: Denoiser, visible: int, images: int, middle: int | None = None) -> int:
     """Return the FLOPs of training on ``images`` images with ``visible`` patches shown of each.
 
     A step costs three forward passes: one forward, two backward (docs/method.md, "Network").
+
+    Args:
+        backbone: the network.
+        visible: patches of an image that it is given.
+        images: how many.
+        middle: how many of the patches its middle blocks see; None for all.
     """
-    return 3 * backbone.forward_flops(visible) * images
+    return 3 * backbone.forward_flops(visible, middle) * images
 
 
 def stretch_flops(backbone: Denoiser, stretch: Stretch) -> int:
     """Return the training FLOPs of a stretch of one leg, its steps on whole images included."""
     mask = stretch.leg.mask
-    masked = training_flops(backbone, mask.visible, stretch.images - stretch.full_images)
+    masked = training_flops(
+        backbone, mask.shown, stretch.images - stretch.full_images, mask.in_middle
+    )
     return masked + training_flops(backbone, mask.grid**2, stretch.full_images)
 
 

@@ -51,14 +51,13 @@ class History:
     previews: dict[int, np.ndarray] = field(default_factory=dict)
     _on_device: list[Tensor] = field(default_factory=list)
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Keep the loss and the gradient norm of a step on their device, without waiting for them.
+    def add(self, outcome: Tensor) -> None:
+        """Keep the outcome of a step on its device, without waiting for it.
 
         Args:
-            loss: 0-d float32.
-            norm: 0-d float32, on the same device.
+            outcome: loss and gradient norm, ``(2,)`` float32.
         """
-        self._on_device.append(torch.stack([loss.detach(), norm.detach()]).float())
+        self._on_device.append(outcome)
 
     def fetch(self) -> None:
         """Copy from the device what is still there."""

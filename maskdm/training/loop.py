@@ -8,25 +8,22 @@ to the same bits.
 """
 
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from maskdm.diffusion.loss import DiffusionParams, denoising_loss, training_times
-from maskdm.runtime.compile import compiled
+from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
 from maskdm.training import ema
 from maskdm.training.batches import Batch
 from maskdm.training.history import Errors
-from maskdm.training.optimiser import LossScale, clipping
 from maskdm.training.phases import PhaseParams
 from maskdm.training.prefetch import prefetched
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
+from maskdm.training.step import Rates, TrainingStep
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient before a run stops
 
@@ -85,9 +82,9 @@ def train(
     Raises:
         UserError: if ``MOST_SKIPPED`` steps in a row were not finite.
     """
-    backbone, parameters = state.backbone.train(), list(state.backbone.parameters())
-    schedule, history, processes = batches.schedule, state.history, execution.processes
-    network = processes.data_parallel(backbone, compiled(backbone, execution.device))
+    state.backbone.train()
+    schedule, processes = batches.schedule, execution.processes
+    make_step = TrainingStep(state, diffusion, params, execution)
 
     def make(step: int) -> Batch:
         return batches.at(step, processes.part(schedule.batch_size(step)))
@@ -98,85 +95,21 @@ def train(
 
     with prefetched(make, schedule.steps, execution.device) as batch_of:
         while state.step < schedule.steps:
-            batch_size = schedule.batch_size(state.step)
-            learning_rate = schedule.learning_rate(state.step)
-
-            batch = batch_of(state.step)
-            loss = accumulate(network, batch, batch_size, diffusion, state.scale, execution)
-            norm = optimise(state, loss, learning_rate, params.clip, execution)
-
+            batch_size, seen = schedule.batch_size(state.step), schedule.images_before(state.step)
+            rates = Rates(
+                schedule.learning_rate(state.step),
+                1 - ema.decay(seen + batch_size, batch_size, params.ema_images),
+                schedule.shift(state.step),
+            )
+            outcome = make_step(batch_of(state.step), batch_size, rates)
             state.step += 1
-            history.add(loss, norm)
-            beta = ema.decay(schedule.images_before(state.step), batch_size, params.ema_images)
-            ema.update(state.averaged.values(), parameters, beta)
+            state.history.add(outcome)
 
             if state.step % MOST_SKIPPED == 0 or state.step == schedule.steps:
                 stop_if_failing(state, schedule, params)
             validate_if_due(state, schedule.steps, validator, params, execution)
             preview_if_due(state, previewer, params, execution)
             yield state.step
-
-
-def accumulate(
-    network: Callable[..., Tensor],
-    batch: Batch,
-    batch_size: int,
-    diffusion: DiffusionParams,
-    scale: LossScale | None,
-    execution: Execution,
-) -> Tensor:
-    """Add the gradients of one global batch to the parameters; return its mean loss, detached.
-
-    Args:
-        network: the network; with several processes its backward pass averages over them.
-        batch: this process's part of the batch.
-        batch_size: images in the global batch.
-        diffusion: path, prediction and loss.
-        scale: of the loss in fp16, or None.
-        execution: its micro-batch decides how many passes are made.
-    """
-    processes = execution.processes
-    total = torch.zeros((), device=execution.device)
-    for samples in execution.passes(batch_size):
-        tokens, positions, noise, uniform, labels = batch.part(samples)
-
-        denoise = partial(_on_set, network, positions, labels)
-        with processes.no_sync(network, last=samples.stop == len(batch.uniform)):
-            with execution.autocast():
-                times = training_times(uniform, diffusion)
-                per_image = denoising_loss(denoise, tokens, noise, times, diffusion)
-            loss = per_image.sum() / batch_size
-            # The gradients of the processes are averaged, and are to be summed.
-            (loss * processes.count * (scale.scale if scale else 1)).backward()
-        total += loss.detach()
-    return processes.sum(total)
-
-
-def _on_set(
-    network: Callable[..., Tensor], positions: Tensor, labels: Tensor | None, x_t: Tensor, t: Tensor
-) -> Tensor:
-    """Call a network on noisy tokens at fixed positions, with fixed labels."""
-    return network(x_t, positions, t, labels)
-
-
-def optimise(
-    state: State, loss: Tensor, learning_rate: float, clip: float | None, execution: Execution
-) -> Tensor:
-    """Make the optimiser's step, unless loss or gradients are not finite; return their norm.
-
-    Nothing here waits for the device.
-    """
-    gradients = torch.nn.utils.get_total_norm(state.optimiser.gradients())
-    norm = execution.processes.full_tensor(gradients)
-    divisor = torch.ones_like(norm)
-    if state.scale:
-        divisor = state.scale.scale.clone()
-        norm = norm / divisor
-    skip = ~(loss.isfinite() & norm.isfinite())
-    state.optimiser.step(learning_rate, divisor * clipping(norm, clip), skip)
-    if state.scale:
-        state.scale.update(skip)
-    return norm
 
 
 def stop_if_failing(state: State, schedule: Schedule, params: PhaseParams) -> None:

@@ -54,11 +54,11 @@ class AdamW:
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     @torch.no_grad()
-    def step(self, lr: float, divisor: Tensor, skip: Tensor) -> None:
+    def step(self, lr: float | Tensor, divisor: Tensor, skip: Tensor) -> None:
         """Change the parameters by their gradients, and release these.
 
         Args:
-            lr: the learning rate.
+            lr: the learning rate; a 0-d tensor is read when the launches of a step are replayed.
             divisor: the gradients are divided by it first, 0-d float32.
             skip: 0-d bool; if true nothing changes.
         """

@@ -5,11 +5,12 @@ leg on whole images. The loop (``loop.py``) cannot tell them apart.
 """
 
 from collections.abc import Mapping
+from math import log
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict
 
-from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
 from maskdm.training.schedule import Leg, Schedule
@@ -65,6 +66,9 @@ class PretrainParams(PhaseParams):
     full_share: float = Field(
         ge=0, lt=1, description="share of steps on whole images among the masked ones, 0 to 1"
     )
+    noise_shift: float = Field(
+        0.0, description="log-SNR added to masked steps, in units of ½·ln(N/S); 0 for none"
+    )
 
 
 class FinetuneParams(PhaseParams):
@@ -73,6 +77,9 @@ class FinetuneParams(PhaseParams):
     init: str = Field(description="the model folder to start from, such as models/pretrain")
     init_weights: Literal["averaged", "raw"] = Field(
         description="which of its weights to start from: averaged or raw"
+    )
+    optimiser: Literal["fresh", "kept"] = Field(
+        "fresh", description="AdamW's moments at the start: fresh (zero) or kept from that model"
     )
 
 
@@ -91,13 +98,15 @@ def pretraining_schedule(params: PretrainParams, mask: MaskParams, grid: int) ->
         )
     legs = tuple(
         Leg(
-            mask=make_mask(mask.model_copy(update={"rate": leg.rate}), grid),
+            mask=made,
             steps=leg.steps,
             batch_size=leg.batch_size or params.batch_size,
             lr=leg.lr or params.lr,
             warmup=params.warmup if leg.warmup is None else leg.warmup,
+            shift=params.noise_shift * fewer_tokens(made),
         )
         for leg in planned
+        for made in [make_mask(mask.model_copy(update={"rate": leg.rate}), grid)]
     )
     steps = sum(leg.steps for leg in planned)
     if params.legs and params.steps > steps:
@@ -107,6 +116,14 @@ def pretraining_schedule(params: PretrainParams, mask: MaskParams, grid: int) ->
         )
     schedule = Schedule(legs, params.steps, params.cooldown, params.full_share)
     return _fitting(schedule, "pretrain")
+
+
+def fewer_tokens(mask: Mask) -> float:
+    """Return ½·ln(N/S), by how much less log-SNR S of N tokens say as much as all at a time.
+
+    Noise averages out over tokens, as over pixels (Hoogeboom et al. 2023, section 3.1).
+    """
+    return 0.5 * log(mask.grid**2 / mask.shown)
 
 
 def finetuning_schedule(params: FinetuneParams, grid: int) -> Schedule:

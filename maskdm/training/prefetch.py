@@ -7,6 +7,7 @@ by making it beside the computation, and each batch is made when it is needed.
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,21 +31,42 @@ def prefetched(
     if device.type == "cpu":
         yield make
         return
-    pinned = device.type == "cuda"
-    under_way: dict[int, Future[Batch]] = {}
+    beside = _CopiesBeside(device) if device.type == "cuda" else None
+    under_way: dict[int, Future[Any]] = {}
 
-    def prepare(step: int) -> Batch:
-        batch = make(step)
-        return batch.pinned() if pinned else batch
+    def prepare(step: int) -> Any:
+        return beside.begin(make(step)) if beside else make(step)
 
     def take(step: int) -> Batch:
         for later in range(step, min(step + PREFETCHED, steps)):
             if later not in under_way:
                 under_way[later] = pool.submit(prepare, later)
-        return under_way.pop(step).result().to(device)
+        found = under_way.pop(step).result()
+        return beside.end(*found) if beside else found.to(device)
 
     pool = background_threads(PREFETCHED, "batches")
     try:
         yield take
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _CopiesBeside:
+    """Copies batches to a GPU on a stream of their own, while it computes on another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def begin(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        """Begin to copy a batch; return its copy, and what says that it is there."""
+        with torch.cuda.stream(self.stream):
+            return batch.pinned().to(self.device), self.stream.record_event()
+
+    def end(self, batch: Batch, there: torch.cuda.Event) -> Batch:
+        """Return a copied batch, on which the computing stream may build from here on."""
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(there)
+        for tensor in batch:
+            if tensor is not None:
+                tensor.record_stream(computing)
+        return batch

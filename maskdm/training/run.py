@@ -1,13 +1,14 @@
 """A phase of training from its start to its files: what the stages pretrain and finetune share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.backbones.model_folder import ModelConfig, TrainedLeg, save_model
+from maskdm.backbones.model_folder import ModelConfig, TrainedLeg, save_model, save_moments
 from maskdm.data.prepared import PreparedSet
 from maskdm.runtime.environment import CHECKPOINTS_REMOTE, checkpoints_folder
 from maskdm.runtime.errors import UserError
@@ -33,11 +34,13 @@ class Outputs:
         model: the model folder.
         curves: the folder of the curves and previews, which are there while it trains, too.
         timing: the JSON file of seconds, on which nothing depends.
+        keeps_optimiser: whether the optimiser's moments are left in the model folder, too.
     """
 
     model: Path
     curves: Path
     timing: Path
+    keeps_optimiser: bool = False
 
 
 def train_phase(
@@ -49,6 +52,7 @@ def train_phase(
     params: PhaseParams,
     outputs: Outputs,
     start: str = "",
+    moments: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Train one phase and write its outputs.
 
@@ -63,6 +67,7 @@ def train_phase(
         params: the phase's parameters.
         outputs: the files to write.
         start: what its weights depend on besides the section model and the seed.
+        moments: what the optimiser starts with; None for zeros.
 
     Raises:
         UserError: if the processes do not fit the phase, or checkpoints cannot be used.
@@ -70,7 +75,7 @@ def train_phase(
     """
     execution = Execution.from_environment(params.precision)
     _check_processes(phase, schedule, execution)
-    setup = set_up(phase, backbone, config, prepared, schedule, params, start, execution)
+    setup = set_up(phase, backbone, config, prepared, schedule, params, start, execution, moments)
     state, processes = setup.state, execution.processes
     store = CheckpointStore(
         checkpoints_folder(), phase, setup.fingerprint, CHECKPOINTS_REMOTE.get()
@@ -89,12 +94,15 @@ def train_phase(
                 curves.write(outputs.curves, state.history, params.log_every)
     raw = processes.gather(dict(backbone.named_parameters()), copied=False)
     averaged = processes.gather(state.averaged, copied=False)
+    kept = processes.gather(state.optimiser.tensors() if outputs.keeps_optimiser else {}, False)
     if not processes.is_main:
         return
     curves.write(outputs.curves, state.history, params.log_every)
     legs = trained_legs(phase, backbone, prepared, schedule)
     config = config.model_copy(update={"training": [*config.training, *legs]})
     save_model(outputs.model, config, raw, averaged)
+    if kept:
+        save_moments(outputs.model, kept)
     seconds, images = checkpointer.seconds, schedule.images_before(state.step)
     timing = {
         "seconds": round(seconds, 1),
@@ -167,6 +175,7 @@ def trained_legs(
             mask=stretch.leg.mask.strategy,
             mask_rate=stretch.leg.mask.rate,
             visible=stretch.leg.mask.visible,
+            scope=stretch.leg.mask.scope,
             batch_size=stretch.leg.batch_size,
             steps=stretch.steps,
             images=stretch.images,

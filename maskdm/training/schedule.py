@@ -24,6 +24,7 @@ class Leg:
         batch_size: images a step.
         lr: the learning rate that the warm-up reaches.
         warmup: steps of linear warm-up at the leg's start.
+        shift: added to the log-SNR of its times.
     """
 
     mask: Mask
@@ -31,6 +32,7 @@ class Leg:
     batch_size: int
     lr: float
     warmup: int
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ class Schedule:
         rising = min(1.0, (step - first + 1) / (leg.warmup + 1))
         falling = min(1.0, (self.steps - step) / (self.cooldown + 1))
         return leg.lr * min(rising, falling)
+
+    def shift(self, step: int) -> float | None:
+        """Return what is added to the log-SNR of step ``step`` (from 0); None if nothing ever."""
+        if not any(leg.shift for leg in self.legs):
+            return None
+        return 0.0 if self.is_full(step) else self.leg(step)[0].shift
 
     def images_before(self, step: int) -> int:
         """Return how many images the first ``step`` steps see."""

@@ -4,9 +4,11 @@ Everything that shapes the steps is assembled here, so that the fingerprint of a
 the very values that the loop gets, and the hash of the code the lines that hand them over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+
+from torch import Tensor
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import ModelConfig
@@ -57,6 +59,7 @@ def set_up(
     params: PhaseParams,
     start: str,
     execution: Execution,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> Setup:
     """Put a phase together.
 
@@ -69,6 +72,7 @@ def set_up(
         params: the phase's parameters.
         start: what the network's weights depend on besides the section model and the seed.
         execution: where and how to compute.
+        moments: what the optimiser starts with; ``start`` says where they are from.
     """
     execution.processes.shard(backbone.to(execution.device), execution.device)
     recipe = {
@@ -113,4 +117,4 @@ def set_up(
         execution.device,
         backbone.classes,
     )
-    return Setup(State.start(backbone, params), batches, validator, previewer, fingerprint)
+    return Setup(State.start(backbone, params, moments), batches, validator, previewer, fingerprint)

@@ -35,18 +35,28 @@ class State:
     history: History = field(default_factory=History)
 
     @classmethod
-    def start(cls, backbone: Denoiser, params: PhaseParams) -> "State":
+    def start(
+        cls,
+        backbone: Denoiser,
+        params: PhaseParams,
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> "State":
         """Return the state before the first step; the average starts at the weights given.
 
         Args:
             backbone: on the device to train on.
             params: the phase.
+            moments: what the optimiser starts with, named as in its ``tensors``; None for zeros.
         """
         parameters = dict(backbone.named_parameters())
         device = next(iter(parameters.values())).device
         averaged = {name: p.detach().clone() for name, p in parameters.items()}
         scale = LossScale.for_precision(params.precision, device)
-        return cls(backbone, averaged, AdamW(parameters, params), scale)
+        optimiser = AdamW(parameters, params)
+        if moments is not None:
+            for name, tensor in optimiser.tensors().items():
+                tensor.copy_(moments[name])
+        return cls(backbone, averaged, optimiser, scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is to be saved, by name; the tensors themselves, not copies."""

@@ -22,7 +22,8 @@ from maskdm.training.history import Errors
 LOG_SNRS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 # At most this many images: each is used at one level, every level gets the same number.
 MOST_IMAGES = 36 * len(LOG_SNRS)
-BATCH = 9  # no more than a small training batch needs memory for
+# Images at a time: on a CPU no more than a small training batch needs memory for.
+BATCH, BATCH_ELSEWHERE = 9, 84
 
 
 class HeldOutValidator:
@@ -71,8 +72,9 @@ class HeldOutValidator:
             denoise: ``(tokens, positions, time, labels)`` → the network's output.
         """
         per_image = []
-        for start in range(0, len(self.x0), BATCH):
-            part = slice(start, start + BATCH)
+        batch = BATCH if self.x0.device.type == "cpu" else BATCH_ELSEWHERE
+        for start in range(0, len(self.x0), batch):
+            part = slice(start, start + batch)
             x_t, time = self.x_t[part], self.time[part]
             labels = None if self.labels is None else self.labels[part]
             output = denoise(x_t, self.positions[part], time, labels).float()

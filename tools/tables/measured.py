@@ -103,11 +103,16 @@ def scaling() -> str:
             f"{cell['steps'][0]:,} + {cell['steps'][1]:,}",
             f"{cell['images']:,}",
             f"{cell['error']:.4f}",
-            _number(cell["kid"]),
+            *(
+                _number(cell[name][measure]) if name in cell else ""
+                for name in ("plain", "guided")
+                for measure in ("fd", "kid")
+            ),
         )
         for cell in cells
     ]
-    head = ("FLOPs", "size", "variation", "steps", "images", "error", "`kid_efficientnet_lite0`")
+    head = ("FLOPs", "size", "variation", "steps", "images", "error")
+    head += ("FD", "KID", "FD guided", "KID guided")
     return _table(head, rows)
 
 

@@ -32,7 +32,12 @@ class GaussianDenoiser(Denoiser):
         self.diffusion = diffusion
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, time: Tensor, label: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Return what an optimal network outputs for ``(batch, 1, 8)`` at ``time``."""
         x_t = tokens.double()

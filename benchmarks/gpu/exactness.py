@@ -1,0 +1,107 @@
+"""Exactness on a GPU: which of the promises of docs/running.md hold there, to which digit.
+
+Small runs of the training loop itself, on noise. "The same" is a comparison of every bit of every
+tensor that a checkpoint holds; everything else is the largest difference of a loss, relative.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.diffusion.loss import DiffusionParams
+from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
+from maskdm.runtime.execution import Execution
+from maskdm.training.batches import Batches
+from maskdm.training.loop import train
+from maskdm.training.phases import PhaseParams
+from maskdm.training.schedule import Leg, Schedule
+from maskdm.training.state import State
+from maskdm.training.validation import HeldOutValidator
+
+STEPS, STOP, PATCH, GRID = 16, 9, 4, 8
+MODEL = ModelParams(backbone="uvit", patch=PATCH, dim=128, depth=5, heads=2, init="spatial")
+DIFFUSION = DiffusionParams(
+    path="flow", prediction="x0", loss="velocity", times="logit-normal", times_mean=0, times_std=1
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+
+Tensors = dict[str, torch.Tensor]
+
+
+def exactness(execution: Execution) -> dict[str, Any]:
+    """Return what holds on the device of ``execution``, at its precision.
+
+    Args:
+        execution: as training has it there: compiled, replayed.
+    """
+    plain = replace(execution, compiles=False, replays=False)
+    whole = run(execution)
+    losses = whole["history.losses"]
+    return {
+        "two runs the same": same(whole, run(execution)),
+        "stopped and gone on the same": same(whole, run(execution, stop=STOP)),
+        "losses finite": bool(losses.isfinite().all()),
+        "micro-batches": difference(losses, run(replace(execution, micro_batch=6))),
+        "replayed against launched": difference(losses, run(replace(execution, replays=False))),
+        "compiled against plain": difference(run(plain)["history.losses"], whole),
+    }
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    """Return whether two states are equal to the last bit."""
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def difference(losses: torch.Tensor, other: Tensors) -> float:
+    """Return the largest relative difference between the losses of two runs."""
+    found = other["history.losses"]
+    return float(((found - losses).abs() / losses.abs()).max())
+
+
+def run(execution: Execution, stop: int | None = None) -> Tensors:
+    """Train a small network: some masked steps, then some on whole images; return its state.
+
+    Args:
+        execution: where and how.
+        stop: saves the state after so many steps and goes on from it with another network.
+    """
+    params = PhaseParams(
+        steps=STEPS, batch_size=16, lr=1e-3, warmup=2, cooldown=4, betas=(0.9, 0.99),
+        weight_decay=0.03, clip=1.0, hflip=0.5, ema_images=64, precision=execution.precision,
+        log_every=4, validate_every=100, label_dropout=0.0,
+    )  # fmt: skip
+    mask = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), GRID)
+    legs = (Leg(mask, 8, 16, 1e-3, 2), Leg(nothing_masked(GRID), 8, 16, 1e-3, 2))
+    schedule = Schedule(legs, STEPS, params.cooldown)
+    device = execution.device
+    batches = Batches(IMAGES, schedule, PATCH, params.hflip, 0, "exactness")
+    validator = HeldOutValidator(IMAGES[:14], PATCH, DIFFUSION, device)
+
+    def start(seed: int) -> State:
+        return State.start(build_backbone(MODEL, 32, 3, seed).to(device), params)
+
+    def steps(state: State) -> Any:
+        return train(state, batches, validator, DIFFUSION, params, execution)
+
+    state = start(0)
+    for made in steps(state):
+        if made == stop:
+            saved = {name: tensor.cpu().clone() for name, tensor in state.tensors().items()}
+            state = gone_on(start(1), made, saved, state.metadata())
+            for _ in steps(state):
+                pass
+            break
+    return {name: tensor.cpu().clone() for name, tensor in state.tensors().items()}
+
+
+def gone_on(state: State, step: int, saved: Tensors, metadata: dict[str, Any]) -> State:
+    """Return ``state`` with what was saved of another."""
+
+    def load(name: str, into: torch.Tensor) -> object:
+        return into.copy_(saved[name])
+
+    state.restore(step, metadata, load)
+    return state
