@@ -102,7 +102,7 @@ def train(run: Run, threads: int) -> bool:
     log = WORK / f"{run.name.replace('/', '_')}.log"
     log.parent.mkdir(exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"TQDM_DISABLE": "1"}
-    options = ((f"--{name}", f"{getattr(run, name)}") for name in ("tuning", "share", "seed"))
+    options = ((f"--{name}", f"{getattr(run, name)}") for name in ("tuning", "share", "seed", "of"))
     words = ["benchmarks.evidence.train", run.part, run.dataset, run.arm]
     words += [word for option in options for word in option]
     with log.open("w", encoding="utf-8") as file:

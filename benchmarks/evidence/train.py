@@ -46,9 +46,10 @@ def main(
     tuning: Annotated[str, typer.Option(help="a key of tunings")] = "base",
     share: Annotated[float, typer.Option(help="of the budget that is spent masked")] = 0.0,
     seed: Annotated[int, typer.Option(help="of weights, order, masks, times and noise")] = 0,
+    of: Annotated[float, typer.Option(help="the share of the part's budget that it has")] = 1.0,
 ) -> None:
     """Train one run of the matrix and measure it on the way."""
-    run = Run(part, dataset, arm, tuning, share, seed)
+    run = Run(part, dataset, arm, tuning, share, seed, of)
     matrix = read_matrix()
     target = (RUNS / run.name).resolve()
     folder = (WORK / run.name).resolve()

@@ -15,7 +15,13 @@ def training_flops(backbone: Denoiser, visible: int, images: int, middle: int | 
         images: how many.
         middle: how many of the patches its middle blocks see; None for all.
     """
-    return 3 * backbone.forward_flops(visible, middle) * images
+    # A backbone of one's own need not know of a middle.
+    forward = (
+        backbone.forward_flops(visible)
+        if middle is None
+        else backbone.forward_flops(visible, middle)
+    )
+    return 3 * forward * images
 
 
 def stretch_flops(backbone: Denoiser, stretch: Stretch) -> int:
