@@ -1,8 +1,8 @@
 """The deciding experiment: is an arm at half the budget as good as scratch at the whole?
 
 What is best for each arm is chosen among as many cells for each, at half of the budgets, by the
-error on the even held-out images, with a seed that the test does not use; scratch may also choose
-its network. The test has five seeds and the odd held-out images. ``python -m
+error on the first half of the held-out images, with a seed that the test does not use; scratch may
+also choose its network. The test has five seeds and the other half. ``python -m
 benchmarks.evidence.decision`` trains what is not there yet, and ends by itself.
 """
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.evidence.plan import data_of, entry, read_matrix
+from benchmarks.evidence.plan import ROOT, data_of, entry, read_matrix
 from benchmarks.evidence.train import SETS, write_params
 from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import merge
 from stages import prepare, reference
 
 PREPARED = Path("data/prepared")
@@ -35,8 +36,9 @@ def make(dataset: str, path: str | None = None) -> None:
 
     A dataset with ``select`` is a part of its images: ``classes`` names the classes that are kept,
     or ``without`` those that are not; of the training images ``share`` are kept, while distances
-    are measured to all of them. Of the held-out images ``heldout`` keeps every second one, the even
-    or the odd ones, so that what is chosen by some can be tested on the others.
+    are measured to all of them. Of the held-out images ``heldout`` keeps the first or the second
+    half, so that what is chosen by one can be tested on the other: in the order of their names, so
+    that neighbours, which belong together, stay together.
 
     Args:
         dataset: a key of ``datasets``.
@@ -49,6 +51,8 @@ def make(dataset: str, path: str | None = None) -> None:
         params["data"]["path"] = str(Path(path).resolve())
     if select and "share" in select:
         params["data"]["classes"] = True
+    # Paths in the matrix are the repository's, and the same on every machine.
+    given = params["data"]["path"] and str(ROOT / params["data"]["path"])
     folder = SETS / dataset
     wanted = {"params": params, "select": select}
     mark = folder.resolve() / "made.json"
@@ -64,7 +68,7 @@ def make(dataset: str, path: str | None = None) -> None:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        write_params(params)
+        write_params(params if given is None else merge(params, {"data": {"path": given}}))
         prepare.main()
         if select and "share" in select:
             keep(open_prepared(PREPARED), classes_kept(select))
@@ -103,7 +107,7 @@ def keep(
         found: the set, which is replaced.
         classes: says whether the class of a name is kept; None: all images are.
         share: of the training images, how many are kept, evenly spaced.
-        heldout: ``"even"`` or ``"odd"``: which of the held-out images are kept; None for all.
+        heldout: ``"first"`` or ``"second"`` half of the held-out images; None for all.
 
     Raises:
         UserError: if no image is left on one of the sides.
@@ -123,7 +127,8 @@ def keep(
             if not len(indices):
                 raise UserError(f"No image is left of the classes {found.classes}.")
             if held_out and heldout:
-                indices = indices[{"even": 0, "odd": 1}[heldout] :: 2]
+                middle = len(indices) // 2
+                indices = indices[:middle] if heldout == "first" else indices[middle:]
             if not held_out:
                 count = max(1, round(share * len(indices)))
                 indices = indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
