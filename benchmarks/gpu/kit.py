@@ -80,29 +80,36 @@ def main(
 
 
 def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
-    """Yield what is measured: names, and functions that measure."""
+    """Yield what is measured: names, and functions that measure; what is compiled comes last."""
     device = execution.device
     for precision in PRECISIONS:
         yield f"multiply, {precision}", partial(best_multiply, device, precision)
     for precision in PRECISIONS:
-        yield f"exactness, {precision}", partial(exactness, replace(execution, precision=precision))
+        there = replace(execution, precision=precision, compiles=False)
+        yield f"exactness, {precision}", partial(exactness, there)
+    yield from steps(execution, "replayed")
     for size, (name, rates) in SIZES.items():
-        preset = read_preset(name)
         for rate in rates:
-            mask, params = masked(preset, rate)
-            yield f"batches, {size}, {rate:.0%}", partial(batches_a_second, preset, mask, params)
+            work = read_preset(name), *masked(read_preset(name), rate)
+            yield f"batches, {size}, {rate:.0%}", partial(batches_a_second, *work)
+    yield from steps(execution, "launched")
+    yield from steps(execution, "compiled, replayed")
+    yield "exactness, fp32, compiled", partial(exactness, replace(execution, compiles=True))
+
+
+def steps(execution: Execution, way: str) -> Iterator[tuple[str, Piece]]:
+    """Yield the timing of all sizes and mask rates in one way of making steps."""
+    compiles, replays = WAYS[way]
     for size, (name, rates) in SIZES.items():
-        preset = read_preset(name)
         for rate in rates:
-            mask, params = masked(preset, rate)
-            for way, (compiles, replays) in WAYS.items():
-                there = replace(
-                    execution, precision=params.precision, compiles=compiles, replays=replays
-                )
-                yield (
-                    f"steps, {size}, {rate:.0%}, {params.precision}, {way}",
-                    partial(measure, preset, mask, params, there),
-                )
+            mask, params = masked(read_preset(name), rate)
+            there = replace(
+                execution, precision=params.precision, compiles=compiles, replays=replays
+            )
+            yield (
+                f"steps, {size}, {rate:.0%}, {params.precision}, {way}",
+                partial(measure, read_preset(name), mask, params, there),
+            )
 
 
 def masked(preset: Params, rate: float) -> tuple[Mask, FinetuneParams]:
