@@ -1,13 +1,15 @@
 """Check the whole of params.yaml, before any other stage deletes or computes anything."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from maskdm.backbones.model_folder import ModelConfig, check_start, load_config
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.model_folder import MOMENTS, ModelConfig, check_start, load_config
 from maskdm.backbones.registry import ModelParams, backbone_without_weights
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
-from maskdm.diffusion.masking import MaskParams, describe
+from maskdm.diffusion.masking import Mask, MaskParams, describe
 from maskdm.evaluation.distances import FidParams
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
@@ -90,9 +92,11 @@ def _check_fit(
 ) -> None:
     """Check what more than one section, or more than one key, decides."""
     # All the checks of the real thing, none of its memory.
-    backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
+    network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
     grid = data.resolution // model.patch
     for leg in pretraining_schedule(pretrain, mask, grid).legs:
+        if leg.mask.in_middle is not None:
+            _check_middle(network, model.backbone, leg.mask)
         print(describe(leg.mask))
     finetuning_schedule(finetune, grid)
     if finetune.init != PRIMER:
@@ -102,6 +106,11 @@ def _check_fit(
         except UserError as error:
             raise UserError(f"finetune.init is '{start}': {error}") from None
         check_start(start, before, model, diffusion, data.classes)
+        if finetune.optimiser == "kept" and not (start / MOMENTS).exists():
+            raise UserError(
+                f"finetune.optimiser is kept, but {start} has no {MOMENTS}, which pretraining "
+                "leaves in its own folder: set finetune.optimiser to fresh."
+            )
     check_sampling(sample, conditional=data.classes)
     if sample.guided:
         _check_guide(sample, pretrain, data, model, diffusion, seed)
@@ -112,6 +121,16 @@ def _check_fit(
             "guidance needs a network that also learns without labels. Set label_dropout above 0, "
             "such as 0.1, or guidance_scale to 1."
         )
+
+
+def _check_middle(network: Denoiser, backbone: str, mask: Mask) -> None:
+    """Check that a network has middle blocks, which can be masked alone."""
+    if "middle" not in signature(network.forward).parameters:
+        raise UserError(
+            f"mask.scope is middle, but the backbone '{backbone}' takes no argument 'middle' "
+            "(docs/own-backbone.md): set mask.scope to image."
+        )
+    network.forward_flops(mask.shown, mask.in_middle)
 
 
 def _check_guide(

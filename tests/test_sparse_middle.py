@@ -8,13 +8,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskdm.backbones.registry import BACKBONES
 from maskdm.runtime.errors import UserError
 from tests.support.backbones import CLASSES, TOKENS, VALUES, shaken, small
+from tests.support.pretended import HostToDevice
 
 BATCH = 3
 
@@ -216,22 +215,6 @@ def test_a_network_without_a_middle_refuses_one(name, depth):
         network.forward_flops(TOKENS, 5)
     assert inputs.say(network, middle=None).shape == inputs.tokens.shape
     assert network.forward_flops(TOKENS) > 0
-
-
-class HostToDevice(TorchDispatchMode):
-    """Notes the operations that take or give tensors of the host and of a device at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.copies = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
-        # A number may come as a tensor of the host: the kernel is given its value.
-        if len({t.device.type for t in tensors if t.ndim}) > 1:
-            self.copies.append(str(function))
-        return result
 
 
 def test_a_cuda_graph_can_capture_it(name, monkeypatch):

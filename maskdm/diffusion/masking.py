@@ -186,6 +186,8 @@ def describe(mask: Mask) -> str:
         f"mask: {mask.strategy}, {mask.visible} of {total} patches visible, "
         f"true mask rate {mask.rate:.3f} (asked for {mask.asked:g})"
     )
+    if mask.scope == "middle":
+        line += ", by the middle blocks alone"
     if abs(mask.rate - mask.asked) > 0.02:
         line += (
             f". The {mask.grid}×{mask.grid} grid cannot express {mask.asked:g} within 2 points: "

@@ -6,6 +6,7 @@ is its noise levels along time; a ``Level`` is all that losses, predictions and 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import cos, pi
 from typing import Generic, TypeVar
 
@@ -148,8 +149,13 @@ def _flow_log_snr(t: Tensor) -> Tensor:
 def _interpolated(xs: Tensor, ys: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the piecewise linear function through points, ``xs`` ascending, constant beyond."""
 
+    @cache
+    def on(device: torch.device) -> tuple[Tensor, Tensor]:
+        # Copied once: a training step that is replayed may not copy from the host.
+        return xs.to(device), ys.to(device)
+
     def at(x: Tensor) -> Tensor:
-        here, there = xs.to(x.device), ys.to(x.device)
+        here, there = on(x.device)
         wide = x.double()
         right = torch.searchsorted(here, wide.contiguous()).clamp(1, len(here) - 1)
         left = right - 1

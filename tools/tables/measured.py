@@ -111,8 +111,8 @@ def scaling() -> str:
         )
         for cell in cells
     ]
-    head = ("FLOPs", "size", "variation", "steps", "images", "error")
-    head += ("FD", "KID", "FD guided", "KID guided")
+    head = ("FLOPs", "size", "variation", "steps", "images", "error", "FD", "KID",
+            "FD guided", "KID guided")  # fmt: skip
     return _table(head, rows)
 
 
