@@ -8,7 +8,7 @@ PIP := python -m pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench torture evidence report docs preset clean
+.PHONY: help setup demo test lint bench gpu torture evidence evidence-gpu report docs preset clean
 
 help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (about a quarter of an hour on 2 cores)'
@@ -16,8 +16,10 @@ help:
 	@echo 'make setup           only the environment: .venv from requirements.lock'
 	@echo 'make preset NAME=…   write params.yaml from a preset ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
+	@echo 'make gpu             exactness and speed on the GPU that is there, into reports/gpu/ (9 minutes; goes on where it was)'
 	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
 	@echo 'make evidence        does masking pay? 15 minutes; on your images: make evidence IMAGES=folder'
+	@echo 'make evidence-gpu    the deciding experiments on a GPU, eight runs at a time (9 minutes; goes on where it was)'
 	@echo 'make report          evidence and runs as one page, reports/index.html (REVS="main my-exp")'
 	@echo 'make docs            compute the tables of README.md and docs/ anew, and the picture of the evidence'
 	@echo 'make clean           remove the environment'
@@ -57,12 +59,20 @@ lint: setup
 bench: setup
 	python -m benchmarks.speed.bench
 
+gpu: setup
+	python -m benchmarks.gpu.kit
+
 torture: setup
 	python -m benchmarks.robustness.torture
 
 evidence: setup
 	python -m benchmarks.evidence.matrix reduced $(if $(IMAGES),--own '$(IMAGES)')
 	python -m tools.report.page
+
+evidence-gpu: setup
+	test -d data/glyphs || python -m benchmarks.evidence.glyphs data/glyphs
+	python -m benchmarks.evidence.decision --jobs 8 --minutes 8
+	python -m benchmarks.evidence.decided
 
 report: setup
 	python -m tools.report.page $(REVS)

@@ -19,7 +19,7 @@ from benchmarks.evidence.plan import Run, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
 from maskdm.runtime import command
 
-TUNING, TEST = "decision-tuning", "decision"
+SMALL, TUNING, TEST = "decision-32", "decision-tuning", "decision"
 SUFFIX = "-tuning"  # of the datasets by which is chosen
 SCRATCH = "scratch"
 SEEDS = (1, 2, 3, 4, 5)
@@ -35,15 +35,13 @@ def main(
     until = time.monotonic() + 60 * minutes
     os.environ.setdefault("MASKDM_COMPILE", "0")  # takes as long as a run
     matrix = read_matrix()
-    tuning = runs_of(matrix, TUNING)
-    for dataset in dict.fromkeys(name for run in tuning for name in datasets(matrix, run)):
-        images.make(dataset)
-    train_missing(matrix, tuning, jobs, until)
-    if time.monotonic() < until:
-        tests = runs_of_test()
-        for dataset in dict.fromkeys(name for run in tests for name in datasets(matrix, run)):
-            images.make(dataset)
-        train_missing(matrix, tests, jobs, until)
+    # What is tested at 64 pixels follows from the tuning, so it is asked for when that is done.
+    for part in (SMALL, TUNING, TEST):
+        if time.monotonic() < until:
+            wanted = runs_of_test() if part == TEST else runs_of(matrix, part)
+            for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
+                images.make(dataset)
+            train_missing(matrix, wanted, jobs, until)
 
 
 def chosen() -> dict[tuple[str, str], Run]:

@@ -15,14 +15,14 @@ from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 
 # (budget, width, depth, heads): the size for budgets from this one on, up to the next. Measured at
-# 1e13 FLOPs; 128 and 192 are the demo's and the long run's; elsewhere width grows as the fourth
-# root of the budget or more slowly.
+# 4e13 and 1e14 FLOPs, where of two sizes that are as good the wider one is taken, which computes
+# faster; 384 is the hero's; elsewhere width grows about as the cube root of the budget.
 SIZES = (
     (0.0, 64, 7, 1),
-    (4e12, 96, 7, 2),
-    (2e13, 128, 7, 2),
-    (1e14, 192, 9, 3),
-    (1e15, 256, 9, 4),
+    (1e13, 96, 7, 2),
+    (1e14, 128, 7, 2),
+    (5e14, 192, 9, 3),
+    (2e15, 256, 9, 4),
     (1e16, 384, 11, 6),
     (1e17, 512, 13, 8),
 )

@@ -73,7 +73,11 @@ def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
                 "axis": {"format": ".3f"},
             },
             "color": {"field": "size", "type": "nominal", "sort": list(read_study()["sizes"])},
-            "strokeDash": {"field": "budget", "type": "nominal"},
+            "strokeDash": {
+                "field": "budget",
+                "type": "nominal",
+                "legend": {"symbolType": "stroke"},
+            },
             "detail": {"field": "cell"},
         },
     }

@@ -16,15 +16,15 @@ def speed() -> str:
     rows = [
         (
             row.name,
-            f"{_number(row.value)} {row.unit}",
-            f"{_number(row.limit)} {row.unit}",
+            f"{number(row.value)} {row.unit}",
+            f"{number(row.limit)} {row.unit}",
             f"{row.ratio:.2f}",
             f"{'≥' if row.higher_is_better else '≤'} {row.goal:g}"
             + ("" if row.meets_goal else ", missed"),
         )
         for row in map(Row.of, report["rows"])
     ]
-    return f"{_machine(report)}\n\n{_table(('', 'value', 'limit', 'ratio', 'goal'), rows)}"
+    return f"{_machine(report)}\n\n{in_markdown(('', 'value', 'limit', 'ratio', 'goal'), rows)}"
 
 
 def growth() -> str:
@@ -40,7 +40,7 @@ def growth() -> str:
             (
                 whole["quantity"],
                 f"{whole['factor']} " + " → ".join(f"{row['value']:,}" for row in along),
-                " → ".join(_number(row["measured"]) for row in along) + f" {along[0]['unit']}",
+                " → ".join(number(row["measured"]) for row in along) + f" {along[0]['unit']}",
                 f"{whole['exponent_measured']:.2f}",
                 f"{whole['exponent_computed']:.2f}"
                 if goal is None
@@ -48,7 +48,7 @@ def growth() -> str:
             )
         )
     head = ("", "grows with", "measured", "exponent", "of the FLOPs, or goal")
-    return f"{_machine(report)}\n\n{_table(head, rows)}"
+    return f"{_machine(report)}\n\n{in_markdown(head, rows)}"
 
 
 def evaluations() -> str:
@@ -59,8 +59,8 @@ def evaluations() -> str:
     found = {(cell["solver"], cell["nfe"]): cell[name] for cell in cells}
     counts = sorted({nfe for _, nfe in found})
     solvers = list(dict.fromkeys(solver for solver, _ in found))
-    rows = [(f"`{solver}`", *(_number(found[solver, nfe]) for nfe in counts)) for solver in solvers]
-    table = _table((f"`{name}` after …", *(f"{nfe} evaluations" for nfe in counts)), rows)
+    rows = [(f"`{solver}`", *(number(found[solver, nfe]) for nfe in counts)) for solver in solvers]
+    table = in_markdown((f"`{name}` after …", *(f"{nfe} evaluations" for nfe in counts)), rows)
     deviation = max(cell[f"{name}_std"] for cell in cells)
     said = f"{report['images']} images a cell, deviation over subsets at most {deviation:.2g}:"
     return f"{said}\n\n{table}"
@@ -82,13 +82,13 @@ def guidance() -> str:
         (
             f"`{solver}`, {plain[solver]['nfe']} evaluations, times {low:g} to {high:g}",
             f"{plain[solver]['network_passes']} → {next(iter(line.values()))['network_passes']}",
-            *(_number({1.0: plain[solver], **line}[scale][name]) for scale in scales),
+            *(number({1.0: plain[solver], **line}[scale][name]) for scale in scales),
         )
         for (solver, low, high), line in lines.items()
     ]
     head = (f"`{name}` at scale …", "passes", *(f"{scale:g}" for scale in scales))
     said = f"{report['images']} images a cell; scale 1 is no guidance:"
-    return f"{said}\n\n{_table(head, rows)}"
+    return f"{said}\n\n{in_markdown(head, rows)}"
 
 
 def scaling() -> str:
@@ -104,7 +104,7 @@ def scaling() -> str:
             f"{cell['images']:,}",
             f"{cell['error']:.4f}",
             *(
-                _number(cell[name][measure]) if name in cell else ""
+                number(cell[name][measure]) if name in cell else ""
                 for name in ("plain", "guided")
                 for measure in ("fd", "kid")
             ),
@@ -113,14 +113,14 @@ def scaling() -> str:
     ]
     head = ("FLOPs", "size", "variation", "steps", "images", "error", "FD", "KID",
             "FD guided", "KID guided")  # fmt: skip
-    return _table(head, rows)
+    return in_markdown(head, rows)
 
 
 def _read(name: str) -> Any:
     return json.loads((REPORTS / name).read_text(encoding="utf-8"))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Return three significant digits."""
     return f"{float(f'{value:.3g}'):,g}"
 
@@ -134,6 +134,6 @@ def _machine(report: dict[str, Any]) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def in_markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.report import tables
-from tools.tables import environment, gpus, measured, needs, parameters, solvers, sources
+from tools.tables import (
+    decision,
+    environment,
+    gpus,
+    kit,
+    measured,
+    needs,
+    parameters,
+    solvers,
+    sources,
+)
 
 README, DOCS = Path("README.md"), Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
@@ -24,6 +34,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluations": measured.evaluations,
     "guidance": measured.guidance,
     "scaling": measured.scaling,
+    "gpu": kit.speed,
+    "exactness": kit.exactness,
+    "decision": decision.comparisons,
+    "chosen": decision.tuning,
     "headline": tables.headline,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,

@@ -1,0 +1,143 @@
+"""What the deciding experiments found: ``python -m benchmarks.evidence.decided``.
+
+Every arm is compared with scratch of the same seed: the difference of what they end with, its mean
+over seeds with a 95 % t-interval, and the one-sided paired t-test of "the arm is no better"; the
+p-values of a part are corrected by Holm's method. Writes reports/decision.json.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.evidence.decision import SCRATCH, TEST, TUNING
+from benchmarks.evidence.results import Result, read_results
+from maskdm.runtime.command import run
+from maskdm.runtime.files import write_json
+
+REPORT = Path("reports/decision.json")
+PARTS = ("decision-32", TEST)
+MEASURES = ("error", "kid", "fd")
+LEAST = 3  # seeds that a comparison needs
+
+Group = tuple[str, str, str, float, float]  # dataset, arm, tuning, share, of
+
+
+def main() -> None:
+    """Compare the runs that are there; write reports/decision.json."""
+    report = {
+        "comparisons": [row for part in PARTS for row in comparisons(read_results(part))],
+        "tuning": [tuned(result) for result in read_results(TUNING)],
+        "levels": [row for part in PARTS for row in levels(read_results(part))],
+    }
+    write_json(REPORT, report)
+    for row in report["comparisons"]:
+        print(
+            f"{row['part']} {row['dataset']} {row['arm']} ({row['of']:g} of the budget) against "
+            f"{row['against']}: {row['measure']} {row['mean']:+.4g} {row['interval']}, "
+            f"p = {row['p']:.3f} (Holm {row['p_holm']:.3f}), {len(row['seeds'])} seeds"
+        )
+
+
+def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return a row for each arm, scratch of each tuning on the whole budget, and measure."""
+    ends: dict[Group, dict[int, dict[str, float]]] = defaultdict(dict)
+    for result in results:
+        ends[group(result)][result.run.seed] = result.ends()
+    rows = []
+    for arm, by_seed in ends.items():
+        for scratch, of_scratch in ends.items():
+            if arm[1] == SCRATCH or scratch[:2] != (arm[0], SCRATCH) or scratch[4] != 1:
+                continue
+            seeds = sorted(by_seed.keys() & of_scratch.keys())
+            for measure in MEASURES if len(seeds) >= LEAST else ():
+                pairs = [(by_seed[seed][measure], of_scratch[seed][measure]) for seed in seeds]
+                rows.append(
+                    {
+                        "part": results[0].run.part,
+                        "dataset": arm[0],
+                        "arm": arm[1],
+                        "share": arm[3],
+                        "of": arm[4],
+                        "against": scratch[2],
+                        "measure": measure,
+                        "seeds": seeds,
+                        "values": [own for own, _ in pairs],
+                        "scratch": [other for _, other in pairs],
+                        **paired(pairs),
+                    }
+                )
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = corrected
+    return rows
+
+
+def group(result: Result) -> Group:
+    """Return what a result has in common with those of other seeds."""
+    run = result.run
+    return run.dataset, run.arm, run.tuning, run.share, run.of
+
+
+def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return mean difference, its 95 % interval, and p of the arm being no lower than scratch.
+
+    Args:
+        pairs: (the arm's value, scratch's), a seed each; lower is better.
+    """
+    from scipy import stats
+
+    own, other = zip(*pairs, strict=True)
+    test = stats.ttest_rel(own, other, alternative="less")
+    low, high = stats.ttest_rel(own, other).confidence_interval(0.95)
+    return {
+        "mean": mean(a - b for a, b in pairs),
+        "interval": [float(low), float(high)],
+        "p": float(test.pvalue),
+    }
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979)."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    corrected, highest = [1.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def tuned(result: Result) -> dict[str, Any]:
+    """Return what a run of the tuning ended with."""
+    run = result.run
+    return {
+        "dataset": run.dataset,
+        "arm": run.arm,
+        "tuning": run.tuning,
+        "share": run.share,
+        "of": run.of,
+        "steps": sum(leg["steps"] for leg in result.legs),
+        "error": result.curves["error"][-1][1],
+    }
+
+
+def levels(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Yield, for each group of runs, the mean error at its end by log-SNR."""
+    found: dict[Group, list[dict[str, float]]] = defaultdict(list)
+    for result in results:
+        found[group(result)].append(result.about["levels"])
+    for (dataset, arm, tuning, share, of), errors in found.items():
+        yield {
+            "part": results[0].run.part,
+            "dataset": dataset,
+            "arm": arm,
+            "tuning": tuning,
+            "share": share,
+            "of": of,
+            "runs": len(errors),
+            "errors": {level: mean(e[level] for e in errors) for level in errors[0]},
+        }
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""The deciding experiments, from reports/decision.json: tables of docs/evidence.md."""
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tools.tables.measured import in_markdown, number
+
+REPORT = Path("reports/decision.json")
+NAMES = {"error": "error", "kid": "KID", "fd": "FD"}
+
+
+def comparisons() -> str:
+    """Return arms at their share of the budget against scratch at all of it, a measure a row."""
+    rows = []
+    for row in _read()["comparisons"]:
+        low, high = row["interval"]
+        rows.append(
+            (
+                row["dataset"],
+                f"{row['arm']}, {row['of']:.0%}",
+                row["against"],
+                NAMES[row["measure"]],
+                number(mean(row["values"])),
+                number(mean(row["scratch"])),
+                f"{low:+.2g} … {high:+.2g}",
+                f"{row['p']:.2g}",
+                f"{row['p_holm']:.2g}",
+                f"{len(row['seeds'])}",
+            )
+        )
+    head = (
+        "images", "arm, of the budget", "scratch", "measure", "arm's", "scratch's",
+        "difference, 95 %", "p: arm better", "Holm", "seeds",
+    )  # fmt: skip
+    return in_markdown(head, rows)
+
+
+def tuning() -> str:
+    """Return the best cells of the tuning, for each set and arm, scratch's networks apart."""
+    cells = _read()["tuning"]
+    best: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for cell in cells:
+        # Scratch may choose another patch: that row stands for itself.
+        kind = "patch 8" if "patch-8" in cell["tuning"] else "patch 4"
+        key = cell["dataset"].removesuffix("-tuning"), cell["arm"], kind
+        if key not in best or cell["error"] < best[key]["error"]:
+            best[key] = cell
+    rows = [
+        (
+            dataset,
+            f"{arm}, {kind}",
+            f"{cell['of']:.0%}",
+            cell["tuning"],
+            f"{cell['share']:.0%}" if cell["share"] else "–",
+            f"{cell['steps']:,}",
+            f"{cell['error']:.4f}",
+        )
+        for (dataset, arm, kind), cell in sorted(
+            best.items(), key=lambda item: (item[0][0], item[1]["error"])
+        )
+    ]
+    return in_markdown(
+        ("images", "arm", "of the budget", "its best of", "masked", "steps", "error"), rows
+    )
+
+
+def _read() -> Any:
+    return json.loads(REPORT.read_text(encoding="utf-8"))
