@@ -177,3 +177,15 @@ def test_what_is_pinned_shares_no_memory_between_rows(monkeypatch):
     batches(mask=nothing_masked(4)).at(0).pinned()
     assert len(seen) == 4
     assert all(tensor.is_contiguous() for tensor in seen)
+
+
+def test_with_the_scope_middle_all_patches_are_given_and_the_middle_sees_the_visible():
+    sparse = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1, scope="middle"), 4)
+    batch, masked = batches(sparse).at(3), batches().at(3)
+    assert batch.tokens.shape == batch.noise.shape == (6, 16, 12)
+    assert torch.equal(batch.positions, torch.arange(16).expand(6, 16))
+    assert torch.equal(batch.middle, masked.positions)  # drawn as the mask of the image is
+    assert masked.middle is None
+    assert batch.part(slice(2, 4)).middle.shape == (2, 8)
+    assert (sparse.shown, sparse.in_middle) == (16, 8)
+    assert (MASK.shown, MASK.in_middle) == (8, None)

@@ -291,3 +291,15 @@ def test_discrete_times_are_the_steps_each_as_often():
     torch.testing.assert_close(steps, steps.round(), atol=1e-9, rtol=0)
     late = setting.model_copy(update={"times": "logit-normal", "times_mean": 30.0})
     assert torch.equal(training_times(uniform, late), torch.ones(4000, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_a_shift_is_added_to_the_log_snr_of_training_times(path):
+    setting = params(path=path, times="logit-normal")
+    uniform = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    plain, shifted = training_times(uniform, setting), training_times(uniform, setting, 0.7)
+    log_snr = PATHS[path].log_snr
+    exact = 0.02 if PATHS[path].steps else 1e-6  # discrete times are rounded up to a step
+    difference = log_snr(shifted) - log_snr(plain)
+    assert difference.numpy() == pytest.approx(0.7, abs=exact)
+    assert torch.equal(training_times(uniform, setting, None), plain)

@@ -45,7 +45,9 @@ from tests.support.preparing import save_images
 from tools.report.evidence import plus_minus, rows_of
 
 MATRIX = read_matrix()
-ALL = [run for part in MATRIX["parts"] for run in runs_of(MATRIX, part)]
+# Those that spend their budgets another way are in test_decision.py.
+PARTS = [part for part in MATRIX["parts"] if "spending" not in MATRIX["parts"][part]]
+ALL = [run for part in PARTS for run in runs_of(MATRIX, part)]
 SMALL = {"data.limit": 24}
 
 
@@ -65,7 +67,7 @@ def test_every_run_spends_its_budget_to_within_a_step():
 
 
 def test_a_run_that_is_there_spent_what_was_planned():
-    for part in MATRIX["parts"]:
+    for part in PARTS:
         for result in read_results(part):
             whole = whole_step(result.params)
             spent = sum(leg["flops"] for leg in result.legs)
@@ -313,6 +315,7 @@ def prepared(tmp_path):
         ({"without": ["b"]}, 1.0, range(0, 20, 2), [20, 22]),
         ({"classes": ["a"]}, 0.3, [0, 8, 18], [20, 22]),
         ({"classes": ["a"]}, 0.01, [0], [20, 22]),
+        ({"without": []}, 1.0, range(20), [20, 21, 22, 23]),
     ],
 )
 def test_a_part_of_a_set_is_of_its_classes_and_share(
@@ -324,6 +327,29 @@ def test_a_part_of_a_set_is_of_its_classes_and_share(
     assert list(kept.train[:, 0, 0, 0]) == list(train)
     assert list(kept.heldout[:, 0, 0, 0]) == list(heldout)
     assert kept.classes is None
+
+
+def test_the_halves_of_the_held_out_images_are_apart_and_the_training_images_the_same(
+    prepared, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(images, "PREPARED", tmp_path / "prepared")
+    found = {}
+    for half in ("first", "second"):
+        keep(prepared, None, heldout=half)
+        kept = open_prepared(tmp_path / "prepared")
+        assert len(kept.train) == 20
+        found[half] = [int(image[0, 0, 0]) for image in kept.heldout]
+        # The set is replaced by its part: begin again with the whole of it.
+        write_prepared(
+            tmp_path / "prepared",
+            (
+                Sample(np.full((8, 8, 3), number, dtype=np.uint8), number % 2, number >= 20)
+                for number in range(24)
+            ),
+            classes=["a", "b"], size=8, channels=3, source="none", licence="none",
+        )  # fmt: skip
+        prepared = open_prepared(tmp_path / "prepared")
+    assert found == {"first": [20, 21], "second": [22, 23]}
 
 
 def test_a_part_without_images_is_refused(prepared):

@@ -12,8 +12,10 @@ from maskdm.backbones.model_folder import (
     check_start,
     load_config,
     load_model,
+    load_moments,
     load_weights,
     save_model,
+    save_moments,
 )
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.diffusion.loss import DiffusionParams
@@ -181,3 +183,26 @@ def test_a_start_whose_weights_would_be_misread_is_refused(tmp_path, changes, se
     with pytest.raises(UserError, match=sentence):
         check_start(tmp_path, before, model, diffusion, changes.get("classes", False))
     check_start(tmp_path, before, before.model, before.diffusion, False)
+
+
+def test_moments_come_back_and_learned_positions_are_fitted(tmp_path):
+    about = config()
+    network = about.backbone()
+    save_model(tmp_path, about, dict(network.named_parameters()), dict(network.named_parameters()))
+    with pytest.raises(UserError, match=r"has no optimiser.safetensors.*set finetune.optimiser to"):
+        load_moments(tmp_path, network)
+    moments = {
+        f"{kind}.{name}": torch.rand_like(p) if kind != "step" else torch.tensor(7.0)
+        for kind in ("exp_avg", "exp_avg_sq", "step")
+        for name, p in network.named_parameters()
+    }
+    save_moments(tmp_path, moments)
+    found = load_moments(tmp_path, network)
+    assert found.keys() == moments.keys()
+    assert all(torch.equal(found[name], moments[name]) for name in moments)
+
+    larger = build_backbone(about.model, 32, 3, 0)  # a grid of 8 x 8 instead of 4 x 4
+    fitted = load_moments(tmp_path, larger)
+    for name, parameter in larger.named_parameters():
+        assert fitted[f"exp_avg.{name}"].shape == parameter.shape
+        assert fitted[f"exp_avg_sq.{name}"].min() >= 0

@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from benchmarks.presets import read_preset
+from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.model_folder import ModelConfig, save_model
+from maskdm.backbones.registry import BACKBONES, ModelParams
+from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import ParamsError, read_params, read_section, validate
@@ -83,7 +87,7 @@ def with_change(tmp_path):
         ("fid.features.extractor", "vgg", r"fid\.features\.extractor is 'vgg'.*inception"),
         ("model.patch", 5, r"model\.patch is 5.*data\.resolution 32.*1, 2, 4, 8, 16, 32"),
         ("model.depth", 8, r"model\.depth is 8.*odd number, 7 or 9"),
-        ("model.heads", 3, r"model\.dim is 128.*multiple of 12 for 3 heads.*132"),
+        ("model.heads", 5, r"model\.dim is 96.*multiple of 20 for 5 heads.*100"),
         ("finetune.init", "models/none", r"finetune\.init is 'models/none'.*no model folder"),
         ("finetune.cooldown", 10**6, r"finetune\.cooldown \(1000000\).*longer than.*shorten"),
         ("sample.eta", 0.5, r"sample\.eta is 0\.5.*ddpm always adds all of its noise.*ddim"),
@@ -180,5 +184,41 @@ def test_guidance_of_a_network_that_never_saw_the_null_label_is_refused(tmp_path
     content["finetune"]["label_dropout"] = 0.1
     check(written(content, path))
     content["finetune"]["label_dropout"] = 0.0
-    with pytest.raises(UserError, match=r"guidance_scale is 2, but finetune\.label_dropout is 0"):
+    with pytest.raises(
+        UserError, match=r"guidance_scale is 1\.5, but finetune\.label_dropout is 0"
+    ):
+        check(written(content, path))
+
+
+def test_a_middle_is_masked_only_where_there_is_one(tmp_path, monkeypatch):
+    content, path = read_preset("laptop"), tmp_path / "params.yaml"
+    content["mask"]["scope"] = "middle"
+    check(written(content, path))
+    content["model"]["depth"] = 1
+    with pytest.raises(UserError, match=r"model\.depth is 1, which leaves no blocks between"):
+        check(written(content, path))
+
+    class Whole(Denoiser):
+        def forward(self, tokens, positions, time, label=None):
+            return tokens
+
+    monkeypatch.setitem(BACKBONES, "whole", lambda *args, **kwargs: Whole())
+    content["model"]["backbone"] = "whole"
+    with pytest.raises(UserError, match=r"'whole' takes no argument 'middle'.*scope to image"):
+        check(written(content, path))
+
+
+def test_moments_are_kept_only_from_a_model_that_has_some(tmp_path):
+    content, path = read_preset("laptop"), tmp_path / "params.yaml"
+    content["finetune"]["optimiser"] = "kept"
+    check(written(content, path))  # pretraining will leave them
+    model = read_section(content, "model", ModelParams)
+    diffusion = read_section(content, "diffusion", DiffusionParams)
+    about = ModelConfig(
+        size=32, channels=3, classes=None, seed=0, model=model, diffusion=diffusion, training=[]
+    )
+    weights = dict(about.backbone().named_parameters())
+    save_model(tmp_path / "other", about, weights, weights)
+    content["finetune"]["init"] = str(tmp_path / "other")
+    with pytest.raises(UserError, match=r"has no optimiser\.safetensors.*to fresh"):
         check(written(content, path))

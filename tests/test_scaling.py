@@ -7,7 +7,7 @@ import pytest
 from benchmarks.evidence.plan import network_of
 from benchmarks.scaling import study, summary
 from benchmarks.scaling.planning import step_flops
-from benchmarks.scaling.study import Cell, cells, plan, read_study, result
+from benchmarks.scaling.study import Cell, cells, plan, read_study, result, samplings
 from maskdm.runtime.errors import UserError
 from tests.support.graph import ROOT
 
@@ -26,7 +26,7 @@ def test_every_cell_spends_its_budget_on_a_network_of_its_own():
 
 
 def test_the_study_spans_what_it_is_to_decide():
-    assert {cell.budget for cell in ALL} == {1e13, 3e13, 1e14}
+    assert {cell.budget for cell in ALL} == {1e13, 4e13, 1e14}
     varied = [plan(STUDY, cell) for cell in ALL]
     for section, key, least in (
         ("model", "dim", 5),
@@ -45,11 +45,22 @@ def test_a_cell_of_other_parameters_counts_as_missing(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     params = plan(STUDY, cell)
     assert result(STUDY, cell) is None
-    path.write_text(json.dumps({"params": params}))
+    path.write_text(json.dumps({"params": params, "distances": {}}))
     assert result(STUDY, cell) is not None
-    params["pretrain"]["lr"] *= 2
-    path.write_text(json.dumps({"params": params}))
+    path.write_text(json.dumps({"params": params, "kid": 0.1}))  # of the former study
     assert result(STUDY, cell) is None
+    params["pretrain"]["lr"] *= 2
+    path.write_text(json.dumps({"params": params, "distances": {}}))
+    assert result(STUDY, cell) is None
+
+
+def test_every_cell_is_measured_plain_and_guided_unless_its_primer_is_untrained():
+    for cell in ALL:
+        params = plan(STUDY, cell)
+        names = set(samplings(STUDY, params))
+        assert names == ({"plain", "guided"} if params["pretrain"]["steps"] else {"plain"}), cell
+        for section in samplings(STUDY, params).values():
+            assert section["count"] == 1500
 
 
 def test_an_unknown_size_is_refused_with_what_there_is():

@@ -134,3 +134,26 @@ def test_finetuning_shows_everything():
 def test_what_does_not_fit_together_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         of_legs(**changes)
+
+
+def test_masked_legs_are_shifted_by_how_few_tokens_they_show_and_whole_images_are_not():
+    assert of_legs().shift(0) is None
+    schedule = of_legs(noise_shift=1.0)
+    shifts = [schedule.shift(step) for step in (0, 10, 16)]
+    visible = [leg.mask.visible for leg in schedule.legs]
+    assert shifts == pytest.approx([0.5 * np.log(GRID**2 / seen) for seen in visible])
+    assert shifts[2] == 0
+    mixed = of_legs(noise_shift=2.0, full_share=0.5)
+    for step in range(10):
+        expected = 0 if mixed.is_full(step) else 2 * shifts[0]
+        assert mixed.shift(step) == pytest.approx(expected)
+
+
+def test_a_middle_costs_less_than_the_whole_and_more_than_a_masked_image():
+    sparse = MASK.model_copy(update={"scope": "middle"})
+    costs = [
+        flops_before(NETWORK, pretraining_schedule(pretrain(legs=None, steps=3), mask, GRID), 3)
+        for mask in (MASK, sparse)
+    ]
+    whole = training_flops(NETWORK, GRID**2, 3 * pretrain().batch_size)
+    assert costs[0] < costs[1] < whole

@@ -1,0 +1,150 @@
+"""The deciding experiments: equal budgets, tuning apart from the test, and the statistics."""
+
+import json
+
+import pytest
+from scipy import stats
+
+from benchmarks.evidence import decided, decision
+from benchmarks.evidence.decision import SCRATCH, SMALL, TEST, TUNING, runs_of_test
+from benchmarks.evidence.matrix import datasets
+from benchmarks.evidence.plan import (
+    Run,
+    network_of,
+    plan,
+    points,
+    pretraining,
+    primer_of,
+    read_matrix,
+    runs_of,
+    settings_of,
+    whole_step,
+)
+from benchmarks.evidence.results import read_results
+from maskdm.training.flops import flops_before
+from maskdm.training.phases import FinetuneParams, finetuning_schedule
+from tests.support.graph import ROOT
+
+MATRIX = read_matrix()
+PLANNED = [run for part in (SMALL, TUNING) for run in runs_of(MATRIX, part)]
+
+
+def budget(run):
+    return run.of * MATRIX["parts"][run.part]["budget"]
+
+
+def spent(run):
+    """Return the training FLOPs of both phases of a run."""
+    params = plan(MATRIX, run)
+    masked = 0
+    if params["pretrain"]["steps"]:
+        primed = primer_of(settings_of(MATRIX, run))
+        schedule = pretraining({**params, "data": primed["data"]})
+        masked = flops_before(network_of(primed), schedule, schedule.steps)
+    return masked, params["finetune"]["steps"] * whole_step(params)
+
+
+@pytest.mark.parametrize("part", [SMALL, TUNING])
+def test_every_run_spends_its_budget_in_the_shares_that_it_has(part):
+    for run in runs_of(MATRIX, part):
+        masked, whole = spent(run)
+        step = whole_step(plan(MATRIX, run))
+        assert masked + whole == pytest.approx(budget(run), abs=3 * step), run
+        assert masked == pytest.approx(run.share * budget(run), abs=3 * step), run
+
+
+def test_warm_up_cool_down_and_average_are_the_same_shares_for_every_arm():
+    for run in PLANNED:
+        params = plan(MATRIX, run)
+        first, last = params["pretrain"], params["finetune"]
+        total = budget(run) / whole_step(params)
+        spending = MATRIX["parts"][run.part]["spending"]
+        assert last["cooldown"] == pytest.approx(spending["cooldown"] * total, abs=1)
+        assert last["ema_images"] == pytest.approx(
+            spending["average"] * last["steps"] * last["batch_size"], abs=1
+        )
+        opening = first if run.share else last
+        assert opening["warmup"] == pytest.approx(spending["warmup"] * total, abs=1)
+        if run.share and last["optimiser"] == "kept":
+            assert last["warmup"] == 0
+        grid = params["data"]["resolution"] // params["model"]["patch"]
+        finetuning_schedule(FinetuneParams(**last), grid)  # they fit
+
+
+def test_the_rivals_primer_has_images_of_half_the_side_and_as_few_tokens():
+    run = next(run for run in PLANNED if run.arm == "low-res-kept")
+    dataset = MATRIX["datasets"][run.dataset]
+    assert datasets(MATRIX, run) == [run.dataset, dataset["half_as_large"]]
+    primed = primer_of(settings_of(MATRIX, run))
+    assert primed["data"]["resolution"] * 2 == plan(MATRIX, run)["data"]["resolution"]
+    leg = pretraining({**plan(MATRIX, run), "data": primed["data"]}).legs[0]
+    assert leg.mask.visible == leg.mask.grid**2 == 64
+
+
+def test_all_arms_have_as_many_cells_and_scratch_has_more():
+    counts = {}
+    for run in runs_of(MATRIX, TUNING):
+        counts.setdefault((run.dataset, run.arm), []).append(run)
+        assert run.dataset.endswith(decision.SUFFIX)
+        assert run.seed not in decision.SEEDS
+    sizes = {key: len(runs) for key, runs in counts.items()}
+    arms = {size for (_, arm), size in sizes.items() if arm != SCRATCH}
+    assert len(arms) == 1
+    assert all(sizes[key] > min(arms) for key in sizes if key[1] == SCRATCH)
+    # Tuned at half of what is tested.
+    assert MATRIX["parts"][TUNING]["budget"] * 2 == MATRIX["parts"][TEST]["budget"]
+
+
+def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole():
+    runs, best = runs_of_test(), decision.chosen()
+    for (dataset, arm), tuned in best.items():
+        ends = [
+            (result.curves["error"][-1][1], result.run)
+            for result in read_results(TUNING)
+            if (result.run.dataset, result.run.arm) == (dataset + decision.SUFFIX, arm)
+        ]
+        assert min(error for error, _ in ends) == next(e for e, run in ends if run == tuned)
+        own = [run for run in runs if (run.dataset, run.arm) == (dataset, arm)]
+        assert {run.seed for run in own} == set(decision.SEEDS)
+        assert max(run.of for run in own) == (1.0 if arm == SCRATCH else 0.5)
+        assert {(run.tuning, run.share) for run in own} == {(tuned.tuning, tuned.share)}
+    deciding = len(runs) // 2
+    assert {run.of for run in runs[:deciding]} == {1.0, 0.5}  # those come first
+    for run in runs:
+        assert points(MATRIX, run) == [plan(MATRIX, run)["finetune"]["steps"]]
+
+
+def test_a_difference_is_paired_by_seed_and_tested_on_one_side():
+    pairs = [(1.0, 1.2), (2.0, 2.1), (1.5, 1.8), (0.9, 1.0)]
+    found = decided.paired(pairs)
+    differences = [a - b for a, b in pairs]
+    assert found["mean"] == pytest.approx(sum(differences) / 4)
+    expected = stats.ttest_1samp(differences, 0.0, alternative="less")
+    assert found["p"] == pytest.approx(expected.pvalue)
+    low, high = found["interval"]
+    assert low < found["mean"] < high < 0
+    assert decided.paired([(b, a) for a, b in pairs])["p"] == pytest.approx(1 - found["p"])
+
+
+def test_holm_corrects_the_smallest_most_and_keeps_the_order():
+    assert decided.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert decided.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert decided.holm([]) == []
+
+
+def test_the_committed_report_is_that_of_the_committed_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(decided, "REPORT", tmp_path / "decision.json")
+    decided.main()
+    kept = json.loads((ROOT / "reports/decision.json").read_text())
+    assert json.loads((tmp_path / "decision.json").read_text()) == kept
+    for row in kept["comparisons"]:
+        assert len(row["seeds"]) >= decided.LEAST
+        assert len(row["values"]) == len(row["scratch"]) == len(row["seeds"])
+
+
+def test_a_run_that_is_there_spent_what_was_planned():
+    for part in (SMALL, TUNING, TEST):
+        for result in read_results(part):
+            run: Run = result.run
+            assert sum(leg["flops"] for leg in result.legs) == sum(spent(run)), result.path
+            assert set(result.about["levels"]) == {"-3", "-2", "-1", "0", "1", "2", "3"}
