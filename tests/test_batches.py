@@ -14,6 +14,7 @@ from maskdm.training.schedule import Leg, Schedule
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 MASK = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid=4)
+SPARSE = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1, scope="middle"), grid=4)
 
 
 def batches(mask=MASK, batch_size=6, **changes):
@@ -151,7 +152,7 @@ def test_labels_are_those_of_the_images_and_some_are_dropped():
 def test_a_part_of_a_batch_is_those_samples_of_each_of_its_tensors(first, last):
     """It is also what a process makes that makes these samples alone."""
     labels, part = np.arange(23), slice(first, last)
-    whole = batches(labels=labels, classes=23, label_dropout=0.3)
+    whole = batches(SPARSE, labels=labels, classes=23, label_dropout=0.3)
     batch = whole.at(3)
     taken = batch.part(part)
     assert type(taken) is Batch
@@ -180,12 +181,11 @@ def test_what_is_pinned_shares_no_memory_between_rows(monkeypatch):
 
 
 def test_with_the_scope_middle_all_patches_are_given_and_the_middle_sees_the_visible():
-    sparse = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1, scope="middle"), 4)
-    batch, masked = batches(sparse).at(3), batches().at(3)
+    batch, masked = batches(SPARSE).at(3), batches().at(3)
     assert batch.tokens.shape == batch.noise.shape == (6, 16, 12)
     assert torch.equal(batch.positions, torch.arange(16).expand(6, 16))
     assert torch.equal(batch.middle, masked.positions)  # drawn as the mask of the image is
     assert masked.middle is None
     assert batch.part(slice(2, 4)).middle.shape == (2, 8)
-    assert (sparse.shown, sparse.in_middle) == (16, 8)
+    assert (SPARSE.shown, SPARSE.in_middle) == (16, 8)
     assert (MASK.shown, MASK.in_middle) == (8, None)

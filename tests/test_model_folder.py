@@ -188,7 +188,8 @@ def test_a_start_whose_weights_would_be_misread_is_refused(tmp_path, changes, se
 def test_moments_come_back_and_learned_positions_are_fitted(tmp_path):
     about = config()
     network = about.backbone()
-    save_model(tmp_path, about, dict(network.named_parameters()), dict(network.named_parameters()))
+    averaged = dict(about.backbone().named_parameters())
+    save_model(tmp_path, about, dict(network.named_parameters()), averaged)
     with pytest.raises(UserError, match=r"has no optimiser.safetensors.*set finetune.optimiser to"):
         load_moments(tmp_path, network)
     moments = {

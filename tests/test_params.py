@@ -217,8 +217,8 @@ def test_moments_are_kept_only_from_a_model_that_has_some(tmp_path):
     about = ModelConfig(
         size=32, channels=3, classes=None, seed=0, model=model, diffusion=diffusion, training=[]
     )
-    weights = dict(about.backbone().named_parameters())
-    save_model(tmp_path / "other", about, weights, weights)
+    raw, averaged = (dict(about.backbone().named_parameters()) for _ in range(2))
+    save_model(tmp_path / "other", about, raw, averaged)
     content["finetune"]["init"] = str(tmp_path / "other")
     with pytest.raises(UserError, match=r"has no optimiser\.safetensors.*to fresh"):
         check(written(content, path))
