@@ -22,6 +22,8 @@ TABLE = {
     "MASKDM_LAUNCHER": ("", {"srun -n 4": "srun -n 4"}, None),
     "MASKDM_SHARD": (False, {"0": False, "1": True}, SWITCH),
     "MASKDM_MICRO_BATCH": (None, {"1": 1, "16": 16}, WHOLE),
+    "MASKDM_COMPILE": (True, {"0": False, "1": True}, SWITCH),
+    "MASKDM_REPLAY": (True, {"0": False, "1": True}, SWITCH),
     "MASKDM_SAMPLE_BATCH": (64, {"8": 8}, WHOLE),
     "MASKDM_EXACT": (False, {"0": False, "1": True}, SWITCH),
     "MASKDM_WORKER": (False, {"0": False, "1": True}, SWITCH),

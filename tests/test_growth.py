@@ -100,7 +100,7 @@ def test_a_step_varies_one_factor_of_the_demo_and_costs_what_its_tokens_say(fact
         write_json(tmp_path / "params.yaml", preset)
         check(tmp_path / "params.yaml")
         flops[value] = step_flops(preset)
-        shape = {"resolution": 32, "patch": 4, "dim": 128, "depth": 7, "images": 16, "heads": 2}
+        shape = {"resolution": 32, "patch": 4, "dim": 96, "depth": 7, "images": 16, "heads": 2}
         shape |= changes.get("data", {}) | changes.get("model", {})
         tokens = (shape["resolution"] // shape["patch"]) ** 2
         batch = changes["finetune"]["batch_size"]
