@@ -18,7 +18,10 @@ PREPARED = Path("data/prepared")
 
 
 def main() -> None:
-    """Read params data and the images they name; write data/prepared."""
+    """Read params data and the images they name; write data/prepared.
+
+    What data/source.json says of their files decides when it runs again. A set that was there stays until the new one is whole.
+    """
     start = time.perf_counter()
     params = read_section(PARAMS, "data", DataParams)
     source = open_source(params, DOWNLOADS)
@@ -36,6 +39,7 @@ def main() -> None:
         classes=source.classes,
         source=source.name,
         licence=source.licence,
+        left_out=source.left_out,
     )
     classes = f"{len(prepared.classes)} classes" if prepared.classes else "no classes"
     print(
@@ -43,6 +47,9 @@ def main() -> None:
         f"images of {params.resolution}x{params.resolution}x{params.channels}, {classes}, "
         f"{prepared.skipped} unreadable skipped, {time.perf_counter() - start:.1f} s"
     )
+    if source.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.left_out.items()))
+        print(f"not read, since their names are not those of images: {kinds} (docs/data.md)")
 
 
 def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:

@@ -174,7 +174,7 @@ def test_bad_parameters_are_named_with_what_is_allowed(
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path is .*not a folder"):
+    with pytest.raises(UserError, match=r"data\.path is .*does not exist.*must name the folder"):
         open_source(params(path=str(tmp_path / "none")), tmp_path)
 
 

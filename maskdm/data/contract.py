@@ -7,13 +7,14 @@ that variants of one drawing never stand on both sides, and adding images moves 
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from PIL import Image, ImageColor
 from pydantic import Field, field_validator
 
+from maskdm.data.images import MOST_PIXELS
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
 
@@ -42,6 +43,13 @@ class SourceParams(Section):
     )
     classes: bool = Field(description="true or false; true needs a source with classes")
     limit: int | None = Field(ge=2, description="a whole number of images >= 2, or null for all")
+    max_pixels: int = Field(
+        default=MOST_PIXELS,
+        ge=64,
+        le=2**31,
+        description="a whole number from 64 to 2147483648: images of more pixels are left out, "
+        "which bounds memory",
+    )
     max_unreadable: float = Field(ge=0, lt=1, description="a share of the files, 0 <= share < 1")
 
     @field_validator("background")
@@ -77,6 +85,7 @@ class Source:
     classes: list[str] | None  # the name of every label
     pictures: list[Picture]
     read: Callable[[str], Image.Image]  # from a picture's name to mode RGB or L, any size
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is there and no picture: kinds
 
 
 @dataclass(frozen=True)

@@ -5,45 +5,86 @@ Surprising Subtleties in GAN Evaluation*, 2022), so that training and measuring 
 """
 
 import io
+from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, PngImagePlugin
 
+from maskdm.data.levels import to_eight_bits
+
+# What files are read as, whatever their names say. PIL knows more formats: those that start another
+# program (EPS), are stubs without a reader (HDF5, MPEG) or hold no pictures are not asked.
+FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
+    *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+MOST_PIXELS = (
+    64_000_000  # of an image in memory, by default: with alpha, about 1 GB while it is read
+)
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below this many times the wanted
 # size, which leaves the antialiased resize enough to work on.
 DRAFT_MARGIN = 4
+UPRIGHT = {  # EXIF's Orientation → what turns the pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Image.MAX_IMAGE_PIXELS = None  # read_image has a limit of its own, for what a JPEG is decoded to
+PngImagePlugin.MAX_TEXT_CHUNK = (
+    2**26
+)  # comments and colour profiles of 1 MiB are no reason to refuse
+PngImagePlugin.MAX_TEXT_MEMORY = 2**27
 
 
-def read_image(content: bytes, size: int | None, background: str) -> Image.Image:
+def endings() -> set[str]:
+    """Return how the names of image files end, in lower case: ``.png`` and so on."""
+    Image.init()
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def read_image(
+    content: bytes, size: int | None, background: str, most_pixels: int = MOST_PIXELS
+) -> Image.Image:
     """Return the image of a file as it is meant to be seen: upright, first frame, mode RGB.
 
     Args:
-        content: a file of any format that PIL reads.
+        content: a file of any of ``FORMATS``.
         size: the side in pixels at which the image is used: a much larger JPEG is decoded smaller;
             None decodes every image at its own size.
         background: the colour behind transparent pixels.
+        most_pixels: larger images are refused, before their pixels are decoded.
 
     Raises:
-        OSError, ValueError, SyntaxError: if PIL cannot decode the file.
+        OSError, ValueError, SyntaxError: if PIL cannot decode the file, the image is too large, or
+            its numbers do not say what is white.
     """
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if size is not None:
             image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image, background)
+        if image.width * image.height > most_pixels:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are more than data.max_pixels = "
+                f"{most_pixels}"
+            )
+        picture = to_eight_bits(image)
+        upright = UPRIGHT.get(_orientation(image))
+        return to_rgb(picture.transpose(upright) if upright is not None else picture, background)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's Orientation, whatever else is wrong with the EXIF; 1 if it cannot be read."""
+    with suppress(Exception):  # written by many hands: any other tag may be damaged
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
 
 
 def to_rgb(image: Image.Image, background: str) -> Image.Image:
-    """Return an image of any mode as RGB, its transparent pixels composed on ``background``.
-
-    Raises:
-        ValueError: for floating-point pixels, which do not say what is white.
-    """
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, which do not say what is white")
-    if image.mode.startswith("I"):  # 16 bits: 65535 is white, and 65535 / 257 = 255
-        levels = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray(((levels + 128.0) / 257).astype(np.uint8))
+    """Return an image of 8 bits a channel as RGB, transparent pixels composed on ``background``."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     picture = image.convert("RGBA")

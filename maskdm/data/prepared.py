@@ -8,10 +8,10 @@ A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channel
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -118,6 +118,7 @@ def write_prepared(
     classes: list[str] | None,
     source: str,
     licence: str,
+    left_out: Mapping[str, int] = MappingProxyType({}),
 ) -> PreparedSet:
     """Write a prepared set, one image in memory at a time.
 
@@ -132,6 +133,7 @@ def write_prepared(
         classes: the name of every label, or None if samples carry no label.
         source: where the images come from, in words.
         licence: the images' licence, in words.
+        left_out: what lies beside the images and is none: kind of file → how many.
 
     Raises:
         UserError: if no training or no held-out image is left.
@@ -170,6 +172,7 @@ def write_prepared(
         "train": {"count": train.count, "sha256": train.digest.hex()},
         "heldout": {"count": heldout.count, "sha256": heldout.digest.hex()},
         "skipped": {"count": skipped_count, "files": skipped},
+        "left_out": dict(sorted(left_out.items())),
         "hash": digest.hexdigest(),
     }
     (folder / "dataset.json").unlink(missing_ok=True)  # or a link into DVC's cache is written to

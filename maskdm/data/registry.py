@@ -66,6 +66,10 @@ class DataParams(SourceParams):
     def _source_takes_path(cls, path: str | None, info: ValidationInfo) -> str | None:
         name = info.data.get("source", "")
         kind = SOURCES.get(name)
+        if path is not None and not path.strip():
+            raise ValueError("an empty path would be the current folder")
+        if path is not None and "\0" in path:
+            raise ValueError("no file has this name")
         if kind and path is None and kind.fetch is None:
             origin = f", from {kind.origin}" if kind.origin else ""
             raise ValueError(f"source '{name}' needs {kind.path}{origin}")
@@ -96,7 +100,7 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     if params.path is None and kind.fetch is not None:
         path = kind.fetch(downloads)
     else:
-        path = Path(params.path or "")
+        path = own_path(params)
     source = kind.listing(params, path)
     if not params.classes:
         source = replace(source, classes=None)
@@ -108,6 +112,31 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     heldout = sum(picture.heldout for picture in source.pictures)
     require_both(len(source.pictures) - heldout, heldout)
     return source
+
+
+def own_path(params: DataParams) -> Path:
+    """Return ``data.path``, in which a leading ``~`` is the user's home.
+
+    Raises:
+        UserError: if nothing is there.
+    """
+    try:
+        path = Path(params.path or "").expanduser()
+        if path.exists():
+            return path
+        reason = "does not exist"
+    except (OSError, RuntimeError) as error:  # no rights to look, a name too long, no home
+        reason = f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    beside = (
+        ""
+        if Path(params.path or "").expanduser().is_absolute()
+        else " A relative path counts from the folder of params.yaml; experiments that are queued "
+        "or run with --temp have folders of their own, which need an absolute path."
+    )
+    raise UserError(
+        f"data.path is '{params.path}', which {reason}: it must name "
+        f"{SOURCES[params.source].path}.{beside}"
+    )
 
 
 def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unreadable]:

@@ -40,6 +40,7 @@ def prepare(folder: Path, asked: DataParams) -> PreparedSet:
         classes=source.classes,
         source=source.name,
         licence=source.licence,
+        left_out=source.left_out,
     )
 
 

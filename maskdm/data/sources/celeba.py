@@ -37,7 +37,9 @@ def _listing(params: SourceParams, path: Path) -> Source:
         )
 
     def read(name: str) -> Image.Image:
-        image = read_image(images.read(full_names[name]), None, params.background)
+        image = read_image(
+            images.read(full_names[name]), None, params.background, params.max_pixels
+        )
         if image.size != ALIGNED:
             raise ValueError(f"{image.width} x {image.height} pixels, not the aligned 178 x 218")
         return image.crop(CROP)
@@ -67,7 +69,7 @@ def _partition(given: Files) -> dict[str, int]:
     """Find and read the partition, among the files or beside them."""
     within = (given.read(name) for name in given.names if PurePosixPath(name).stem == PARTITION)
     around = given.path.resolve().parent
-    beside = (path.read_bytes() for path in sorted(around.glob(f"{PARTITION}.*")))
+    beside = (path.read_bytes() for path in sorted(around.glob(f"{PARTITION}.*")) if path.is_file())
     content = next(chain(within, beside), None)
     if content is None:
         raise UserError(

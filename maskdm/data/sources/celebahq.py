@@ -20,6 +20,7 @@ def _listing(params: SourceParams, path: Path) -> Source:
             Picture(name, held_out(PurePosixPath(name).stem, params), None) for name in faces
         ],
         read=image_reader(images, params),
+        left_out=images.left_out,
     )
 
 

@@ -28,6 +28,7 @@ CLASSES = [
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 SIDE = 32
+MOST_BYTES = 2**28  # of a batch, unpacked: they have 31 MB
 
 
 def _listing(params: SourceParams, path: Path) -> Source:
@@ -70,7 +71,7 @@ def _batches_in_archive(path: Path) -> dict[str, bytes]:
             for member in archive:
                 batch, content = PurePosixPath(member.name).name, archive.extractfile(member)
                 if batch in BATCHES and content is not None:
-                    found[batch] = content.read()
+                    found[batch] = content.read(MOST_BYTES)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again.") from None
     return found

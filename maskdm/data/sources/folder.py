@@ -45,6 +45,7 @@ def _any_images(name: str, params: SourceParams, files: Files) -> Source:
             for name in images.names
         ],
         read=image_reader(images, params),
+        left_out=images.left_out,
     )
 
 

@@ -33,7 +33,7 @@ def _listing(params: SourceParams, path: Path) -> Source:
     def read(name: str) -> Image.Image:
         with opened().begin() as transaction:
             content = transaction.get(name.encode("latin-1"))
-        return read_image(content, params.resolution, params.background)
+        return read_image(content, params.resolution, params.background, params.max_pixels)
 
     return Source(
         name="LSUN church",

@@ -27,6 +27,7 @@ def _listing(params: SourceParams, path: Path) -> Source:
             Picture(name, held_out(group(name), params), label(name)) for name in images.names
         ],
         read=image_reader(images, params),
+        left_out=images.left_out,
     )
 
 

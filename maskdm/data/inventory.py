@@ -1,0 +1,57 @@
+"""What the files of a source are, without reading them: changed files have another inventory.
+
+DVC sees the parameters, not the user's folder. So a stage that always looks writes this down, and
+``prepare`` depends on what it wrote.
+"""
+
+import hashlib
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maskdm.data.files import members_of, walk
+from maskdm.data.registry import SOURCES, DataParams, own_path
+from maskdm.runtime.errors import UserError
+
+
+def inventory(params: DataParams) -> dict[str, Any]:
+    """Return what the files of a source are: how many, how large, and a digest of them.
+
+    Of files in a folder it knows names, sizes and times of change; of a zip archive, what its
+    directory says: names, sizes and checksums. Memory does not grow with the number of files. Files
+    of a package and downloads are what they are, and are not looked at.
+
+    Raises:
+        UserError: if ``data.path`` names nothing, or nothing is in it.
+    """
+    if params.path is None and SOURCES[params.source].fetch is not None:
+        return {"source": params.source, "files": "those of its package or its download"}
+    path = own_path(params)
+    count, size, digest = 0, 0, 0
+    for facts in _facts(path):
+        # A sum does not depend on the order in which a disk lists its files.
+        hashed = hashlib.sha256("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"))
+        digest = (digest + int.from_bytes(hashed.digest(), "big")) % 2**256
+        count, size = count + 1, size + int(facts[1])
+    if not count:
+        raise UserError(
+            f"data.path is '{path}', which holds no file: it must name "
+            f"{SOURCES[params.source].path}."
+        )
+    return {"source": params.source, "files": count, "bytes": size, "digest": f"{digest:064x}"}
+
+
+def _facts(path: Path) -> Iterator[tuple[str | int, ...]]:
+    """Yield of every file its name, its size, and what tells one content from another."""
+    if path.is_dir():
+        for name, properties in walk(path, Counter()):
+            yield name, properties.st_size, properties.st_mtime_ns
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name, member in members_of(path, lambda: archive):
+                yield name, member.file_size, member.CRC
+    else:
+        properties = path.stat()
+        yield path.name, properties.st_size, properties.st_mtime_ns

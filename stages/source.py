@@ -1,0 +1,25 @@
+"""source: what the files of data.source are now, so that prepare follows when they change."""
+
+from pathlib import Path
+
+from maskdm.data.inventory import inventory
+from maskdm.data.registry import DataParams
+from maskdm.runtime.command import run
+from maskdm.runtime.files import write_json
+from maskdm.runtime.params import read_section
+
+PARAMS = Path("params.yaml")
+SOURCE = Path("data/source.json")
+
+
+def main() -> None:
+    """Read params data and look at the files they name; write data/source.json.
+
+    It always runs. While the files stay what they are, it writes the same, and nothing after it
+    runs again.
+    """
+    write_json(SOURCE, inventory(read_section(PARAMS, "data", DataParams)))
+
+
+if __name__ == "__main__":
+    run(main)
