@@ -20,7 +20,8 @@ PREPARED = Path("data/prepared")
 def main() -> None:
     """Read params data and the images they name; write data/prepared.
 
-    What data/source.json says of their files decides when it runs again. A set that was there stays until the new one is whole.
+    It runs again when data/source.json says that their files have changed. The set that was there
+    stays until the new one is whole.
     """
     start = time.perf_counter()
     params = read_section(PARAMS, "data", DataParams)

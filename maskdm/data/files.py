@@ -1,8 +1,8 @@
 """Files that are read by their names, whether they lie in a folder or in a zip archive.
 
-Names are relative and have slashes. Names that start with a dot are left out, and so are the
-folders that systems add: ``__MACOSX`` by archives made on a Mac, ``@eaDir`` by file servers for their
-thumbnails. Everything else that is there and not taken is counted by kind. Nothing is unpacked.
+Names are relative and have slashes. Names that start with a dot are left out, and so are folders
+that systems add (``__MACOSX``: archives made on a Mac; ``@eaDir``: thumbnails of file servers).
+Everything else that is there and not taken is counted by kind. Nothing is ever unpacked.
 """
 
 import os

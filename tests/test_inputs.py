@@ -1,0 +1,181 @@
+"""Bad and odd inputs: each ends in the right picture, a listed skip, or one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.robustness import corpus, inputs
+from maskdm.data import files
+from maskdm.data.contract import Source
+from maskdm.data.registry import open_source
+from maskdm.runtime.errors import UserError
+from tests.support.clones import ROOT
+from tests.support.preparing import jpeg, params, prepare, save_images, sides, zip_files
+
+
+def test_every_input_of_the_corpus_ends_as_it_should(tmp_path: Path) -> None:
+    """In a process with bounded memory, which no input may exceed, hang or bring down."""
+    command = [sys.executable, "-m", "benchmarks.robustness.inputs", "--seconds", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert not ended.stderr
+    found = json.loads((tmp_path / "reports/robustness.json").read_text())
+    assert found["inputs"]["cases"] >= 200
+    assert found["inputs"]["picture"] >= 150
+    assert found["left_out"] == {
+        **{".h5": 1, ".heic": 1, ".mpg": 1, ".txt": 1, ".zip": 1, "no ending": 1},
+        **{"broken link": 2, "device": 3, "pipe": 1, "socket": 1},
+    }
+
+
+def test_the_corpus_tells_a_wrong_picture_from_a_right_one() -> None:
+    shown = corpus.picture()
+    whole, skipped = (corpus.Case("a.png", b"", shown), corpus.Case("a.png", b""))
+    from PIL import Image
+
+    def source(pixels: np.ndarray) -> Source:
+        listed = [files_picture("a.png")]
+        return Source("", "", None, listed, lambda _: Image.fromarray(pixels))
+
+    assert inputs.outcome(source(shown), whole) == "picture"
+    assert "off by" in inputs.outcome(source(shown[::-1].copy()), whole)
+    assert "has shape" in inputs.outcome(source(np.rot90(shown).copy()), whole)
+    assert "is read" in inputs.outcome(source(shown), skipped)
+
+
+def files_picture(name: str):
+    from maskdm.data.contract import Picture
+
+    return Picture(name, False, None)
+
+
+@pytest.fixture(scope="module")
+def laid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The corpus as a folder, without what no archive holds."""
+    folder = tmp_path_factory.mktemp("corpus") / "images"
+    corpus.lay(folder)
+    yield folder
+
+
+@pytest.mark.parametrize("form", ["{}", "./{}", "/{}", "top/{}", "./top//{}"])
+def test_a_folder_and_any_archive_of_it_are_the_same_set(
+    laid: Path, tmp_path: Path, form: str
+) -> None:
+    names = [
+        name
+        for name in sides(params(path=str(laid)))
+        if "\\" not in name and name.isascii() and not name.startswith("special")
+    ]
+    assert len(names) > 200
+    packed = zip_files(
+        tmp_path / "a.zip", {form.format(name): (laid / name).read_bytes() for name in names}
+    )
+    of_folder = sides(params(path=str(laid)))
+    of_zip = sides(params(path=str(packed), source="zip"))
+    assert of_zip == {name: of_folder[name] for name in names}
+
+
+def test_what_is_left_out_is_counted_and_written_down(tmp_path: Path) -> None:
+    save_images(tmp_path / "in", [f"{n}.png" for n in range(9)])
+    for n in range(30):
+        (tmp_path / f"in/{n}.HEIC").write_bytes(b"whatever")
+    (tmp_path / "in/README").write_text("about")
+    kept = prepare(tmp_path / "out", params(path=str(tmp_path / "in")))
+    about = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert about["left_out"] == {".heic": 30, "no ending": 1}
+    assert kept.skipped == 0
+
+
+def test_a_closed_folder_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(tmp_path, [f"{kind}/{n}.png" for kind in "ab" for n in range(9)])
+    scan = os.scandir
+
+    def closed(path):  # root may open all
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"folder '.*b' cannot be listed \(Permission denied\)"):
+        open_source(params(path=str(tmp_path)), tmp_path)
+
+
+def test_an_archive_cannot_unpack_to_more_than_an_image_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 5000)
+    images = {f"{n}.jpg": jpeg(n) for n in range(9)}
+    packed = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**images, "bomb.png": bytes(10**7)}.items():
+            archive.writestr(name, content)
+    prepare(tmp_path / "out", params(source="zip", path=str(packed), max_unreadable=0.2))
+    skipped = json.loads((tmp_path / "out/dataset.json").read_text())["skipped"]
+    assert skipped["count"] == 1
+    assert "more than the 1 GiB" in skipped["files"][0]
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
+    packed = zip_files(tmp_path / "a.zip", {f"{n}.jpg": jpeg(n) for n in range(9)})
+    with zipfile.ZipFile(packed, "a") as archive:
+        link = zipfile.ZipInfo("link.png")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("../outside.jpg", jpeg(1))
+    prepare(tmp_path / "out", params(source="zip", path=str(packed)))
+    about = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert about["left_out"] == {"link": 1}
+    assert about["train"]["count"] + about["heldout"]["count"] == 9
+    assert not (tmp_path / "outside.jpg").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "celebahq"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"data\.path is '.*pipe'"):
+        open_source(params(source=kind, path=str(tmp_path / "pipe")), tmp_path)
+
+
+def test_images_of_too_many_pixels_are_listed_with_the_parameter(tmp_path: Path) -> None:
+    save_images(tmp_path / "in", [f"{n}.png" for n in range(9)])
+    save_images(tmp_path / "in", ["large.png"], side=50)
+    asked = params(path=str(tmp_path / "in"), max_pixels=400, max_unreadable=0.2)
+    prepare(tmp_path / "out", asked)
+    skipped = json.loads((tmp_path / "out/dataset.json").read_text())["skipped"]["files"]
+    assert skipped == ["large.png: 50 x 50 pixels are more than data.max_pixels = 400"]
+    kept = prepare(tmp_path / "out", asked.model_copy(update={"max_pixels": 2500}))
+    assert len(kept.train) + len(kept.heldout) == 10
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", "empty path would be the current folder"),
+        (" ", "empty path would be the current folder"),
+        ("a\0b", "no file has this name"),
+    ],
+)
+def test_paths_that_name_nothing_are_refused(path: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.path is .*{sentence}.*Allowed"):
+        params(path=path)
+
+
+def test_a_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(tmp_path / "images", [f"{n}.png" for n in range(9)])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(sides(params(path="~/images"))) == 9
+
+
+def test_a_relative_path_that_is_not_there_says_from_where_it_counts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'photos', which does not exist.*absolute path"):
+        open_source(params(path="photos"), tmp_path)
