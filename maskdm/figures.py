@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from maskdm.runtime.files import replacing
+
 GAP = 2  # pixels between images
 PAPER = 255  # grey level of the background
 LETTERS = 14  # height of written names in pixels
@@ -71,8 +73,8 @@ def hide(images: np.ndarray, visible: np.ndarray, patch: int) -> np.ndarray:
 
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG, making its folder; the same pixels give the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    with replacing(path) as begun:
+        picture.save(begun, "png", optimize=True)
 
 
 def curves(series: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None:
@@ -110,5 +112,5 @@ def curves(series: list[dict[str, Any]], titles: dict[str, str], path: Path) -> 
         "hconcat": charts,
         "config": {"axis": {"format": ".2~g"}},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(vl_convert.vegalite_to_png(chart, scale=1.5))
+    with replacing(path) as begun:
+        begun.write_bytes(vl_convert.vegalite_to_png(chart, scale=1.5))

@@ -13,6 +13,7 @@ from maskdm.diffusion.masking import Mask, MaskParams, describe
 from maskdm.evaluation.distances import FidParams
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_text
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
 from maskdm.sampling.model import check_guide
 from maskdm.sampling.sampler import SampleParams, check_sampling
@@ -51,8 +52,7 @@ def main() -> None:
         check(PARAMS)
     except UserError as error:
         raise UserError(f"{error}\n{RESTORE}") from None
-    Path("data").mkdir(exist_ok=True)
-    Path("data/checked").write_text("params.yaml was checked.\n", encoding="utf-8")
+    write_text(Path("data/checked"), "params.yaml was checked.\n")
 
 
 def check(path: Path) -> None:

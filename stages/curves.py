@@ -31,8 +31,9 @@ def main() -> None:
     for phase, title in PHASES.items():
         for file, quantity in (("training", "loss"), ("validation", "averaged")):
             for row in _rows(Path("reports") / phase / f"{file}.tsv"):
-                point = {"flops": float(row["flops"]), "value": float(row[quantity])}
-                series.append(point | {"quantity": quantity, "curve": title})
+                if row[quantity]:  # or no step of these had a finite loss
+                    point = {"flops": float(row["flops"]), "value": float(row[quantity])}
+                    series.append(point | {"quantity": quantity, "curve": title})
     curves(series, TITLES, Path("reports/curves.png"))
     save(
         rows(list(film_strip()) or [("no previews", BLANK)], scale=2), Path("reports/previews.png")

@@ -51,12 +51,15 @@ def main() -> None:
         return
     to_train = measure(features, train, network.extractor)
     to_heldout = measure(features, heldout, network.extractor)
-    if network.extractor.frechet not in to_train:
-        print(
-            f"{network.extractor.frechet} is left out: it needs more than "
-            f"{network.extractor.count} images on both sides, not {len(features)} samples and "
-            f"{len(train)} real images. {network.extractor.kernel} needs no more than it has."
-        )
+    frechet, kernel = network.extractor.frechet, network.extractor.kernel
+    for name, least in ((kernel, 2), (frechet, network.extractor.count + 1)):
+        if name not in to_train:
+            print(
+                f"{name} is left out: it needs at least {least} images on both sides, not "
+                f"{len(features)} samples and {len(train)} real images."
+            )
+    if kernel in to_train and kernel not in to_heldout:
+        print(f"Distances to the held-out images are left out: there is only {len(heldout)}.")
     metrics = {
         **to_train,
         **{f"{name}_heldout": value for name, value in to_heldout.items()},

@@ -42,12 +42,18 @@ def main() -> None:
         for sample, index, distance in zip(samples[:SHOWN], indices, distances, strict=True)
     ]
     save(rows(picture, scale=2), Path("reports/neighbours.png"))
-    about = {"features": params.extractor, "samples": len(features), "heldout": len(heldout)}
-    content = about | copying(features, heldout, train)
-    write_json(Path("reports/neighbours.json"), content)
+    about: dict[str, object] = {
+        "features": params.extractor,
+        "samples": len(features),
+        "heldout": len(heldout),
+    }
+    found = copying(features, heldout, train)
+    write_json(Path("reports/neighbours.json"), about | found)
+    ratio = found["ratio"]
     print(
-        f"nearest training image: samples {content['distance']:.2f}, held-out images "
-        f"{content['distance_heldout']:.2f}, ratio {content['ratio']:.2f}"
+        f"nearest training image: samples {found['distance']:.2f}, held-out images "
+        f"{found['distance_heldout']:.2f}, "
+        + ("every held-out image is a training image" if ratio is None else f"ratio {ratio:.2f}")
     )
 
 

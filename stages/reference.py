@@ -14,7 +14,7 @@ from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.distributed import join
 from maskdm.runtime.environment import prefer_huge_pages
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import write_array, write_json
 from maskdm.runtime.launch import on_all_processes
 from maskdm.runtime.params import read_section
 
@@ -55,9 +55,8 @@ def main() -> None:
         "heldout": len(heldout),
     }
     about["hash"] = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    REFERENCE.mkdir(parents=True, exist_ok=True)
-    np.save(REFERENCE / "train.npy", train)
-    np.save(REFERENCE / "heldout.npy", heldout)
+    write_array(REFERENCE / "train.npy", train)
+    write_array(REFERENCE / "heldout.npy", heldout)
     write_json(REFERENCE / "reference.json", about)
     write_json(YARDSTICKS, scale)
     for name, values in scale.items():

@@ -10,7 +10,7 @@ from maskdm.diffusion.paths import PATHS
 from maskdm.figures import grid, save
 from maskdm.runtime.command import run
 from maskdm.runtime.distributed import join
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import write_array, write_json
 from maskdm.runtime.launch import on_all_processes
 from maskdm.runtime.params import read_section
 from maskdm.sampling.model import load_guided, sample_batches
@@ -50,11 +50,10 @@ def main() -> None:
         return
     seconds = time.perf_counter() - started
 
-    SAMPLES.mkdir(parents=True, exist_ok=True)
-    np.save(SAMPLES / "samples.npy", images)
+    write_array(SAMPLES / "samples.npy", images)
     labels = model.labels(None, params.seed, range(params.count))
     if labels is not None:
-        np.save(SAMPLES / "labels.npy", labels.numpy())
+        write_array(SAMPLES / "labels.npy", labels.numpy())
     path = PATHS[model.config.diffusion.path]
     about = params.model_dump(mode="json") | {
         "network_passes": network_passes(params, path, conditional=bool(model.classes)),

@@ -8,7 +8,7 @@ from maskdm.diffusion.randomness import stream
 from maskdm.examples.heat_maps import heat_maps
 from maskdm.examples.swiss_roll import fresh, roll, sample, sliced_wasserstein, train
 from maskdm.runtime.command import run
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import replacing, write_json
 
 PICTURE = Path("reports/swissroll.png")
 SEED, SAMPLES = 0, 50_000
@@ -57,7 +57,8 @@ def learn(masked: int, full: int, samples: int) -> None:
         (f"{title}\nSW {distances[name]:.4f}", points) for name, (title, points) in drawn.items()
     ]
     picture = heat_maps(panels, roll(np.linspace(0, 1, 400)))
-    picture.save(PICTURE, optimize=True)
+    with replacing(PICTURE) as begun:
+        picture.save(begun, "png", optimize=True)
     distances["resampled"] = sliced_wasserstein(again, truth)  # two draws of the roll itself
     about = {
         "sliced_wasserstein": {name: round(value, 5) for name, value in distances.items()},

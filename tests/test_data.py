@@ -142,7 +142,7 @@ def test_too_many_unreadable_files_stop_and_leave_the_old_set(
     with pytest.raises(UserError, match=r"(?s)of 23 images.*0\.1 allows.*dog/text\.png"):
         prepare(tmp_path, params(path=str(damaged), max_unreadable=0.1))
     assert open_prepared(tmp_path).hash == before.hash
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 # Parameters

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +59,11 @@ def files_picture(name: str):
 
 
 @pytest.fixture(scope="module")
-def laid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def laid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus as a folder, without what no archive holds."""
     folder = tmp_path_factory.mktemp("corpus") / "images"
     corpus.lay(folder)
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("form", ["{}", "./{}", "/{}", "top/{}", "./top//{}"])

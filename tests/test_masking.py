@@ -142,3 +142,11 @@ def test_a_rate_that_the_grid_cannot_express_says_so(rate):
     line = describe(make_mask(params("crop", rate), grid=8))
     assert "16 of 64 patches visible" in line
     assert ("cannot express" in line) == (rate == 0.7)
+
+
+@pytest.mark.parametrize("strategy", ["patch", "block", "crop"])
+def test_a_rate_that_leaves_nothing_visible_is_refused(strategy):
+    params = MaskParams(strategy=strategy, rate=1 - 1e-12, block_size=2)
+    sentence = r"mask\.rate is 0\.9+, which leaves nothing visible on the 8×8"
+    with pytest.raises(UserError, match=sentence):
+        make_mask(params, 8)

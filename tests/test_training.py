@@ -11,7 +11,7 @@ from maskdm.backbones.registry import build_backbone
 from maskdm.diffusion.masking import nothing_masked
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
-from maskdm.training import optimiser
+from maskdm.training import loop, optimiser
 from maskdm.training.batches import Batches
 from maskdm.training.loop import train
 from maskdm.training.schedule import Schedule
@@ -168,6 +168,9 @@ def test_sixteen_bits_train_too(emoji, precision):
 def test_a_step_that_overflows_in_fp16_is_skipped(emoji, monkeypatch):
     """The loss is scaled by 2¹⁶ at first; with 2¹²⁰ no gradient of the first steps is finite."""
     monkeypatch.setattr(optimiser, "SCALE", 2.0**120)
+    with pytest.raises(UserError, match="from step 1 to step 2"):  # it has learnt nothing
+        run(emoji, phase(steps=2, precision="fp16"))
+    monkeypatch.setattr(loop, "stop_if_failing", lambda *_: None)
     state = run(emoji, phase(steps=2, precision="fp16"))
     fresh = build_backbone(MODEL, 32, 3, 0)
     assert not np.isfinite(state.history.norms).any()
@@ -179,6 +182,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(emoji):
     sentence = r"not been finite from step \d+ to step \d+ .*learning rate"
     with pytest.raises(UserError, match=sentence):
         run(emoji, phase(steps=30, lr=1e30, clip=None))
+
+
+class Blind:
+    """A validator that cannot tell at one noise level, as after an overflow there."""
+
+    def errors(self, denoise):
+        return {"mean": float("nan"), "-3": float("nan"), "3": 0.1}
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(emoji, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.HeldOutValidator", lambda *_: Blind())
+    with pytest.raises(UserError, match=r"error of the raw and the averaged weights is not finite"):
+        run(emoji, phase(steps=3, validate_every=3))
 
 
 def test_a_progression_of_masks_trains_and_its_first_leg_is_that_of_a_shorter_run(emoji):

@@ -49,3 +49,20 @@ def test_validation_is_the_same_whatever_was_drawn_before(emoji):
         np.random.seed(seed)
         values.append(HeldOutValidator(emoji[:14], 4, DIFFUSION, CPU).x_t)
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize(("count", "empty"), [(3, 4), (14, 0)])
+def test_an_error_that_is_not_finite_counts_and_a_level_without_images_does_not(
+    emoji, count, empty
+):
+    validator = HeldOutValidator(emoji[:count], 4, DIFFUSION, CPU)
+    good = validator.errors(lambda tokens, *_: torch.zeros_like(tokens))
+    assert np.isfinite(good["mean"])
+    assert sum(not np.isfinite(value) for value in good.values()) == empty
+
+    def broken_at_one_level(tokens, *_):
+        output = torch.zeros_like(tokens)
+        output[0] = torch.nan
+        return output
+
+    assert not np.isfinite(validator.errors(broken_at_one_level)["mean"])

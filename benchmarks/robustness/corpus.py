@@ -31,7 +31,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.32, 4.6.4.A, 
 LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif", "TGA": ".tga"}
 LOSSY = {"JPEG": ".jpg", "WEBP": ".webp", "AVIF": ".avif", "JPEG2000": ".jp2"}
 DAMAGED = {**LOSSLESS, **LOSSY, "PPM": ".ppm", "QOI": ".qoi"}
-# Tags that a camera may have written with another type: resolution, date, maker, exposure and so on.
+# Tags that cameras write with other types: resolution, date, maker, exposure and so on.
 MISTYPED = (256, 270, 271, 272, 282, 283, 296, 305, 306, 315, 531, 532, 700, 33432, 33434, 34665)
 
 
@@ -200,7 +200,9 @@ def _misnamed() -> Iterator[Case]:
     yield Case("misnamed/empty.png", b"")
     yield Case("misnamed/text.png", b"not a picture")
     yield Case("misnamed/page.jpg", b"<!DOCTYPE html><title>404</title>")
-    yield Case("misnamed/script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    yield Case(
+        "misnamed/script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    )
     yield Case("misnamed/paper.png", b"%PDF-1.7\n%%EOF")
     yield Case("misnamed/header.png", b"\x89PNG\r\n\x1a\n")
     yield Case("misnamed/table.tif", b"SIMPLE  =                    T" + b" " * 2850)
@@ -299,8 +301,10 @@ def _modes() -> Iterator[Case]:
     for kind, ending in (("PNG", ".png"), ("GIF", ".gif"), ("BMP", ".bmp"), ("TIFF", ".tif")):
         for transparent in (None, 5) if kind in ("PNG", "GIF") else (None,):
             file = io.BytesIO()
-            options = {} if transparent is None else {"transparency": transparent}
-            palette.save(file, kind, **options)
+            if transparent is None:
+                palette.save(file, kind)
+            else:
+                palette.save(file, kind, transparency=transparent)
             yield Case(
                 f"modes/palette-{transparent}-{kind}{ending}",
                 file.getvalue(),

@@ -18,7 +18,7 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_tensors
+from maskdm.runtime.files import replacing, write_json, write_tensors
 from maskdm.runtime.params import Section, validate
 
 Weights = Literal["averaged", "raw"]
@@ -95,10 +95,9 @@ def save_model(
             f"{len(broken)} of the {len(tensors)} tensors of the model for {folder} are not finite "
             f"({broken[0]} is one): it is not written. Lower the learning rate, or train in fp32."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(tensors, folder / "model.safetensors")
-    text = json.dumps(config.model_dump(), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    with replacing(folder / "model.safetensors") as begun:
+        write_tensors(tensors, begun)
+    write_json(folder / "config.json", config.model_dump())
 
 
 MOMENTS = "optimiser.safetensors"  # of the raw weights, beside them: finetune.optimiser
@@ -112,7 +111,8 @@ def save_moments(folder: Path, moments: dict[str, Tensor]) -> None:
         moments: by kind and parameter name, ``exp_avg.embed.weight``.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}
-    write_tensors(tensors, folder / MOMENTS)
+    with replacing(folder / MOMENTS) as begun:
+        write_tensors(tensors, begun)
 
 
 def load_moments(folder: Path, into: Denoiser) -> dict[str, Tensor]:

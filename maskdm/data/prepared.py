@@ -8,15 +8,17 @@ A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channel
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import IO, Any
 
 import numpy as np
 
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import remove_begun, replacing, write_array, write_json
 
 LISTED = 20  # number of skipped files that dataset.json names
 
@@ -139,11 +141,12 @@ def write_prepared(
         UserError: if no training or no held-out image is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_begun(folder)
     shape, skipped, skipped_count = (size, size, channels), list[str](), 0
     labels = {False: array("q"), True: array("q")}
     with (
-        _GrowingArray(folder / "train.npy", shape) as train,
-        _GrowingArray(folder / "heldout.npy", shape) as heldout,
+        growing_array(folder / "train.npy", shape) as train,
+        growing_array(folder / "heldout.npy", shape) as heldout,
     ):
         for sample in samples:
             if isinstance(sample, Unreadable):
@@ -159,7 +162,7 @@ def write_prepared(
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)
         if classes is not None:
-            np.save(path, np.frombuffer(values, dtype=np.int64))  # without a copy
+            write_array(path, np.frombuffer(values, dtype=np.int64))  # without a copy
     digest = hashlib.sha256(f"{shape}".encode())
     for content in (train.digest, heldout.digest, labels[False], labels[True]):
         digest.update(hashlib.sha256(content).digest())
@@ -175,8 +178,7 @@ def write_prepared(
         "left_out": dict(sorted(left_out.items())),
         "hash": digest.hexdigest(),
     }
-    (folder / "dataset.json").unlink(missing_ok=True)  # or a link into DVC's cache is written to
-    (folder / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "dataset.json", about)
     return open_prepared(folder)
 
 
@@ -197,27 +199,33 @@ def require_both(train: int, heldout: int) -> None:
             )
 
 
-class _GrowingArray:
-    """A .npy file of unknown length: images are appended, the header is corrected at the end.
+@contextmanager
+def growing_array(path: Path, shape: tuple[int, int, int]) -> Iterator["_GrowingArray"]:
+    """Write a .npy file of unknown length: images are appended, then the header is corrected."""
+    with replacing(path) as begun, begun.open("wb") as file:
+        growing = _GrowingArray(file, shape)
+        yield growing
+        file.seek(0)
+        growing.write_header()
 
-    It is written under another name and renamed on success, so that a half-written file is never
-    taken for a whole one and a hard link into DVC's cache is never written to.
+
+class _GrowingArray:
+    """The array in a .npy file, image by image.
+
+    Args:
+        file: to write to.
+        shape: of an image, (H, W, C).
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path, self.partial = path, path.with_suffix(".partial")
-        self.shape, self.count = shape, 0
+    def __init__(self, file: IO[bytes], shape: tuple[int, int, int]) -> None:
+        self.file, self.shape, self.count = file, shape, 0
         self.hash = hashlib.sha256()
+        self.write_header()
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the pixels so far."""
         return self.hash.digest()
-
-    def __enter__(self) -> Self:
-        self.file = self.partial.open("wb")
-        self._write_header()
-        return self
 
     def append(self, pixels: np.ndarray) -> None:
         """Write one image, uint8 (H, W, C)."""
@@ -228,7 +236,7 @@ class _GrowingArray:
         self.hash.update(content)
         self.count += 1
 
-    def _write_header(self) -> None:
+    def write_header(self) -> None:
         """Write the header; numpy pads it so that its length does not depend on the count."""
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
@@ -236,17 +244,3 @@ class _GrowingArray:
             "shape": (self.count, *self.shape),
         }
         np.lib.format.write_array_header_1_0(self.file, header)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink()

@@ -145,6 +145,11 @@ def make_mask(params: MaskParams, grid: int) -> Mask:
         UserError: if the block size does not divide the grid, or nothing would stay visible.
     """
     mask = _image_mask(params, grid)
+    if not mask.visible:
+        raise UserError(
+            f"mask.rate is {params.rate}, which leaves nothing visible on the {grid}×{grid} grid "
+            "of patches: lower it."
+        )
     return replace(mask, scope=params.scope) if mask.visible < grid**2 else mask
 
 

@@ -205,9 +205,12 @@ def measure(
 
     Returns:
         The Fréchet distance, unless n or m is at most ``extractor.count``; the kernel distance
-        and (``…_std``) its standard deviation over subsets. Six significant digits.
+        and (``…_std``) its standard deviation over subsets, unless n or m is 1. Six significant
+        digits.
     """
-    values = {}
+    values: dict[str, float] = {}
+    if min(len(features), len(reference)) < 2:
+        return values
     if min(len(features), len(reference)) > extractor.count:
         values[extractor.frechet] = frechet_distance(features, reference)
     mean, deviation = kernel_distance(features, reference, seed)

@@ -47,7 +47,7 @@ def nearest(
 
 def copying(
     samples: NDArray[np.float32], heldout: NDArray[np.float32], train: NDArray[np.float32]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Compare samples with held-out images by their distances to the training images.
 
     Args:
@@ -57,14 +57,15 @@ def copying(
 
     Returns:
         ``distance``, the mean distance to the nearest training image; ``distance_heldout``, the
-        same of held-out images; ``ratio`` of the two, about 0 for a copier; ``close``, the share
-        of samples as near as the nearest 1 % of held-out images.
+        same of held-out images; ``ratio`` of the two, about 0 for a copier, None where held-out
+        images are training images; ``close``, the share of samples as near as the nearest 1 % of
+        held-out images.
     """
     (_, ours), (_, theirs) = (nearest(queries, train, 1) for queries in (samples, heldout))
     near = np.quantile(theirs, CLOSE)
     return {
         "distance": round(float(ours.mean()), 4),
         "distance_heldout": round(float(theirs.mean()), 4),
-        "ratio": round(float(ours.mean() / theirs.mean()), 4),
+        "ratio": round(float(ours.mean() / theirs.mean()), 4) if theirs.any() else None,
         "close": float((ours <= near).mean()),
     }

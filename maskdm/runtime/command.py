@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import typer
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+
+
 def run(function: Callable[..., None]) -> None:
     """Run a function as a typer command; see ``run_commands``."""
     app = plain_app()
@@ -47,12 +50,34 @@ def run_commands(app: typer.Typer) -> None:
     except UserError as error:
         say(f"error: {error}")
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, MemoryError, RuntimeError) as error:
+        sentence = _fault_of_the_machine(error)
+        if sentence is None:
             raise
-        file = f" ({error.filename})" if error.filename else ""
-        say(f"error: The disk is full{file}: make room; the same command then goes on.")
+        say(f"error: {sentence}")
         sys.exit(1)
+
+
+def _fault_of_the_machine(error: Exception) -> str | None:
+    """Return what to say of a disk or a memory that will not do; None for any other error."""
+    if isinstance(error, OSError):
+        file = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"The disk is full{file}: make room; the same command then goes on."
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return (
+                f"{error.strerror}{file}: give this user the right to read and write there; the "
+                "same command then goes on."
+            )
+        return None
+    # torch says so of a CPU in a RuntimeError, of a GPU in a class of its own.
+    if isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY):
+        return (
+            "The memory is full: set MASKDM_MICRO_BATCH (training) or MASKDM_SAMPLE_BATCH "
+            "(sampling) to fewer images at a time, which changes no result, or lower batch_size, "
+            "model.dim or data.resolution."
+        )
+    return None
 
 
 def say(text: str) -> None:

@@ -1,25 +1,100 @@
-"""Files: tensors and JSON to disk without a further copy in memory, and onto the disk for good."""
+"""Files: whole or not at all, without a further copy in memory, and onto the disk for good.
+
+What is written goes beside its place under another name first. So a full disk or a signal leaves
+the old file, no reader finds half of one, and a link into DVC's cache is replaced, not followed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 NUMBER = re.compile(r"os error (\d+)")
+BEGUN = ".begun"  # how the names of files end that are being written
 UNFINISHED = ".tmp*"  # what the library's file is called until it is whole
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file for people and for DVC, making its folder."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Make a file that takes the place of another once it is whole, making its folder.
+
+    Args:
+        path: where the file is to be.
+
+    Yields:
+        Where to write it. If that fails, what was written is removed and ``path`` is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    begun = path.with_name(f".{path.name}{BEGUN}")
+    try:
+        yield begun
+        begun.replace(path)
+    except BaseException:
+        begun.unlink(missing_ok=True)
+        raise
+
+
+def remove_begun(folder: Path) -> None:
+    """Remove what a process that was killed has begun to write in a folder."""
+    for begun in folder.glob(f".*{BEGUN}"):
+        begun.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, making its folder."""
+    with replacing(path) as begun:
+        begun.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON file for people and for DVC, making its folder.
+
+    JSON has no numbers that are not finite: they become null.
+    """
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return a value for JSON with null for every number that is not finite."""
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def write_array(path: Path, values: NDArray[Any]) -> None:
+    """Write a .npy file, making its folder.
+
+    Raises:
+        OSError: if it cannot be written, with the system's own number, which ``numpy.save`` loses.
+    """
+    with replacing(path) as begun, begun.open("wb") as file:
+        np.lib.format.write_array(_Chunks(file), values)
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """A file that numpy does not know for one, and so writes to through Python, in chunks."""
+
+    file: IO[bytes]
+
+    def write(self, content: bytes) -> int:
+        """Write bytes; return how many."""
+        return self.file.write(content)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

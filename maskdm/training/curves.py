@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from maskdm.backbones.denoiser import Denoiser
+from maskdm.runtime.files import replacing
 from maskdm.training.flops import flops_before
 from maskdm.training.history import History
 from maskdm.training.schedule import Schedule
@@ -67,13 +68,11 @@ class Curves:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, float]]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as begun, begun.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(header)
         for row in rows:
             writer.writerow(_number(row[column]) for column in header)
-    unfinished.replace(path)
 
 
 def _write_previews(folder: Path, previews: Mapping[int, np.ndarray]) -> None:
@@ -83,10 +82,9 @@ def _write_previews(folder: Path, previews: Mapping[int, np.ndarray]) -> None:
     for path in set(folder.iterdir()) - set(wanted):
         path.unlink()
     for path, images in wanted.items():
-        unfinished = path.with_suffix(".unfinished")
         row = np.hstack(list(images))
-        Image.fromarray(row.squeeze()).save(unfinished, format="png")
-        unfinished.replace(path)
+        with replacing(path) as begun:
+            Image.fromarray(row.squeeze()).save(begun, "png")
 
 
 def _number(value: float) -> str:

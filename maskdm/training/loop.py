@@ -8,6 +8,7 @@ to the same bits.
 """
 
 from collections.abc import Callable, Generator
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
 from maskdm.training.step import Rates, TrainingStep
 
+WEIGHTS = RAW, AVERAGED = "raw", "averaged"  # what is validated
 MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient before a run stops
 
 
@@ -89,7 +91,7 @@ def train(
     def make(step: int) -> Batch:
         return batches.at(step, processes.part(schedule.batch_size(step)))
 
-    validate_if_due(state, schedule.steps, validator, params, execution)
+    validate_if_due(state, schedule, validator, params, execution)
     preview_if_due(state, previewer, params, execution)
     yield state.step
 
@@ -107,7 +109,7 @@ def train(
 
             if state.step % MOST_SKIPPED == 0 or state.step == schedule.steps:
                 stop_if_failing(state, schedule, params)
-            validate_if_due(state, schedule.steps, validator, params, execution)
+            validate_if_due(state, schedule, validator, params, execution)
             preview_if_due(state, previewer, params, execution)
             yield state.step
 
@@ -115,28 +117,48 @@ def train(
 def stop_if_failing(state: State, schedule: Schedule, params: PhaseParams) -> None:
     """Raise a UserError if too many of the last steps in a row were not finite."""
     failed = state.history.failing()
-    if failed < MOST_SKIPPED:
+    if failed < min(MOST_SKIPPED, schedule.steps):
         return
     first = state.step - failed + 1
-    leg, _ = schedule.leg(first - 1)
-    instead = "" if params.precision == "fp32" else ", or train in fp32"
     raise UserError(
         f"Loss or gradients have not been finite from step {first} to step {state.step} (loss "
-        f"{state.history.losses[-1]:g}): such steps change nothing, and {MOST_SKIPPED} in a row "
-        f"are too many. Lower the learning rate ({leg.lr:g}) or lengthen the warm-up "
-        f"({leg.warmup} steps){instead}."
+        f"{state.history.losses[-1]:g}): such steps change nothing, and {failed} in a row are too "
+        f"many. {_advice(first - 1, schedule, params)}"
+    )
+
+
+def stop_if_not_finite(errors: Errors, step: int, schedule: Schedule, params: PhaseParams) -> None:
+    """Raise a UserError if a validation is not finite: no such model may pass for a trained one."""
+    wrong = [weights for weights in WEIGHTS if not isfinite(errors[weights])]
+    if wrong:
+        raise UserError(
+            f"The validation error of the {' and the '.join(wrong)} weights is not finite after "
+            f"step {step}: training has diverged. {_advice(max(step - 1, 0), schedule, params)}"
+        )
+
+
+def _advice(step: int, schedule: Schedule, params: PhaseParams) -> str:
+    """Return what to do when a phase diverges at a step."""
+    leg, _ = schedule.leg(step)
+    instead = "" if params.precision == "fp32" else ", or train in fp32"
+    return (
+        f"Lower the learning rate ({leg.lr:g}) or lengthen the warm-up ({leg.warmup} "
+        f"steps){instead}."
     )
 
 
 def validate_if_due(
-    state: State, steps: int, validator: Validator, params: PhaseParams, execution: Execution
-) -> None:
-    """Validate every ``validate_every`` steps, and after the last of ``steps``."""
+    state: State, schedule: Schedule, validator: Validator, params: PhaseParams,
+    execution: Execution,
+) -> None:  # fmt: skip
+    """Validate every ``validate_every`` steps, and after the last one."""
     history, regular = state.history, state.step % params.validate_every == 0
-    if state.step in history.validations or not (regular or state.step == steps):
+    if state.step in history.validations or not (regular or state.step == schedule.steps):
         return
+    errors = validate(state, validator, execution)
+    stop_if_not_finite(errors, state.step, schedule, params)
     kept = history.validations if regular else history.final
-    kept[state.step] = validate(state, validator, execution)
+    kept[state.step] = errors
 
 
 def preview_if_due(
@@ -154,9 +176,9 @@ def validate(state: State, validator: Validator, execution: Execution) -> Errors
     """Return the x0 errors of raw and averaged weights, by column name."""
     parameters = dict(state.backbone.named_parameters())
     with execution.autocast():
-        by_weights = {"raw": validator.errors(state.backbone)}
+        by_weights = {RAW: validator.errors(state.backbone)}
         with ema.applied(parameters, state.averaged):
-            by_weights["averaged"] = validator.errors(state.backbone)
+            by_weights[AVERAGED] = validator.errors(state.backbone)
     return {
         weights if name == "mean" else f"{weights}[{name}]": value
         for weights, errors in by_weights.items()

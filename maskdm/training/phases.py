@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from math import log
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, Strict
+from pydantic import Field, Strict, field_validator
 
 from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.errors import UserError
@@ -25,7 +25,7 @@ class PhaseParams(Section):
     warmup: int = Field(ge=0, description="steps of linear warm-up, >= 0")
     cooldown: int = Field(ge=0, description="last steps, over which the rate falls to 0, >= 0")
     betas: Annotated[tuple[float, float], Strict(False)] = Field(
-        description="AdamW's two decay rates, a list of two numbers"
+        description="AdamW's two decay rates, a list of two numbers, 0 <= rate < 1"
     )
     weight_decay: float = Field(ge=0, description="AdamW's weight decay, >= 0")
     clip: float | None = Field(gt=0, description="largest gradient norm, > 0, or null for none")
@@ -42,6 +42,13 @@ class PhaseParams(Section):
     label_dropout: float = Field(
         ge=0, le=1, description="probability of hiding an image's class, 0 to 1"
     )
+
+    @field_validator("betas")
+    @classmethod
+    def _decay_rates_decay(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= rate < 1 for rate in betas):
+            raise ValueError("an average with such a rate never forgets, or grows")
+        return betas
 
 
 class LegParams(Section):

@@ -55,6 +55,7 @@ class HeldOutValidator:
         if labels is not None:
             self.labels = torch.from_numpy(np.array(labels[used])).to(device)
         self.bins = torch.arange(len(self.x0), device=device) % len(LOG_SNRS)
+        self.filled = min(len(LOG_SNRS), len(self.x0))  # a tiny set leaves the last bins empty
         self.time = self.path.time(torch.tensor(LOG_SNRS, device=device)[self.bins])
         noise = np.empty(self.x0.shape, np.float32)
         for sample in range(len(noise)):
@@ -67,6 +68,8 @@ class HeldOutValidator:
     @torch.no_grad()  # inference_mode would spoil the tensors that sharded weights are gathered in
     def errors(self, denoise: Callable[..., Tensor]) -> Errors:
         """Return the x0 mean squared error: ``"mean"`` and one per log-SNR (``"-3"`` … ``"3"``).
+
+        A level without images has NaN and does not count; an error that is not finite does.
 
         Args:
             denoise: ``(tokens, positions, time, labels)`` → the network's output.
@@ -83,8 +86,7 @@ class HeldOutValidator:
             per_image.append((x0 - self.x0[part]).square().mean(dim=(1, 2)))
         error = torch.cat(per_image)
         bins = [error[self.bins == b].mean().item() for b in range(len(LOG_SNRS))]
-        present = [value for value in bins if value == value]  # a tiny set may leave bins empty
         return {
-            "mean": sum(present) / len(present),
+            "mean": sum(bins[: self.filled]) / self.filled,
             **{f"{level:g}": value for level, value in zip(LOG_SNRS, bins, strict=True)},
         }

@@ -65,7 +65,7 @@ class Experiment:
                         "flops": int(row["flops"]),
                         "images": images + int(row["images"]),
                         "seconds": step_time and seconds + step_time * int(row["step"]),
-                        "value": float(row[column]),
+                        "value": float(row[column]) if row[column] else None,
                     }
                 )
             if found:
