@@ -17,7 +17,7 @@ from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.command import run
 from maskdm.runtime.launch import on_all_processes
 from maskdm.runtime.params import Seed, read_section
-from maskdm.training.phases import FinetuneParams, finetuning_schedule
+from maskdm.training.phases import FinetuneParams, check_share, finetuning_schedule
 from maskdm.training.run import Outputs, train_phase
 
 PARAMS = Path("params.yaml")
@@ -61,5 +61,11 @@ def main() -> None:
     train_phase("finetune", backbone, config, prepared, schedule, params, OUTPUTS, start, moments)
 
 
+def check(processes: int) -> None:
+    """Check that every process gets a part of every batch."""
+    params = read_section(PARAMS, "finetune", FinetuneParams)
+    check_share("finetune", params.batch_size, processes)
+
+
 if __name__ == "__main__":
-    run(on_all_processes(main))
+    run(on_all_processes(main, check))

@@ -10,7 +10,7 @@ from maskdm.diffusion.masking import MaskParams, describe
 from maskdm.runtime.command import run
 from maskdm.runtime.launch import on_all_processes
 from maskdm.runtime.params import Seed, read_section
-from maskdm.training.phases import PretrainParams, pretraining_schedule
+from maskdm.training.phases import PretrainParams, check_share, pretraining_schedule
 from maskdm.training.run import Outputs, train_phase
 
 PARAMS = Path("params.yaml")
@@ -55,5 +55,12 @@ def main() -> None:
     train_phase("pretrain", config.backbone(), config, prepared, schedule, params, OUTPUTS)
 
 
+def check(processes: int) -> None:
+    """Check that every process gets a part of every batch."""
+    params = read_section(PARAMS, "pretrain", PretrainParams)
+    sizes = (leg.batch_size or params.batch_size for leg in params.legs or ())
+    check_share("pretrain", min(sizes, default=params.batch_size), processes)
+
+
 if __name__ == "__main__":
-    run(on_all_processes(main))
+    run(on_all_processes(main, check))

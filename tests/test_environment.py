@@ -1,6 +1,9 @@
 """Every variable of the environment: its default, its values, what is refused, its former name."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -9,8 +12,10 @@ from maskdm.runtime import environment
 from maskdm.runtime.command import run_commands
 from maskdm.runtime.environment import RENAMED, VARIABLES, checkpoints_folder
 from maskdm.runtime.errors import UserError
+from tests.support.clones import ROOT
 
-WHOLE, SWITCH = "a whole number >= 1", "0 or 1"
+BY_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+WHOLE, FEW, SWITCH = "a whole number from 1 to 999999999", "a whole number from 1 to 64", "0 or 1"
 # name: what it is if unset; texts and their values; what is allowed, None where any text is
 TABLE = {
     "MASKDM_CHECKPOINTS": ("checkpoints", {"/a/b": "/a/b"}, None),
@@ -18,7 +23,7 @@ TABLE = {
     "MASKDM_CHECKPOINT_SECONDS": (60, {"1": 1, "600": 600}, WHOLE),
     "MASKDM_CHECKPOINT_STEPS": (None, {"1": 1, "25": 25}, WHOLE),
     "MASKDM_DEVICE": ("", {"cuda:1": "cuda:1"}, None),  # torch knows the devices
-    "MASKDM_PROCESSES": (None, {"2": 2}, WHOLE),
+    "MASKDM_PROCESSES": (None, {"2": 2, "64": 64}, FEW),
     "MASKDM_LAUNCHER": ("", {"srun -n 4": "srun -n 4"}, None),
     "MASKDM_SHARD": (False, {"0": False, "1": True}, SWITCH),
     "MASKDM_MICRO_BATCH": (None, {"1": 1, "16": 16}, WHOLE),
@@ -26,10 +31,12 @@ TABLE = {
     "MASKDM_REPLAY": (True, {"0": False, "1": True}, SWITCH),
     "MASKDM_SAMPLE_BATCH": (64, {"8": 8}, WHOLE),
     "MASKDM_EXACT": (False, {"0": False, "1": True}, SWITCH),
+    "MASKDM_PARENT": (None, {"7": 7}, WHOLE),
     "MASKDM_WORKER": (False, {"0": False, "1": True}, SWITCH),
 }
 WRONG = {
-    WHOLE: ("0", "-1", "1.5", "many", " 1", "1e3", "٣"),
+    WHOLE: ("0", "-1", "1.5", "many", " 1", "1e3", "٣", "²", "1" * 5000),
+    FEW: ("0", "65", "1000", "²"),
     SWITCH: ("2", "yes", "true", "01", " 1", "-0"),
     None: (),
 }
@@ -99,3 +106,26 @@ def test_checkpoints_are_in_the_repository_that_dvc_names(monkeypatch, tmp_path)
     assert checkpoints_folder() == tmp_path / "checkpoints"
     monkeypatch.setenv("MASKDM_CHECKPOINTS", "/elsewhere")
     assert str(checkpoints_folder()) == "/elsewhere"
+
+
+def test_a_stage_bounds_how_long_openmp_spins_before_torch_is_there():
+    code = (
+        "import os, sys, stages; assert 'torch' not in sys.modules;"
+        "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    )
+
+    def said(**own):
+        inherited = {k: v for k, v in os.environ.items() if k not in BY_USER}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=inherited | own,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert not done.returncode, done.stderr
+        return done.stdout.split()
+
+    assert said() == [environment.SPINS, "None"]
+    assert said(GOMP_SPINCOUNT="7") == ["7", "None"]
+    assert said(OMP_WAIT_POLICY="PASSIVE") == ["None", "PASSIVE"]

@@ -170,13 +170,13 @@ def test_help_names_what_a_stage_reads_and_writes(stage, monkeypatch, capsys):
 
 
 def test_package_files_hold_nothing_that_a_stage_uses():
-    """A docstring alone; but for the user's ``maskdm.load``, and what refuses former names."""
+    """A docstring alone; but for ``maskdm.load``, former names, and what torch must find."""
     for path in [*(ROOT / "maskdm").rglob("__init__.py"), *(ROOT / "stages").rglob("__init__.py")]:
         module = ast.parse(path.read_text())
         assert ast.get_docstring(module), path
         if path == ROOT / "stages/__init__.py":
             names = [node.names[0].name for node in module.body if isinstance(node, ast.ImportFrom)]
-            assert names == ["refuse_renamed"]
+            assert names == ["bound_spinning", "refuse_renamed"]
         elif path != ROOT / "maskdm/__init__.py":
             assert len(module.body) == 1, path
     for path in CODE:

@@ -1,12 +1,18 @@
 """How a stage starts: handed to a launcher, or refused, before it reads or computes anything."""
 
+import os
 import runpy
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from maskdm.runtime import launch
 from maskdm.runtime.distributed import NAMES
+from tests.support.clones import ROOT
 
 SEVERAL = ("pretrain", "finetune", "sample", "reference", "fid")  # stages that use processes
 
@@ -53,4 +59,82 @@ def test_a_number_of_processes_that_is_none_is_named_in_one_sentence(main, monke
     monkeypatch.setenv("MASKDM_PROCESSES", "abc")
     status, said = main("pretrain")
     assert status == 1
-    assert lines(said) == ["error: MASKDM_PROCESSES is 'abc', but must be a whole number >= 1."]
+    assert lines(said) == [
+        "error: MASKDM_PROCESSES is 'abc', but must be a whole number from 1 to 64."
+    ]
+
+
+def test_an_unclosed_quotation_mark_is_one_sentence(main, monkeypatch):
+    monkeypatch.setenv("MASKDM_LAUNCHER", "srun 'n")
+    status, said = main("pretrain")
+    assert status == 1
+    sentence = "error: MASKDM_LAUNCHER is 'srun 'n', which is no command: No closing quotation."
+    assert lines(said) == [sentence]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_more_processes_than_images_in_a_batch_are_refused_before_one_starts(
+    stage, main, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(launch, "start_here", lambda count: pytest.fail("they were started"))
+    monkeypatch.setenv("MASKDM_PROCESSES", "50")
+    (tmp_path / "params.yaml").write_text((ROOT / "presets/laptop.yaml").read_text())
+    status, said = main(stage)
+    assert status == 1
+    assert f"{stage}.batch_size is" in said
+    assert "fewer images than the 50 processes" in said
+
+
+def test_numbers_of_a_launcher_that_are_none_are_one_sentence(main, monkeypatch):
+    for name, value in zip(NAMES[0], ("²", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    status, said = main("pretrain")
+    assert status == 1
+    [line] = lines(said)
+    assert "RANK=²" in line
+
+
+PARENT = """
+import os, subprocess, sys
+environment = os.environ | {"MASKDM_PARENT": str(os.getpid())}
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=environment)
+print(child.pid, flush=True)
+child.wait()
+"""
+CHILDREN = {
+    "worker of a stage": """
+import time
+from maskdm.runtime import launch, numerics
+numerics.choose_kernels = lambda: None
+launch.on_all_processes(lambda: time.sleep(60))()
+""",
+    "stage of dvc": """
+import time
+from maskdm.runtime.command import run
+run(lambda: time.sleep(60))
+""",
+}
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_a_process_ends_soon_after_a_parent_that_was_killed(child):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment |= {"MASKDM_WORKER": "1"} if child == "worker of a stage" else {"DVC_ROOT": "/"}
+    command = [sys.executable, "-c", PARENT, CHILDREN[child]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        pid = int(parent.stdout.readline())
+        time.sleep(4)
+        assert alive(pid)
+        parent.kill()
+        end = time.monotonic() + 10
+        while alive(pid) and time.monotonic() < end:
+            time.sleep(0.1)
+    assert not alive(pid)
+
+
+def alive(pid):
+    """Return whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

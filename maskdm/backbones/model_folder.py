@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,9 +19,13 @@ from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import replacing, write_json, write_tensors
-from maskdm.runtime.params import Section, validate
+from maskdm.runtime.params import Section, Seed, validate
 
 Weights = Literal["averaged", "raw"]
+MOMENTS = "optimiser.safetensors"  # of the raw weights, beside them: finetune.optimiser
+FILES = ("config.json", "model.safetensors", MOMENTS)
+MOST_BYTES = 2**24  # of a config: a thousand classes have 30 kB
+LARGEST_SIDE = 4096
 
 
 class TrainedLeg(Section):
@@ -50,10 +54,12 @@ class ModelConfig(Section):
     training images; None for an unconditional model.
     """
 
-    size: int
-    channels: int
-    classes: dict[str, int] | None
-    seed: int
+    size: int = Field(ge=1, le=LARGEST_SIDE, description="side of the images in pixels")
+    channels: int = Field(ge=1, le=3, description="1 (grey) or 3 (RGB)")
+    classes: Annotated[dict[str, int], Field(min_length=1)] | None = Field(
+        description="the name of every class → its training images, or null for no classes"
+    )
+    seed: Seed
     model: ModelParams
     diffusion: DiffusionParams
     training: list[TrainedLeg]
@@ -98,9 +104,6 @@ def save_model(
     with replacing(folder / "model.safetensors") as begun:
         write_tensors(tensors, begun)
     write_json(folder / "config.json", config.model_dump())
-
-
-MOMENTS = "optimiser.safetensors"  # of the raw weights, beside them: finetune.optimiser
 
 
 def save_moments(folder: Path, moments: dict[str, Tensor]) -> None:
@@ -156,14 +159,18 @@ def load_config(folder: Path) -> ModelConfig:
         UserError: if the folder is no model folder.
     """
     path = folder / "config.json"
+    if folder.name in FILES and folder.is_file():
+        raise UserError(f"{folder} is a file of a model: give its folder, {folder.parent}.")
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes are no config")
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} is no model folder: it has no config.json. Give the folder of a model that "
             "maskdm trained, such as models/pretrain."
         ) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
     return validate(content, "config", ModelConfig, where=str(path))
 
@@ -240,6 +247,12 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
         raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
     start = f"{weights}."
     found = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
+    broken = next((n for n, t in found.items() if not t.isfinite().all()), None)
+    if broken is not None:
+        raise UserError(
+            f"The {weights} weights in {path} are not finite ({broken}): restore or retrain the "
+            "model."
+        )
     found = into.fit_weights(found)
     expected = dict(into.named_parameters())
     faults = [f"{name} is missing" for name in expected if name not in found]

@@ -19,12 +19,21 @@ class ModelParams(Section):
     """The section ``model``: the network."""
 
     backbone: str = Field(description=", ".join(BACKBONES))
-    patch: int = Field(ge=1, description="side of a patch in pixels, a divisor of data.resolution")
-    dim: int = Field(ge=8, description="width, a multiple of model.heads and of 4")
-    depth: int = Field(ge=1, description="number of blocks; uvit: odd (in, one middle, out)")
-    heads: int = Field(ge=1, description="attention heads")
+    patch: int = Field(
+        ge=1, le=1024, description="side of a patch in pixels, a divisor of data.resolution"
+    )
+    dim: int = Field(
+        ge=8, le=16384, description="width, a multiple of model.heads and of 4, at most 16384"
+    )
+    depth: int = Field(
+        ge=1, le=255, description="number of blocks, at most 255; uvit: odd (in, one middle, out)"
+    )
+    heads: int = Field(ge=1, le=16384, description="attention heads")
     refine: int = Field(
-        0, ge=0, description="channels of a convolution on whole images at the end, 0 for none"
+        0,
+        ge=0,
+        le=4096,
+        description="channels of a convolution on whole images at the end, 0 for none",
     )
     init: Literal["paper", "spatial"] = Field(
         description="paper (as the backbone's paper draws its weights) or spatial (weights scaled "

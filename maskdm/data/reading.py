@@ -8,8 +8,6 @@ import gc
 import os
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,6 +20,7 @@ from typing import TypeVar
 from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.parent import leave_with
 
 AHEAD = 16  # pictures per core that may be read before they are taken
 TOGETHER = 8  # pictures per request to a process
@@ -91,14 +90,7 @@ def _begin(read: Read, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # or collecting garbage would copy the memory that is shared with the parent
     bytes(2**24)  # once this is freed, glibc keeps as much instead of mapping it for every picture
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """End this process soon after its parent, however the parent ended."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    leave_with(parent)
 
 
 def _read_group(group: Sequence[Picture]) -> list[Sample | Unreadable]:

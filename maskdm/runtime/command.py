@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from maskdm.runtime.distributed import rank
-from maskdm.runtime.environment import refuse_former_names
+from maskdm.runtime.environment import WORKER, refuse_former_names
 from maskdm.runtime.errors import StoppedError, UserError
 from maskdm.runtime.packages import require_package
+from maskdm.runtime.parent import leave_with
 
 if TYPE_CHECKING:
     import typer
@@ -40,6 +45,9 @@ def run_commands(app: typer.Typer) -> None:
 
     A run that a signal stopped ends with 128 + the signal's number, as in a shell.
     """
+    _speak_any_language()
+    if os.environ.get("DVC_ROOT") and not WORKER.get():  # a DVC that is killed tells nobody
+        leave_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         refuse_former_names()
         app()
@@ -56,6 +64,13 @@ def run_commands(app: typer.Typer) -> None:
             raise
         say(f"error: {sentence}")
         sys.exit(1)
+
+
+def _speak_any_language() -> None:
+    """Let no name or message fail for the terminal: what it cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fault_of_the_machine(error: Exception) -> str | None:
@@ -84,4 +99,6 @@ def say(text: str) -> None:
     """Tell the user why a command ends."""
     if rank() > 0:
         time.sleep(2)  # the first process says the same, and then the launcher ends the others
-    print(f"\n{text}\n", file=sys.stderr)
+    if sys.stderr is not None:  # closed by whoever started it
+        with suppress(OSError):
+            print(f"\n{text}\n", file=sys.stderr)

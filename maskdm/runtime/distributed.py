@@ -228,13 +228,23 @@ def worker() -> Worker | None:
     """
     for names in NAMES:
         if all(name in os.environ for name in names) and (names[0] == "RANK" or WORKER.get()):
-            return Worker(*(int(os.environ[name]) for name in names))
+            try:
+                return Worker(*(int(os.environ[name]) for name in names))
+            except ValueError:
+                said = ", ".join(f"{name}={os.environ[name]}" for name in names)
+                raise UserError(
+                    f"A launcher set {said}, which are not all numbers: unset them, or start the "
+                    "stage through the launcher again."
+                ) from None
     return None
 
 
 def rank() -> int:
     """Return this process's number, 0 without a launcher; known before the others are there."""
-    numbers = worker()
+    try:
+        numbers = worker()
+    except UserError:  # said by whoever needs more than the number
+        numbers = None
     return numbers.rank if numbers else 0
 
 

@@ -14,6 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from maskdm.runtime.errors import UserError
 
+MOST_PROCESSES = 64  # on one machine; several hosts have a launcher
+SPINS = "10000"  # rounds that a waiting OpenMP thread looks before it sleeps
+
 Value = TypeVar("Value")
 
 
@@ -51,8 +54,14 @@ class Variable(Generic[Value]):
 
 
 def _whole_number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
-        raise ValueError("a whole number >= 1")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise ValueError("a whole number from 1 to 999999999")
+    return int(text)
+
+
+def _processes(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_PROCESSES:
+        raise ValueError(f"a whole number from 1 to {MOST_PROCESSES}")
     return int(text)
 
 
@@ -83,7 +92,7 @@ DEVICE = Variable(
     "MASKDM_DEVICE", str, "", "`cpu`, `cuda`, `cuda:1`, `mps`", "CUDA if torch sees it"
 )
 PROCESSES = Variable[int | None](
-    "MASKDM_PROCESSES", _whole_number, None, "processes on this machine",
+    "MASKDM_PROCESSES", _processes, None, f"processes on this machine, at most {MOST_PROCESSES}",
     "one a visible GPU; one without a GPU",
 )  # fmt: skip
 LAUNCHER = Variable(
@@ -108,11 +117,14 @@ REPLAY = Variable(
 SAMPLE_BATCH = Variable("MASKDM_SAMPLE_BATCH", _whole_number, 64, "images sampled at once", "64")
 EXACT = Variable("MASKDM_EXACT", _switch, False, "1: bit for bit or not at all (below)", "0")
 # Set by the launcher for the processes that it starts, never by people.
+PARENT = Variable[int | None](
+    "MASKDM_PARENT", _whole_number, None, "the number of the process that started it", "none"
+)
 WORKER = Variable("MASKDM_WORKER", _switch, False, "1 in a process that a launcher started", "0")
 
 VARIABLES: tuple[Variable[Any], ...] = (
     CHECKPOINTS, CHECKPOINTS_REMOTE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, PROCESSES,
-    LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY, SAMPLE_BATCH, EXACT, WORKER,
+    LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY, SAMPLE_BATCH, EXACT, PARENT, WORKER,
 )  # fmt: skip
 
 # Names of former versions → what they are called now.
@@ -142,6 +154,17 @@ def checkpoints_folder() -> Path:
     is thrown away; the checkpoints must outlive it.
     """
     return Path(os.environ.get("DVC_ROOT") or ".") / CHECKPOINTS.get()
+
+
+def bound_spinning() -> None:
+    """Let OpenMP's threads wait awake for microseconds only; to be called before torch is loaded.
+
+    By default they spin much longer. If another program takes one of the cores, they then spin
+    for a thread that is not running, on the core that it needs: steps of the demo take 11 to 25
+    times as long. Whoever sets one of these variables decides instead.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def prefer_huge_pages() -> None:

@@ -24,16 +24,25 @@ from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from maskdm.runtime.distributed import leave, rank, worker
-from maskdm.runtime.environment import DEVICE, LAUNCHER, PROCESSES, WORKER
+from maskdm.runtime.environment import DEVICE, LAUNCHER, PARENT, PROCESSES, WORKER
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.parent import leave_with
 
 # DDP warns on each rank that all parameters are used; it does so from C++.
 OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 GRACE = 120  # seconds for workers to save, between a signal and their end
 
 
-def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
-    """Return the stage's command, which starts workers that run it too, or is one of them."""
+def on_all_processes(
+    stage: Callable[[], None], check: Callable[[int], None] | None = None
+) -> Callable[[], None]:
+    """Return the stage's command, which starts workers that run it too, or is one of them.
+
+    Args:
+        stage: what all of them run.
+        check: is given how many are to be started on this machine, and raises a UserError if they
+            are too many; before the first one is.
+    """
 
     def compute() -> None:
         from maskdm.runtime.numerics import choose_kernels  # imports torch
@@ -44,17 +53,33 @@ def on_all_processes(stage: Callable[[], None]) -> Callable[[], None]:
     @wraps(stage)
     def command() -> None:
         if WORKER.get() or worker():
+            if parent := PARENT.get():  # a launcher's own processes may come and go
+                leave_with(parent)
             with redirect_stdout(sys.stdout if rank() == 0 else StringIO()):
                 compute()
             leave()
         elif launcher := LAUNCHER.get():
-            launch(shlex.split(launcher))
+            launch(words_of(launcher))
         elif (count := processes_here()) > 1:
+            if check is not None:
+                check(count)
             start_here(count)
         else:
             compute()
 
     return command
+
+
+def words_of(launcher: str) -> list[str]:
+    """Return the words of the launcher's command.
+
+    Raises:
+        UserError: if a quotation mark is not closed.
+    """
+    try:
+        return shlex.split(launcher)
+    except ValueError as error:
+        raise UserError(f"{LAUNCHER.name} is '{launcher}', which is no command: {error}.") from None
 
 
 def processes_here() -> int:
@@ -106,7 +131,7 @@ def start_here(count: int) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ |= OF_WORKERS
+    os.environ |= OF_WORKERS | {PARENT.name: str(os.getpid())}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
     config = LaunchConfig(

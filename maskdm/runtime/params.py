@@ -48,13 +48,18 @@ def read_params(path: Path | str) -> Params:
         ParamsError: if the file is missing, is not YAML, or has no sections.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        content = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
         raise ParamsError(
             f"There is no {path}: run from the folder that holds it, or say "
             "make preset NAME=laptop."
         ) from None
-    except YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            f"{path} is not UTF-8 (byte {error.start}): save it in that encoding."
+        ) from None
+    except (YAMLError, RecursionError, ValueError) as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path} holds no sections: it must map section names to parameters.")

@@ -30,9 +30,11 @@ Interval = Annotated[tuple[float, float], Strict(False)]
 class SampleParams(Section):
     """The section ``sample``: how images are drawn from the trained model."""
 
-    count: int = Field(ge=1, description="how many images, a whole number >= 1")
+    count: int = Field(ge=1, le=10**7, description="how many images, a whole number from 1 to 1e7")
     solver: str = Field(description=", ".join(SOLVERS))
-    nfe: int = Field(ge=2, description="network evaluations an image, a whole number >= 2")
+    nfe: int = Field(
+        ge=2, le=10**5, description="network evaluations an image, a whole number from 2 to 1e5"
+    )
     eta: float = Field(ge=0, le=1, description="noise added by ddim, 0 (none) to 1; 0 for others")
     guidance_scale: float = Field(
         ge=0, description="classifier-free guidance, >= 0; 1 for none (and without classes)"

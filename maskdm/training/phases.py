@@ -15,12 +15,18 @@ from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
 from maskdm.training.schedule import Leg, Schedule
 
+MOST_STEPS, MOST_IMAGES = 10**9, 10**6  # of a phase, of a batch: more is a slip of the pen
+
 
 class PhaseParams(Section):
     """What both training sections, ``pretrain`` and ``finetune``, hold."""
 
-    steps: int = Field(ge=0, description="optimiser steps, a whole number >= 0")
-    batch_size: int = Field(ge=1, description="images a step, a whole number >= 1")
+    steps: int = Field(
+        ge=0, le=MOST_STEPS, description="optimiser steps, a whole number from 0 to 1e9"
+    )
+    batch_size: int = Field(
+        ge=1, le=MOST_IMAGES, description="images a step, a whole number from 1 to 1e6"
+    )
     lr: float = Field(gt=0, description="peak learning rate of AdamW, > 0")
     warmup: int = Field(ge=0, description="steps of linear warm-up, >= 0")
     cooldown: int = Field(ge=0, description="last steps, over which the rate falls to 0, >= 0")
@@ -55,8 +61,12 @@ class LegParams(Section):
     """One entry of ``pretrain.legs``; what it leaves out is the section's."""
 
     rate: float = Field(ge=0, lt=1, description="the share of patches hidden, 0 <= rate < 1")
-    steps: int = Field(ge=1, description="optimiser steps, a whole number >= 1")
-    batch_size: int | None = Field(None, ge=1, description="images a step, a whole number >= 1")
+    steps: int = Field(
+        ge=1, le=MOST_STEPS, description="optimiser steps, a whole number from 1 to 1e9"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, le=MOST_IMAGES, description="images a step, a whole number from 1 to 1e6"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW, > 0")
     warmup: int | None = Field(None, ge=0, description="steps of linear warm-up, >= 0")
 
@@ -123,6 +133,24 @@ def pretraining_schedule(params: PretrainParams, mask: MaskParams, grid: int) ->
         )
     schedule = Schedule(legs, params.steps, params.cooldown, params.full_share)
     return _fitting(schedule, "pretrain")
+
+
+def check_share(phase: str, batch_size: int, processes: int) -> None:
+    """Check that every process gets a part of every batch.
+
+    Args:
+        phase: ``"pretrain"`` or ``"finetune"``.
+        batch_size: of the smallest batch.
+        processes: how many share it.
+
+    Raises:
+        UserError: saying what to change.
+    """
+    if batch_size < processes:
+        raise UserError(
+            f"{phase}.batch_size is {batch_size}, fewer images than the {processes} processes that "
+            "are to share them: set MASKDM_PROCESSES to fewer, or take larger batches."
+        )
 
 
 def fewer_tokens(mask: Mask) -> float:

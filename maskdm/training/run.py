@@ -20,7 +20,7 @@ from maskdm.training.checkpoints.store import CheckpointStore
 from maskdm.training.curves import Curves
 from maskdm.training.flops import stretch_flops
 from maskdm.training.loop import train
-from maskdm.training.phases import PhaseParams
+from maskdm.training.phases import PhaseParams, check_share
 from maskdm.training.schedule import Schedule
 from maskdm.training.setup import set_up
 from maskdm.training.state import State
@@ -74,7 +74,7 @@ def train_phase(
         StoppedError: if a signal asked to stop, after saving.
     """
     execution = Execution.from_environment(params.precision)
-    _check_processes(phase, schedule, execution)
+    _check_processes(phase, schedule, execution, moments)
     setup = set_up(phase, backbone, config, prepared, schedule, params, start, execution, moments)
     state, processes = setup.state, execution.processes
     store = CheckpointStore(
@@ -119,18 +119,22 @@ def shows_something(state: State, params: PhaseParams) -> bool:
     return state.step % params.validate_every == 0 or state.step in history.previews
 
 
-def _check_processes(phase: str, schedule: Schedule, execution: Execution) -> None:
-    """Check that every process gets a part of every batch, in a precision that works.
+def _check_processes(
+    phase: str,
+    schedule: Schedule,
+    execution: Execution,
+    moments: Mapping[str, Tensor] | None,
+) -> None:
+    """Check that every process gets a part of every batch, and that sharding can be done.
 
     Raises:
         UserError: saying what to change.
     """
-    smallest = min(leg.batch_size for leg in schedule.legs)
-    if smallest < execution.processes.count:
+    check_share(phase, min(leg.batch_size for leg in schedule.legs), execution.processes.count)
+    if execution.processes.sharded and moments is not None:
         raise UserError(
-            f"{phase}.batch_size is {smallest}, fewer images than the {execution.processes.count} "
-            "processes that are to share them: set MASKDM_PROCESSES to fewer, or take larger "
-            "batches."
+            f"{phase}.optimiser is kept, which does not work on sharded weights: set it to fresh, "
+            "or unset MASKDM_SHARD."
         )
     if execution.processes.sharded and execution.precision == "fp16":
         raise UserError(

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,8 +58,8 @@ class Name:
     @classmethod
     def of(cls, path: Path | str) -> Name | None:
         """Return the name that a file has, None if it is no checkpoint's."""
-        step, _, fingerprint = Path(path).stem.partition("-")
-        return cls(int(step), fingerprint) if step.isdigit() and fingerprint else None
+        found = re.fullmatch(r"([0-9]{9,})-([0-9a-f]{16})", Path(path).stem)
+        return cls(int(found[1]), found[2]) if found else None
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,11 @@ def folders(root: Path) -> list[Path]:
     """Return the folders of checkpoints under ``root``."""
     if not root.exists():
         return []
-    return sorted(path for path in root.iterdir() if (path / LOCK).exists())
+    return sorted(
+        path
+        for path in root.iterdir()
+        if re.fullmatch(r"[a-z]+-[0-9a-f]{16}", path.name) and (path / LOCK).is_file()
+    )
 
 
 def entries(folder: Path) -> Iterator[Entry]:
@@ -412,7 +416,9 @@ def in_use(folder: Path) -> bool:
 
 
 def clear(folder: Path, remote: str | None) -> bool:
-    """Remove a folder of checkpoints, here and in the remote; return False if a run holds it.
+    """Remove the checkpoints of a folder, here and in the remote; return False if a run holds it.
+
+    The folder goes too, unless there is something else in it: that is somebody's own.
 
     Args:
         folder: as ``folders`` lists it.
@@ -423,10 +429,23 @@ def clear(folder: Path, remote: str | None) -> bool:
     """
     with _held(folder) as free:
         if free:
-            shutil.rmtree(folder)
+            for path in folder.iterdir():
+                if _is_ours(path):
+                    path.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
             if remote:
                 Remote(f"{remote.rstrip('/')}/{folder.name}").clear()
         return free
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file in a folder of checkpoints is one that a run puts there."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    name = path.name.removesuffix(BEGUN)
+    whole = name.endswith((TENSORS, METADATA, KEEP)) and Name.of(name) is not None
+    return whole or name in (LOCK, OWNER) or path.match(UNFINISHED)
 
 
 @contextmanager
