@@ -44,6 +44,7 @@ $(PAGE): $(VENV)/.complete tools/plots_page.py
 	python -m tools.plots_page $(PAGE)
 
 demo: setup
+	python -m tools.mend_lock
 	dvc repro
 	@python -m json.tool reports/metrics.json
 	@echo 'Pictures: reports/*.png, all on one page by make report; yardsticks: reports/yardsticks.json'
