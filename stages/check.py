@@ -12,11 +12,13 @@ from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import Mask, MaskParams, describe
 from maskdm.evaluation.distances import FidParams
 from maskdm.runtime.command import run
+from maskdm.runtime.environment import SHARD
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_text
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
 from maskdm.sampling.model import check_guide
 from maskdm.sampling.sampler import SampleParams, check_sampling
+from maskdm.training.memory import check_memory, least_bytes, machine_bytes
 from maskdm.training.phases import (
     FinetuneParams,
     PretrainParams,
@@ -94,11 +96,14 @@ def _check_fit(
     # All the checks of the real thing, none of its memory.
     network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
     grid = data.resolution // model.patch
-    for leg in pretraining_schedule(pretrain, mask, grid).legs:
+    masked, whole = pretraining_schedule(pretrain, mask, grid), finetuning_schedule(finetune, grid)
+    for name, schedule in (("pretrain", masked), ("finetune", whole)):
+        least = least_bytes(network, schedule, model.dim, model.depth)
+        check_memory(name, least, machine_bytes(), sharded=SHARD.get())
+    for leg in masked.legs:
         if leg.mask.in_middle is not None:
             _check_middle(network, model.backbone, leg.mask)
         print(describe(leg.mask))
-    finetuning_schedule(finetune, grid)
     if finetune.init != PRIMER:
         start = Path(finetune.init)
         try:

@@ -16,6 +16,7 @@ from maskdm.sampling.solvers import SOLVERS
 from tests.support.clones import ALWAYS
 from tests.support.graph import STAGES as GRAPH
 from tests.support.graph import lies_under
+from tests.support.preparing import save_images
 
 pytestmark = pytest.mark.slow
 
@@ -246,3 +247,43 @@ def test_guidance_is_measured_at_every_scale_and_once(clone):
     assert len({cell["kid_efficientnet_lite0"] for cell in report["cells"]}) > 3
     assert "guide_scale'" not in clone.call(*command)
     assert (clone.path / "reports/guidance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_that_are_added_removed_or_brought_back_are_what_is_prepared(clone, tmp_path):
+    """Whatever DVC has in its caches of other settings and other days."""
+    save_images(tmp_path / "photos", [f"{n:02}.png" for n in range(60)])
+
+    def prepared(*settings):
+        given = [word for setting in settings for word in ("--set-param", setting)]
+        ran = clone.dvc("exp", "run", *given, "prepare") if given else clone.dvc("repro", "prepare")
+        about = json.loads((clone.path / "data/prepared/dataset.json").read_text())
+        return "prepare" in ran, about["train"]["count"] + about["heldout"]["count"]
+
+    own = ("data.source=folder", f"data.path={tmp_path / 'photos'}", "data.limit=null")
+    assert prepared(*own) == (True, 60)
+    assert prepared() == (False, 60)
+    assert prepared("data.background=black") == (True, 60)
+    for n in range(10):
+        (tmp_path / f"photos/{n:02}.png").unlink()
+    assert prepared() == (True, 50)
+    assert prepared("data.background=white") == (True, 50)
+    save_images(tmp_path / "photos", [f"{n:02}.png" for n in range(5)])
+    assert prepared() == (True, 55)
+
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    said = clone.call("dvc", "repro", "prepare", code=255)
+    assert "which does not exist: it must name the folder that holds the images" in said
+    about = json.loads((clone.path / "data/prepared/dataset.json").read_text())
+    assert about["train"]["count"] + about["heldout"]["count"] == 55  # nothing was deleted
+    (tmp_path / "elsewhere").rename(tmp_path / "photos")
+    assert prepared() == (False, 55)
+
+
+def test_a_prepare_that_fails_leaves_the_set_that_was_there(clone, tmp_path):
+    before = (clone.path / "data/prepared/dataset.json").read_bytes()
+    save_images(tmp_path / "photos", [f"{n:02}.png" for n in range(9)])
+    (tmp_path / "photos/0.png").write_text("no image")
+    own = ("--set-param", "data.source=folder", "--set-param", f"data.path={tmp_path / 'photos'}")
+    said = clone.call("dvc", "exp", "run", *own, "prepare", code=255)
+    assert "1 of 10 images cannot be read" in said
+    assert (clone.path / "data/prepared/dataset.json").read_bytes() == before

@@ -36,8 +36,14 @@ class DiffusionParams(Section):
     times: Literal["uniform", "logit-normal"] = Field(
         description="the distribution of training times: uniform or logit-normal"
     )
-    times_mean: float = Field(description="mean of logit(t), t = 1 being noise (logit-normal)")
-    times_std: float = Field(gt=0, description="standard deviation of logit(t), > 0 (logit-normal)")
+    times_mean: float = Field(
+        ge=-20,
+        le=20,
+        description="mean of logit(t), t = 1 being noise, -20 to 20 (logit-normal)",
+    )
+    times_std: float = Field(
+        gt=0, le=20, description="standard deviation of logit(t), 0 < std <= 20 (logit-normal)"
+    )
 
 
 def training_times(

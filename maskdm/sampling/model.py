@@ -194,6 +194,9 @@ class TrainedModel:
 
         Returns:
             uint8 ``(len(indices), H, W, C)``.
+
+        Raises:
+            UserError: if one is not finite.
         """
         for estimate in self._estimates(params, indices, labels, start):
             last = estimate
@@ -227,6 +230,11 @@ class TrainedModel:
         )
 
     def _images(self, tokens: Tensor) -> np.ndarray:
+        if not tokens.isfinite().all():
+            raise UserError(
+                "A sample is not finite: lower sample.guidance_scale or sample.guide_scale if one "
+                "is large; else the model has diverged and must be trained again."
+            )
         images = to_images(tokens, self.config.model.patch, self.config.channels)
         return images.cpu().numpy()
 

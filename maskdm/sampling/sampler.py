@@ -37,7 +37,9 @@ class SampleParams(Section):
     )
     eta: float = Field(ge=0, le=1, description="noise added by ddim, 0 (none) to 1; 0 for others")
     guidance_scale: float = Field(
-        ge=0, description="classifier-free guidance, >= 0; 1 for none (and without classes)"
+        ge=0,
+        le=1000,
+        description="classifier-free guidance, 0 to 1000; 1 for none (and without classes)",
     )
     guidance_interval: Interval = Field(
         description="the times between which guidance acts, [low, high] within 0 (image) to 1 "
@@ -48,7 +50,9 @@ class SampleParams(Section):
         description="a worse model to be led away from, such as models/pretrain; models/finetune "
         "itself for none",
     )
-    guide_scale: float = Field(1.0, ge=0, description="guidance by that model, >= 0; 1 for none")
+    guide_scale: float = Field(
+        1.0, ge=0, le=1000, description="guidance by that model, 0 to 1000; 1 for none"
+    )
     guide_interval: Interval = Field(
         (0.0, 1.0), description="the times between which the guide acts"
     )

@@ -84,7 +84,10 @@ class PretrainParams(PhaseParams):
         ge=0, lt=1, description="share of steps on whole images among the masked ones, 0 to 1"
     )
     noise_shift: float = Field(
-        0.0, description="log-SNR added to masked steps, in units of ½·ln(N/S); 0 for none"
+        0.0,
+        ge=-100,
+        le=100,
+        description="log-SNR added to masked steps, in units of ½·ln(N/S), -100 to 100; 0 for none",
     )
 
 
