@@ -2,11 +2,13 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import zc.lockfile
 
-from tests.support.clones import ROOT
+from tests.support.clones import ROOT, Clone
 from tools import mend_lock
 
 
@@ -46,3 +48,80 @@ def test_a_lock_that_was_cut_short_is_put_aside_and_dvc_goes_on(
 def test_the_demo_mends_before_it_runs() -> None:
     recipe = (ROOT / "Makefile").read_text().partition("demo: setup\n")[2]
     assert recipe.index("tools.mend_lock") < recipe.index("dvc repro")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"schema: '2.0'\nstages:\n  a", b"\xff\xfe\xfa", bytes(99)]
+)
+def test_no_content_that_dvc_refuses_is_taken_for_a_whole_lock(
+    repository: Path, content: bytes
+) -> None:
+    (repository / "dvc.lock").write_bytes(content)
+    mend_lock.main()
+    assert (repository / "dvc.lock.damaged").read_bytes() == content
+
+
+def test_what_dvc_may_be_writing_just_now_is_left_alone(repository: Path) -> None:
+    (repository / "dvc.lock").write_bytes(b"")
+    held = zc.lockfile.LockFile(str(repository / ".dvc/tmp/lock"))
+    try:
+        mend_lock.main()
+    finally:
+        held.close()
+    assert (repository / "dvc.lock").exists()
+
+
+def test_a_whole_lock_that_dvc_refuses_for_another_reason_is_left_alone(repository: Path) -> None:
+    (repository / ".gitignore").write_text("dvc.lock\n")
+    mend_lock.main()
+    assert (repository / "dvc.lock").exists()
+
+
+def test_outside_a_repository_of_dvc_nothing_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_bytes(b"")
+    mend_lock.main()
+    assert Path("dvc.lock").exists()
+
+
+# Every run of a stage leaves a word in a file that DVC does not know.
+GRAPH = """
+stages:
+  first:
+    cmd: echo first >> ran && cat source > first
+    deps: [source]
+    outs: [first]
+  second:
+    cmd: echo second >> ran && cat first > second
+    deps: [first]
+    outs: [second]
+"""
+
+
+@pytest.mark.slow
+def test_after_it_dvc_brings_all_back_and_computes_nothing(tmp_path: Path) -> None:
+    clone = Clone(tmp_path / "repository")
+    clone.path.mkdir()
+    clone.environment["PYTHONPATH"] = str(ROOT)
+    clone.git("init", "--quiet")
+    clone.call("dvc", "init", "--quiet")
+    (clone.path / "dvc.yaml").write_text(GRAPH)
+    (clone.path / "source").write_text("content")
+    clone.dvc("repro")
+    lock = clone.path / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: whole.index("second:") + 3])
+    (clone.path / "second").unlink()
+
+    clone.call("dvc", "repro", code=255)
+    clone.call(sys.executable, "-m", "tools.mend_lock")
+    clone.dvc("repro")
+    assert (clone.path / "second").read_text() == "content"
+    assert lock.read_text() == whole
+    assert (clone.path / "ran").read_text().split() == ["first", "second"]
+
+
+def test_git_ignores_what_is_put_aside() -> None:
+    assert not subprocess.run(["git", "check-ignore", "-q", mend_lock.ASIDE], cwd=ROOT).returncode
