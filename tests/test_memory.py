@@ -17,7 +17,6 @@ def test_the_least_is_less_than_what_training_takes_and_more_than_its_weights():
     weights = sum(parameter.numel() for parameter in network.parameters())
     least = least_bytes(network, schedule, MODEL.dim, MODEL.depth)
     assert 20 * weights < least < 40 * weights + 2**25
-    )
 
 
 def test_what_does_not_fit_is_refused_with_both_sizes():

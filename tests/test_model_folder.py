@@ -207,3 +207,96 @@ def test_moments_come_back_and_learned_positions_are_fitted(tmp_path):
     for name, parameter in larger.named_parameters():
         assert fitted[f"exp_avg.{name}"].shape == parameter.shape
         assert fitted[f"exp_avg_sq.{name}"].min() >= 0
+
+
+# Model folders are files from strangers.
+
+
+def saved(folder):
+    """Write a model folder."""
+    raw, averaged = (dict(config().backbone().named_parameters()) for _ in range(2))
+    save_model(folder, config(), raw, averaged)
+
+
+def hostile(**changes):
+    """Return a change of config.json: a value by its dotted key."""
+
+    def change(folder):
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        for key, value in changes.items():
+            *above, last = key.split("__")
+            inside = content
+            for part in above:
+                inside = inside[part]
+            inside[last] = value
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+def raw_config(content):
+    return lambda folder: (folder / "config.json").write_bytes(content)
+
+
+def raw_weights(content):
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
+
+
+def not_finite(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (hostile(size=10**9), r"config\.size is 1000000000"),
+        (hostile(size=0), r"config\.size is 0"),
+        (hostile(channels=7), r"config\.channels is 7"),
+        (hostile(classes={}), r"config\.classes is \{\}"),
+        (hostile(seed=-1), r"config\.seed is -1"),
+        (hostile(seed=float("nan")), r"config\.seed is nan"),
+        (hostile(model__dim=10**12), r"config\.model\.dim is 1000000000000"),
+        (hostile(model__depth=10**9), r"config\.model\.depth is 1000000000"),
+        (hostile(model__backbone="os.system"), "there is no such backbone"),
+        (hostile(extra=1), r"config\.extra is not a parameter"),
+        (raw_config(b"[]"), "config"),
+        (raw_config(b"null"), "config"),
+        (raw_config(b"\xff\xfe{}"), "is damaged"),
+        (raw_config(b""), "is damaged"),
+        (raw_config(b"[" * 100_000), "is damaged"),
+        (raw_config(b'{"size": ' + b"9" * 5000 + b"}"), "config"),
+        (raw_config(b" " * (2**24 + 1)), "is damaged"),
+        (raw_weights(b""), "is damaged"),
+        (raw_weights((2**62).to_bytes(8, "little") + b"{}"), "is damaged"),
+        (raw_weights((2).to_bytes(8, "little") + b"{}"), "is missing"),
+        (raw_weights((10**8).to_bytes(8, "little") + b" " * 1000), "is damaged"),
+        (
+            raw_weights(
+                (95).to_bytes(8, "little")
+                + b'{"raw.head.bias":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}'
+                + b" " * 20
+            ),
+            "is damaged",
+        ),
+        (not_finite, r"weights in .* are not finite"),
+    ],
+)
+def test_whatever_a_stranger_puts_into_a_model_folder_is_one_sentence(tmp_path, change, sentence):
+    saved(tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match=sentence) as said:
+        load_model(tmp_path, "raw")
+    assert len(str(said.value)) < 7000
+    assert "Traceback" not in str(said.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_model_is_answered_with_its_folder(tmp_path, name):
+    saved(tmp_path / "model")
+    with pytest.raises(UserError, match=r"is a file of a model: give its folder, .*model\.$"):
+        load_model(tmp_path / "model" / name, "raw")
