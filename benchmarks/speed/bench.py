@@ -13,6 +13,7 @@ from benchmarks.speed.commands import ROOT, repro, start_up
 from benchmarks.speed.evaluation import distance, features
 from benchmarks.speed.machine import machine, versions
 from benchmarks.speed.memory import memory
+from benchmarks.speed.neighbour import neighbour
 from benchmarks.speed.overhead import overhead
 from benchmarks.speed.preparing import prepare
 from benchmarks.speed.results import Row, table
@@ -28,6 +29,7 @@ MEASUREMENTS = {
     "optimiser and the rest of a step": overhead,
     "saving a checkpoint": checkpointing,
     "a stage beside its loop": stage,
+    "beside a busy neighbour": neighbour,
     "features": features,
     "distance": distance,
     "prepare": prepare,
