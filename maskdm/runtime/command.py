@@ -45,7 +45,7 @@ def run_commands(app: typer.Typer) -> None:
 
     A run that a signal stopped ends with 128 + the signal's number, as in a shell.
     """
-    _speak_any_language()
+    _mend_streams()
     if os.environ.get("DVC_ROOT") and not WORKER.get():  # a DVC that is killed tells nobody
         leave_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -66,10 +66,22 @@ def run_commands(app: typer.Typer) -> None:
         sys.exit(1)
 
 
-def _speak_any_language() -> None:
-    """Let no name or message fail for the terminal: what it cannot show is escaped."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+def _mend_streams() -> None:
+    """Let no message fail: what a terminal cannot show is escaped, what is closed is silent.
+
+    The number of a closed stream would go to the next file that is opened, a checkpoint perhaps,
+    and what a library has to say into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            silent = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(silent, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if number and isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -99,6 +111,5 @@ def say(text: str) -> None:
     """Tell the user why a command ends."""
     if rank() > 0:
         time.sleep(2)  # the first process says the same, and then the launcher ends the others
-    if sys.stderr is not None:  # closed by whoever started it
-        with suppress(OSError):
-            print(f"\n{text}\n", file=sys.stderr)
+    with suppress(OSError):  # nobody may be listening any more
+        print(f"\n{text}\n", file=sys.stderr)

@@ -1,0 +1,93 @@
+"""Whatever a command has to say, and wherever it says it: no terminal makes it fail."""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+
+import pytest
+
+from tests.support.clones import ROOT
+
+STREAMS = {0: "<&-", 1: ">&-", 2: "2>&-"}
+BUSY = """
+import os, sys
+from maskdm.runtime.command import run
+
+def main(path: str):
+    with open(path, "wb", buffering=0) as file:
+        file.write(b"result")
+        print("progress")
+        print("progress", file=sys.stderr)
+        os.write(1, b"from a library")
+        os.write(2, b"from a library")
+    sys.stdin.read()
+
+run(main)
+"""
+MISTAKEN = """
+from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
+
+def main():
+    print("Größe \\udcff")
+    raise UserError("Größe \\udcff")
+
+run(main)
+"""
+TALKING = """
+from maskdm.runtime.command import run
+
+def main():
+    for _ in range(100_000):
+        print("word")
+
+run(main)
+"""
+
+
+def command(code, *arguments):
+    return [sys.executable, "-c", code, *arguments]
+
+
+def environment(**changes):
+    return os.environ | {"PYTHONPATH": str(ROOT)} | changes
+
+
+@pytest.mark.parametrize("closed", [c for count in (1, 2, 3) for c in combinations(STREAMS, count)])
+def test_with_closed_streams_a_command_computes_the_same_and_no_word_gets_into_a_file(
+    closed, tmp_path
+):
+    redirections = " ".join(STREAMS[number] for number in closed)
+    shell = ["sh", "-c", f'exec "$@" {redirections}', "sh"]
+    done = subprocess.run(
+        [*shell, *command(BUSY, str(tmp_path / "file"))],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_bytes() == b"result"
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "utf-8:strict"])
+def test_what_a_terminal_cannot_show_is_escaped(encoding):
+    done = subprocess.run(
+        command(MISTAKEN), env=environment(PYTHONIOENCODING=encoding), capture_output=True
+    )
+    assert done.returncode == 1
+    shown = "Gr\\xf6\\xdfe" if encoding.startswith("ascii") else "Größe"
+    sentence = f"{shown} \\udcff".encode(encoding.partition(":")[0])
+    assert done.stdout.splitlines() == [sentence]
+    assert done.stderr.split(b"\n") == [b"", b"error: " + sentence, b"", b""]
+
+
+def test_who_stops_listening_ends_a_command_without_a_traceback():
+    with subprocess.Popen(
+        command(TALKING), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert b"Traceback" not in said
