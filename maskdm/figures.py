@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskdm.runtime.files import replacing
+from maskdm.runtime.files import replacing, write_bytes
 
 GAP = 2  # pixels between images
 PAPER = 255  # grey level of the background
@@ -112,5 +112,4 @@ def curves(series: list[dict[str, Any]], titles: dict[str, str], path: Path) -> 
         "hconcat": charts,
         "config": {"axis": {"format": ".2~g"}},
     }
-    with replacing(path) as begun:
-        begun.write_bytes(vl_convert.vegalite_to_png(chart, scale=1.5))
+    write_bytes(path, vl_convert.vegalite_to_png(chart, scale=1.5))

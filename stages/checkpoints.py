@@ -49,10 +49,12 @@ def clear(
             f"shows, or --all for all in {root}."
         )
     for name in chosen:
-        if store.clear(there[name], remote):
-            print(f"{name} removed{f', from {remote} too' if remote else ''}")
-        else:
+        if not store.clear(there[name], remote):
             print(f"{name} is in use and stays")
+            continue
+        print(f"{name} removed{f', from {remote} too' if remote else ''}")
+        if left := list(there[name].glob("*")):
+            print(f"  but for {len(left)} files that are no checkpoints: they stay there")
 
 
 if __name__ == "__main__":

@@ -393,6 +393,49 @@ def test_a_folder_that_is_held_is_not_cleared(tmp_path):
     assert last_step(tmp_path) == 0
 
 
+STRANGERS = ("notes.txt", "model.safetensors", "12.json", "000000004-a.json", ".hidden", "a.begun")
+
+
+def test_a_folder_of_somebody_else_is_no_folder_of_checkpoints_though_it_has_a_lock(tmp_path):
+    for name in ("thesis", "pretrain", "pretrain-2024", "Pretrain-0123456789abcdef"):
+        for file in ("lock", "000000004-0123456789abcdef.json", *STRANGERS):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / file).write_text("mine")
+    (tmp_path / "pretrain-0123456789abcdef/lock").mkdir(parents=True)  # no file
+    assert folders(tmp_path) == []
+
+
+def test_clearing_leaves_what_no_run_has_put_there_here_and_in_the_remote(tmp_path):
+    where = store(tmp_path / "here", remote=tmp_path / "there")
+    save(where, 4, 6)
+    where.keep(4)
+    (where.folder / "000000008-0123456789abcdef.safetensors.begun").touch()
+    (where.folder / ".tmpX1").touch()
+    there = tmp_path / "there" / where.folder.name
+    mine = tmp_path / "mine.safetensors"
+    mine.write_text("mine")
+    for folder in (where.folder, there):
+        (folder / "sub").mkdir()
+        (folder / "sub/a.json").write_text("mine")
+        for name in STRANGERS:
+            (folder / name).write_text("mine")
+    (where.folder / "000000009-0123456789abcdef.safetensors").symlink_to(mine)
+    assert clear(where.folder, str(tmp_path / "there"))
+    for folder in (where.folder, there):
+        left = {path.name for path in folder.iterdir() if not path.is_symlink()}
+        assert left == {*STRANGERS, "sub"}
+        assert (folder / "sub/a.json").read_text() == "mine"
+    assert mine.read_text() == "mine"
+
+
+def test_clearing_removes_a_folder_that_holds_nothing_else(tmp_path):
+    where = store(tmp_path / "here", remote=tmp_path / "there")
+    save(where, 4)
+    assert clear(where.folder, str(tmp_path / "there"))
+    assert list((tmp_path / "here").iterdir()) == []
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 # --- files ---
 
 

@@ -1,10 +1,13 @@
 """Files are written whole or not at all, and what is linked into a cache is never written to."""
 
+import ast
 import json
 import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,9 @@ from maskdm import figures
 from maskdm.data.prepared import Sample, write_prepared
 from maskdm.runtime import files
 from maskdm.runtime.command import _fault_of_the_machine
+from maskdm.training import curves
+from tests.support.clones import ROOT
+from tests.support.models import saved
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -28,17 +34,34 @@ def save_tensors(path: Path) -> None:
 
 
 def save_prepared(path: Path) -> None:
-    """Write a prepared set; ``path`` is its train.npy."""
-    samples = [Sample(NOISE, None, heldout) for heldout in (False, True)]
-    about = {"size": 64, "channels": 3, "classes": None, "source": "", "licence": ""}
+    """Write a prepared set with classes; ``path`` is one of its files."""
+    samples = [Sample(NOISE, 0, heldout) for heldout in (False, True)]
+    about = {"size": 64, "channels": 3, "classes": ["a"], "source": "", "licence": ""}
     write_prepared(path.parent, samples, **about)  # type: ignore[arg-type]
+
+
+def save_curve(path: Path) -> None:
+    curves._write(path, ("step", "loss"), [{"step": n, "loss": n / 7} for n in range(2000)])
+
+
+def draw_curves(path: Path) -> None:
+    row = {"flops": 1.0, "quantity": "loss", "value": 2.0, "curve": "a"}
+    figures.curves([row, row | {"flops": 2.0}], {"loss": "loss"}, path)
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "train.npy": save_prepared,
+    "heldout.npy": save_prepared,
+    "dataset.json": save_prepared,
+    "model.safetensors": lambda path: saved(path.parent) and None,
+    "config.json": lambda path: saved(path.parent) and None,
+    "training.tsv": save_curve,
+    "7.png": lambda path: curves._write_previews(path.parent, {7: NOISE[None]}),
+    "curves.png": draw_curves,
     "a.npy": lambda path: files.write_array(path, NOISE),
     "a.json": lambda path: files.write_json(path, {"a": list(range(5000))}),
     "a.txt": lambda path: files.write_text(path, "text" * 5000),
+    "a.bin": lambda path: files.write_bytes(path, bytes(20_000)),
     "a.png": lambda path: figures.save(Image.fromarray(NOISE), path),
     "a.safetensors": save_tensors,
 }
@@ -70,6 +93,65 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
     assert caught.value.errno  # without it nobody could tell a full disk from a defect
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@each_writer
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit, OSError(28, "No space left")])
+def test_whatever_ends_a_write_in_its_last_moment_leaves_nothing_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: BaseException
+) -> None:
+    path, replace = tmp_path / name, Path.replace
+
+    def end(begun: Path, target: Path) -> Path:
+        if target == path:
+            raise ending
+        return replace(begun, target)
+
+    path.write_bytes(b"before")
+    monkeypatch.setattr(Path, "replace", end)
+    with pytest.raises(ending if isinstance(ending, type) else type(ending)):
+        WRITERS[name](path)
+    assert path.read_bytes() == b"before"
+    assert not [left for left in tmp_path.iterdir() if left.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk with room for two pages."""
+    folder = tmp_path_factory.mktemp("small")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root may mount a small tmpfs, and not in every container")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@each_writer
+def test_a_disk_that_is_really_full_is_one_sentence_and_costs_nothing(
+    small: Path, name: str
+) -> None:
+    path = small / name
+    path.write_bytes(b"before" * 900)  # one page is left, or none
+    try:
+        with pytest.raises(OSError, match=r".+") as caught:
+            WRITERS[name](path)
+        assert "The disk is full" in (_fault_of_the_machine(caught.value) or "")
+        assert path.read_bytes() == b"before" * 900
+        assert list(small.iterdir()) == [path]
+    finally:
+        path.unlink()
+
+
+@each_writer
+def test_a_disk_that_is_read_only_is_one_sentence(small: Path, name: str) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    try:
+        with pytest.raises(OSError, match=r".+") as caught:
+            WRITERS[name](small / name)
+        assert "Read-only file system" in (_fault_of_the_machine(caught.value) or "")
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
 
 
 @each_writer
@@ -118,3 +200,45 @@ def test_what_the_machine_lacks_is_one_sentence(error: Exception, sentence: str 
     said = _fault_of_the_machine(error)
     assert (said is None) == (sentence is None)
     assert (sentence or "") in (said or "")
+
+
+# Who waits for a lock is told who holds it: half of a name does no harm.
+IN_PLACE = {"maskdm/training/checkpoints/store.py": {"self.folder / OWNER.write_text"}}
+WRITING = ("write_text", "write_bytes", "tofile", "savez", "savez_compressed", "save_file")
+
+
+def writes(code: str) -> Iterator[str]:
+    """Yield the calls that write a file that is not one begun beside its place."""
+    for node in ast.walk(ast.parse(code)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        of, name = ast.unparse(node.func.value), node.func.attr
+        given = [ast.unparse(argument) for argument in node.args]
+        opened = name == "open" and any(mode[1:2] in "wax" for mode in given if mode[:1] in "'\"")
+        image = name == "save" and (of == "np" or "'png'" in given) and given[:1] != ["begun"]
+        if of != "begun" and (name in WRITING or opened or image):
+            yield f"{of}.{name}"
+
+
+def test_no_module_writes_a_file_in_its_place() -> None:
+    found = {}
+    for folder in ("maskdm", "stages", "tools"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if here := set(writes(path.read_text(encoding="utf-8"))):
+                found[path.relative_to(ROOT).as_posix()] = here
+    assert found == IN_PLACE
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "path.write_text(text)",
+        "path.write_bytes(text)",
+        "np.save(path, a)",
+        "picture.save(path, 'png')",
+        "path.open('w')",
+        "path.open('ab')",
+    ],
+)
+def test_a_write_in_place_is_found(code: str) -> None:
+    assert list(writes(code))

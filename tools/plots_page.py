@@ -10,6 +10,8 @@ from pathlib import Path
 
 import typer
 
+from maskdm.runtime.files import write_text
+
 PAGE = """<!DOCTYPE html>
 <html>
 <head>
@@ -44,8 +46,7 @@ def main(path: Path) -> None:
     import vl_convert
 
     bundle = vl_convert.javascript_bundle(DRAW).replace("</script", "<\\/script")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(PAGE.replace("BUNDLE", bundle), encoding="utf-8")
+    write_text(path, PAGE.replace("BUNDLE", bundle))
 
 
 if __name__ == "__main__":

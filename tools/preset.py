@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from benchmarks.presets import DEFAULTS, path_of
 from maskdm.runtime.command import run
+from maskdm.runtime.files import write_text
 from maskdm.runtime.params import merge
 
 PARAMS = Path("params.yaml")
@@ -21,7 +22,7 @@ COMMENT = 2  # the index of the comment that ends a key's line, among ruamel's c
 
 def main(name: Annotated[str, typer.Argument(help="a file of presets/, without .yaml")]) -> None:
     """Write params.yaml, whole and commented, from a preset."""
-    PARAMS.write_text(whole_text(name), encoding="utf-8")
+    write_text(PARAMS, whole_text(name))
     print(f"params.yaml is the preset {name} now")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.scaling.study import Cell, cells, read_study, result
 from maskdm.runtime.command import run
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import write_bytes, write_json
 
 REPORT, FIGURE = Path("reports/scaling.json"), Path("reports/scaling.png")
 BASE = "base"  # the variation that the figure shows
@@ -81,7 +81,7 @@ def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
             "detail": {"field": "cell"},
         },
     }
-    FIGURE.write_bytes(vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
+    write_bytes(FIGURE, vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import typer
 from benchmarks.speed.solver_nfe import PARAMS, begun, measured, setting
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import write_bytes, write_json
 from maskdm.runtime.params import read_section
 from maskdm.sampling.sampler import SampleParams
 
@@ -100,7 +100,7 @@ def draw(report: dict[str, Any]) -> None:
         },
         "config": {"legend": {"labelLimit": 400}},
     }
-    FIGURE.write_bytes(vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
+    write_bytes(FIGURE, vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
     print(FIGURE)
 
 

@@ -24,7 +24,7 @@ from maskdm.evaluation.features.extraction import extract
 from maskdm.evaluation.features.registry import load_network
 from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import write_bytes, write_json
 from maskdm.runtime.params import read_section
 from maskdm.sampling.model import load_guided, sample_batches
 from maskdm.sampling.sampler import SampleParams, network_passes
@@ -138,7 +138,7 @@ def draw(report: dict[str, Any]) -> None:
             "color": {"field": "solver", "type": "nominal", "sort": list(SOLVERS)},
         },
     }
-    FIGURE.write_bytes(vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
+    write_bytes(FIGURE, vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
     print(FIGURE)
 
 

@@ -59,6 +59,12 @@ def write_text(path: Path, text: str) -> None:
         begun.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, making its folder."""
+    with replacing(path) as begun:
+        begun.write_bytes(content)
+
+
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON file for people and for DVC, making its folder.
 

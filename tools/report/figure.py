@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.evidence.results import read_results, read_step_times
 from maskdm.runtime.command import run
+from maskdm.runtime.files import write_bytes
 from tools.report.charts import side_by_side
 from tools.report.evidence import TITLES, lines, sets
 
@@ -25,7 +26,7 @@ def main() -> None:
             for dataset in sets(results)
         }
     )
-    PICTURE.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    write_bytes(PICTURE, vl_convert.vegalite_to_png(spec, scale=2))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import typer
 
 from benchmarks.speed.machine import machine, versions
 from maskdm.runtime.command import run
+from maskdm.runtime.files import write_text
 from tools.report import evidence
 from tools.report.charts import AXES, Spec, against_compute
 from tools.report.evidence import inline
@@ -69,8 +70,7 @@ def main(
         "machine": machine() | versions(),
         "draw": draw,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html(found, charts), encoding="utf-8")
+    write_text(out, html(found, charts))
     print(f"{out}: {len(charts)} charts, {out.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from maskdm.runtime.files import write_text
 from tools.report import tables
 from tools.tables import (
     decision,
@@ -57,7 +58,7 @@ def main() -> None:
     for path in (README, *sorted(DOCS.glob("*.md"))):
         page = path.read_text(encoding="utf-8")
         if MARKED.search(page):
-            path.write_text(filled(page), encoding="utf-8")
+            write_text(path, filled(page))
             print(path)
 
 

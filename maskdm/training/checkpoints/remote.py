@@ -69,9 +69,21 @@ class Remote:
 
         self._try("read", copy)
 
-    def clear(self) -> None:
-        """Remove everything in the remote."""
-        self._try("clear", lambda: self.system.rm(self.folder, recursive=True))
+    def clear(self, ours: Callable[[str], bool]) -> None:
+        """Remove files from the remote, and its folder if nothing else is in it.
+
+        Args:
+            ours: whether a file is one to remove, by its name.
+        """
+        for name in filter(ours, self.names()):
+            self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
+        if not self.names() and not self.failed:
+
+            def remove_folder() -> None:
+                if self.system.isdir(self.folder):  # object stores have none without files
+                    self.system.rmdir(self.folder)
+
+            self._try("clear", remove_folder)
 
     def send(
         self,

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -430,22 +431,21 @@ def clear(folder: Path, remote: str | None) -> bool:
     with _held(folder) as free:
         if free:
             for path in folder.iterdir():
-                if _is_ours(path):
+                if _is_ours(path.name) and path.is_file() and not path.is_symlink():
                     path.unlink()
-            if not any(folder.iterdir()):
+            if not any(folder.iterdir()) and not folder.is_symlink():
                 folder.rmdir()
             if remote:
-                Remote(f"{remote.rstrip('/')}/{folder.name}").clear()
+                Remote(f"{remote.rstrip('/')}/{folder.name}").clear(_is_ours)
         return free
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(name: str) -> bool:
     """Return whether a file in a folder of checkpoints is one that a run puts there."""
-    if not path.is_file() or path.is_symlink():
-        return False
-    name = path.name.removesuffix(BEGUN)
-    whole = name.endswith((TENSORS, METADATA, KEEP)) and Name.of(name) is not None
-    return whole or name in (LOCK, OWNER) or path.match(UNFINISHED)
+    whole = name.removesuffix(BEGUN)
+    if whole.endswith((TENSORS, METADATA, KEEP)) and Name.of(whole) is not None:
+        return True
+    return name in (LOCK, OWNER) or fnmatch(name, UNFINISHED)
 
 
 @contextmanager
