@@ -4,6 +4,7 @@ Reads every case of the corpus as ``prepare`` does and compares it with what was
 some time on files that are damaged at random. Writes reports/robustness.json.
 """
 
+import json
 import resource
 import sys
 import tempfile
@@ -54,7 +55,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         made, source = opened(Path(folder) / "images")
         became = Counter(outcome(source, case) for case in made)
-    report = {
+    kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
+    report = kept | {
         "inputs": {"cases": len(made), **dict(sorted(became.items()))},
         "left_out": dict(sorted(source.left_out.items())),
         "looking_at_a_folder": looking(names),
