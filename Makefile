@@ -40,6 +40,8 @@ $(VENV)/.complete: $(VENV)/.packages pyproject.toml
 	@touch $@
 
 $(PAGE): $(VENV)/.complete tools/plots_page.py
+	@# An archive of the source has no history: DVC must be told, and experiments need one.
+	test -e .git || dvc config --local core.no_scm true
 	dvc config --local plots.html_template $(PAGE:.dvc/%=%)
 	python -m tools.plots_page $(PAGE)
 

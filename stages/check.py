@@ -109,7 +109,7 @@ def _check_fit(
         try:
             before = load_config(start)
         except UserError as error:
-            raise UserError(f"finetune.init is '{start}': {error}") from None
+            raise UserError(f"finetune.init is '{start}': {error}{_where(start)}") from None
         check_start(start, before, model, diffusion, data.classes)
         if finetune.optimiser == "kept" and not (start / MOMENTS).exists():
             raise UserError(
@@ -126,6 +126,16 @@ def _check_fit(
             "guidance needs a network that also learns without labels. Set label_dropout above 0, "
             "such as 0.1, or guidance_scale to 1."
         )
+
+
+def _where(path: Path) -> str:
+    """Return what to say of a relative path, which counts from the experiment's own folder."""
+    if path.is_absolute() or path.exists():
+        return ""
+    return (
+        " Experiments that are queued or run with --temp have folders of their own, in which only "
+        "what Git or DVC tracks is there: give an absolute path."
+    )
 
 
 def _check_middle(network: Denoiser, backbone: str, mask: Mask) -> None:
@@ -157,7 +167,9 @@ def _check_guide(
     try:
         guide = load_config(Path(sample.guide or ""))
     except UserError as error:
-        raise UserError(f"sample.guide is '{sample.guide}': {error}") from None
+        raise UserError(
+            f"sample.guide is '{sample.guide}': {error}{_where(Path(sample.guide or ''))}"
+        ) from None
     planned = ModelConfig(
         size=data.resolution,
         channels=data.channels,

@@ -111,3 +111,15 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     text = (ROOT / "presets/laptop.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8-sig")
     stage.check(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("key", ["finetune.init", "sample.guide"])
+def test_a_model_that_an_experiment_of_its_own_does_not_see_is_explained(
+    key: str, checked: Any, tmp_path: Path
+) -> None:
+    section, name = key.split(".")
+    said = checked(merge(PRESET, {section: {name: "models/emoji"}}))
+    assert "'models/emoji': models/emoji is no model folder" in said
+    assert "give an absolute path" in said
+    said = checked(merge(PRESET, {section: {name: str(tmp_path / "models/emoji")}}))
+    assert "absolute path" not in said

@@ -227,3 +227,16 @@ def test_a_damaged_drawing_is_unreadable(drawings: Path) -> None:
     assert [file.name for file in skipped] == ["1F605", "1F606"]
     assert all(file.reason for file in skipped)
     assert len(samples) == 40
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), ImportError("sem_open")]
+)
+def test_where_there_are_no_semaphores_threads_read(error, monkeypatch):
+    def refused(*_, **__):
+        raise error
+
+    monkeypatch.setattr(reading, "ProcessPoolExecutor", refused)
+    pictures = [Picture(f"{n}", False, None) for n in range(30)]
+    found = reading.read_in_order(lambda picture: Unreadable(picture.name, ""), pictures)
+    assert [sample.name for sample in found] == [picture.name for picture in pictures]

@@ -138,3 +138,63 @@ def test_a_damaged_cifar10_archive_is_refused(tmp_path: Path, damage: str) -> No
         path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"not an archive")
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
         open_source(params(source="cifar10", path=str(path)), tmp_path)
+
+
+# What would follow a stranger's pointers: arrays of objects whose bytes the pickle chooses.
+
+
+def forged(state: tuple[Any, ...], dtype: str = "u1") -> bytes:
+    """Return a pickle of an array that is given its state as ``numpy`` would give it."""
+    from pickle import BINBYTES, BUILD, GLOBAL, MARK, NONE, PROTO, REDUCE, STOP, TUPLE
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    shape, content = state
+    sides = MARK + b"".join(map(number, shape)) + TUPLE
+    array = GLOBAL + b"numpy._core.multiarray\n_reconstruct\n" + MARK
+    array += GLOBAL + b"numpy\nndarray\n" + MARK + number(0) + TUPLE + text("b") + TUPLE + REDUCE
+    kind = GLOBAL + b"numpy\ndtype\n" + MARK + text(dtype) + TUPLE + REDUCE
+    kind += MARK + number(3) + text("|") + NONE * 3 + number(-1) * 2 + number(63) + TUPLE + BUILD
+    given = MARK + number(1) + sides + kind + b"\x89"
+    given += BINBYTES + len(content).to_bytes(4, "little") + content + TUPLE
+    return PROTO + b"\2" + MARK + text("data") + array + given + BUILD + b"d" + STOP
+
+
+def test_a_forged_array_of_bytes_is_read() -> None:
+    assert read_pickle(forged(((2, 2), b"abcd")))["data"].tolist() == [[97, 98], [99, 100]]
+
+
+@pytest.mark.parametrize(
+    ("state", "dtype"),
+    [
+        (((1,), b"\x10" * 8), "O8"),
+        (((1,), b"\x10" * 8), "O"),
+        (((1,), b"\x10" * 8), "i8"),
+        (((9,), b"abcd"), "u1"),
+        (((-1, -4), b"abcd"), "u1"),
+        (((2**31 - 1, 2**31 - 1), b""), "u1"),
+    ],
+)
+def test_a_forged_array_of_anything_else_is_refused(
+    state: tuple[tuple[int, ...], bytes], dtype: str
+) -> None:
+    with pytest.raises(ValueError, match="an array in it"):
+        read_pickle(forged(state, dtype))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02r" + b"\xff" * 4 + b".",  # a memo of four thousand million entries
+        b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",  # a terabyte
+        b"\x80\x02cnumpy\ndtype\n}b.",  # the state of a class itself
+        b"(" * 10**6,
+    ],
+)
+def test_a_pickle_that_asks_for_the_impossible_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read_pickle(content)

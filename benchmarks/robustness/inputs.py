@@ -4,10 +4,12 @@ Reads every case of the corpus as ``prepare`` does and compares it with what was
 some time on files that are damaged at random. Writes reports/robustness.json.
 """
 
+import json
 import resource
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +21,7 @@ from benchmarks.robustness import corpus
 from benchmarks.robustness.corpus import DAMAGED, Case
 from maskdm.data.contract import Source
 from maskdm.data.images import read_image
+from maskdm.data.inventory import inventory
 from maskdm.data.registry import DataParams, open_source
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
@@ -45,15 +48,18 @@ SKIPS = (OSError, ValueError, SyntaxError, RuntimeError, MemoryError)
 
 def main(
     seconds: Annotated[float, typer.Option(help="time for files damaged at random")] = 60.0,
+    names: Annotated[int, typer.Option(help="files in the largest folder")] = 10**6,
 ) -> None:
-    """Read the corpus, then damaged files, and write what became of them."""
+    """Read the corpus, a folder of many names, then damaged files; write what became of them."""
     bound_memory()
     with tempfile.TemporaryDirectory() as folder:
         made, source = opened(Path(folder) / "images")
         became = Counter(outcome(source, case) for case in made)
-    report = {
+    kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
+    report = kept | {
         "inputs": {"cases": len(made), **dict(sorted(became.items()))},
         "left_out": dict(sorted(source.left_out.items())),
+        "looking_at_a_folder": looking(names),
         "damaged_at_random": damaged_at_random(seconds),
     }
     write_json(REPORT, report)
@@ -96,6 +102,26 @@ def outcome(source: Source, case: Case) -> str:
         return f"wrong: {case.name!r} has shape {found.shape}, not {case.picture.shape}"
     off = float(np.abs(found.astype(int) - case.picture).mean())
     return "picture" if off <= case.tolerance else f"wrong: {case.name!r} is off by {off:.2f}"
+
+
+def looking(names: int) -> dict[str, int | float]:
+    """Take the inventory of a folder of many empty files, as the stage ``source`` does every time.
+
+    Returns:
+        How many names, the seconds it took, and the bytes of Python's objects at the most.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(names):
+            Path(folder, f"{number:07}.png").touch()
+        params = validate(PARAMS | {"path": folder}, "data", DataParams)
+        started = time.perf_counter()
+        found = inventory(params)
+        seconds = time.perf_counter() - started
+        tracemalloc.start()
+        inventory(params)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return {"names": int(found["files"]), "seconds": round(seconds, 2), "bytes": most}
 
 
 def damaged_at_random(seconds: float) -> dict[str, int | float]:

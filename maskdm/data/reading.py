@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import cache
 from itertools import islice
 from multiprocessing import get_context
@@ -45,7 +46,7 @@ def read_in_order(read: Read, pictures: Sequence[Picture]) -> Iterator[Sample | 
     """
     groups = range(0, len(pictures), TOGETHER)
     cores = min(os.cpu_count() or 1, len(groups))
-    readers, read_group = _processes(read, cores) if FORKS else _threads(read, cores)
+    readers, read_group = _readers(read, cores)
     started: deque[Future[list[Sample | Unreadable]]] = deque()
     with readers:
         todo = (readers.submit(read_group, pictures[n : n + TOGETHER]) for n in groups)
@@ -69,6 +70,15 @@ def once_per_process(opening: Callable[[], Opened]) -> Callable[[], Opened]:
     """
     opened = cache(lambda _process: opening())
     return lambda: opened(os.getpid())
+
+
+def _readers(read: Read, count: int) -> tuple[Executor, ReadGroup]:
+    """Return processes where they can be had, else threads, and what they run on a group."""
+    if FORKS:
+        # A system may give no semaphores, as where /dev/shm cannot be written to.
+        with suppress(OSError, ImportError):
+            return _processes(read, count)
+    return _threads(read, count)
 
 
 def _threads(read: Read, count: int) -> tuple[Executor, ReadGroup]:
