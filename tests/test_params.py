@@ -173,6 +173,34 @@ def test_a_missing_or_broken_file_is_told(tmp_path):
         read_params(broken)
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 'line 3, column 1: found duplicate key "a" with value "3"'),
+        ("a:\n\tb: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
+        ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
+        ("a: \x07\n", "unacceptable character #x0007"),
+        ("a: !!bool x\n", "'x'"),
+        ("a: 2020-13-45\n", "month must be in 1..12"),
+        ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+    ],
+)
+def test_a_fault_of_yaml_is_one_line_that_says_where(tmp_path, text, fault):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError) as caught:
+        read_params(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path} is not valid YAML: ")
+    assert fault in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_folder_is_no_params_file(tmp_path):
+    with pytest.raises(ParamsError, match="is a folder"):
+        read_params(tmp_path)
+
+
 def test_sections_cannot_be_changed_after_reading():
     params = read_section(LAPTOP, "pretrain", PretrainParams)
     with pytest.raises(ValueError, match="frozen"):

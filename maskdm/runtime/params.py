@@ -59,11 +59,21 @@ def read_params(path: Path | str) -> Params:
         raise ParamsError(
             f"{path} is not UTF-8 (byte {error.start}): save it in that encoding."
         ) from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    except IsADirectoryError:
+        raise ParamsError(f"{path} is a folder, not a params file.") from None
+    except (YAMLError, RecursionError, ValueError, KeyError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {_fault(error)}.") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path} holds no sections: it must map section names to parameters.")
     return content
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with a file, in one line: the library's own has several, and hints."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"  # type: ignore[attr-defined]
 
 
 def merge(base: Params, *overlays: Mapping[str, Any]) -> Params:
