@@ -31,6 +31,7 @@ ROOMS = {
     "figures": {"runtime"},
 }
 ROOMS["examples"] = set(ROOMS)
+ROOMS["cli"] = {"backbones", "figures", "runtime", "sampling"}
 OURS = ("maskdm", "stages", "benchmarks", "tools", "tests")
 
 each_stage = pytest.mark.parametrize("stage", STAGES)

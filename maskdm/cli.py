@@ -1,0 +1,147 @@
+"""The command ``maskdm``: draw from a model folder, and say what is in one, without a repository.
+
+What it draws is what the pipeline and ``TrainedModel.sample`` draw with the same settings.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskdm.runtime.command import plain_app, run_commands
+from maskdm.runtime.errors import UserError
+
+COLUMNS = 8  # images in a row of the grid
+app = plain_app()
+
+
+Times = Annotated[
+    tuple[float, float],
+    typer.Option(help="two times between which it acts, from 0 (image) to 1 (noise)"),
+]
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")],
+    count: Annotated[int, typer.Option(help="how many images")] = 16,
+    out: Annotated[Path, typer.Option(help="the folder for the images; made if missing")] = Path(
+        "samples"
+    ),
+    seed: Annotated[int, typer.Option(help="of the noise; image i is the same in any count")] = 0,
+    label: Annotated[
+        str | None, typer.Option(help="a class by name or number; default: as in training")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="dpmpp-2m, unipc, heun, ddim, ddpm, …")] = "dpmpp-2m",
+    nfe: Annotated[
+        int | None, typer.Option(help="network evaluations an image; default: as recommended")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="noise that ddim adds, 0 to 1")] = 0.0,
+    guidance_scale: Annotated[float, typer.Option(help="towards the class; 1: none")] = 1.0,
+    guidance_interval: Times = (0.0, 1.0),
+    guide: Annotated[
+        Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
+    ] = None,
+    guide_scale: Annotated[float | None, typer.Option(help="by that model; default: 2")] = None,
+    guide_interval: Times = (0.2, 0.9),
+    weights: Annotated[str, typer.Option(help="averaged or raw")] = "averaged",
+) -> None:
+    """Draw images from a model.
+
+    Writes 00000.png …, grid.png and samples.json, which says how they were made.
+
+    maskdm sample models/finetune --count 64 --guide models/pretrain --solver ddpm --nfe 25
+    """
+    import numpy as np
+
+    from maskdm.figures import grid, save
+    from maskdm.runtime.files import write_json
+    from maskdm.sampling.model import load
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is '{out}', which is a file: name a folder.")
+    if weights not in ("averaged", "raw"):
+        raise UserError(f"--weights is '{weights}': take averaged or raw.")
+    trained = load(model, "averaged" if weights == "averaged" else "raw")
+    drawn = trained.sample(
+        count,
+        seed,
+        label=int(label) if label is not None and label.isdecimal() else label,
+        solver=solver,
+        nfe=nfe,
+        eta=eta,
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
+        guide=guide,
+        guide_scale=guide_scale,
+        guide_interval=guide_interval,
+    )
+    for number, image in enumerate(drawn):
+        save(image, out / f"{number:05}.png")
+    pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
+    save(grid(pixels, COLUMNS, scale=max(1, 128 // trained.config.size)), out / "grid.png")
+    write_json(
+        out / "samples.json",
+        {
+            "model": str(model),
+            "weights": weights,
+            "count": count,
+            "seed": seed,
+            "label": label,
+            "solver": solver,
+            "nfe": nfe,
+            "eta": eta,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": list(guidance_interval),
+            "guide": None if guide is None else str(guide),
+            "guide_scale": guide_scale,
+            "guide_interval": list(guide_interval),
+            "training": trained.config.cost,
+        },
+    )
+    print(f"{count} images, grid.png and samples.json in {out}")
+
+
+@app.command()
+def info(
+    model: Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")],
+    as_json: Annotated[bool, typer.Option("--json", help="all of its config, as JSON")] = False,
+) -> None:
+    """Say what is in a model folder: network, classes, how it was trained and what that cost.
+
+    maskdm info models/finetune
+    """
+    from maskdm.backbones.model_folder import load_config
+    from maskdm.backbones.registry import backbone_without_weights
+
+    config = load_config(model)
+    if as_json:
+        print(json.dumps(config.model_dump(mode="json"), indent=2))
+        return
+    network = backbone_without_weights(
+        config.model, config.size, config.channels, len(config.classes or ())
+    )
+    count = sum(parameter.numel() for parameter in network.parameters())
+    kind = "colour" if config.channels == 3 else "grey"
+    print(
+        f"{config.model.backbone}, width {config.model.dim}, depth {config.model.depth}, patches "
+        f"of {config.model.patch}: {count / 1e6:.2f} M weights\n"
+        f"{config.size}x{config.size} {kind} images, path {config.diffusion.path}, predicts "
+        f"{config.diffusion.prediction}\n"
+        f"classes: {', '.join(config.classes) if config.classes else 'none'}"
+    )
+    for leg in config.training:
+        print(
+            f"{leg.phase}: {leg.steps} steps of {leg.batch_size} images, {leg.mask} mask, "
+            f"{leg.mask_rate:.0%} hidden, {leg.flops:.2g} FLOPs, images {leg.data[:12]}"
+        )
+
+
+def main() -> None:
+    """Run the command."""
+    run_commands(app)
+
+
+if __name__ == "__main__":
+    main()

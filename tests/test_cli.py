@@ -1,0 +1,83 @@
+"""The command maskdm: the same images as in Python, in files; one sentence for what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import maskdm
+from tests.support.models import saved
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two untrained models with classes, finetune and pretrain."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("finetune", "pretrain")):
+        saved(folder / name, seed=seed, classes={"cat": 3, "dog": 5})
+    return folder
+
+
+def call(*words: object, code: int = 0) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-m", "maskdm.cli", *map(str, words)], capture_output=True, text=True
+    )
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def test_the_images_are_those_of_python(models: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"solver": "ddpm", "nfe": 3, "guide_scale": 1.5}
+    settings["guidance_scale"] = 1.2
+    words = [w for key, value in settings.items() for w in (f"--{key.replace('_', '-')}", value)]
+    guide = models / "pretrain"
+    call(
+        *("sample", models / "finetune", "--count", 3, "--seed", 5, "--label", "dog"),
+        *("--guide", guide, "--guide-interval", 0.1, 0.8, "--out", tmp_path / "out", *words),
+    )
+    drawn = maskdm.load(models / "finetune").sample(
+        3, 5, label="dog", guide=guide, guide_interval=(0.1, 0.8), **settings
+    )
+    for number, image in enumerate(drawn):
+        with Image.open(tmp_path / f"out/{number:05}.png") as written:
+            assert np.array_equal(np.asarray(written), np.asarray(image))
+    about = json.loads((tmp_path / "out/samples.json").read_text())
+    assert (about["label"], about["nfe"], about["guide_interval"]) == ("dog", 3, [0.1, 0.8])
+    assert (tmp_path / "out/grid.png").exists()
+
+
+def test_info_says_what_a_model_is(models: Path) -> None:
+    said = call("info", models / "finetune")
+    assert "classes: cat, dog" in said
+    assert json.loads(call("info", models / "finetune", "--json"))["classes"] == {
+        "cat": 3,
+        "dog": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("sample", "{}/none"), "is no model folder"),
+        (("sample", "{}/finetune", "--label", "cow"), "There is no class 'cow'"),
+        (("sample", "{}/finetune", "--solver", "magic"), "there is no such solver"),
+        (("sample", "{}/finetune", "--count", "0"), "sample.count is 0"),
+        (("sample", "{}/finetune/config.json"), "give its folder"),
+        (("info", "{}/finetune/model.safetensors"), "give its folder"),
+        (("sample", "{}/finetune", "--out", "{}/finetune/config.json"), "is a file: name a folder"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(models: Path, words: tuple[str, ...], sentence: str) -> None:
+    said = call(*(word.format(models) for word in words), code=1)
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["sample", "info"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"maskdm {command} models/finetune" in " ".join(call(command, "--help").split())
