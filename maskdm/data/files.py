@@ -160,7 +160,9 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[tuple[str, os.stat_resu
                 continue
             seen.add((here.st_dev, here.st_ino))
             with os.scandir(root / start) as entries:
-                for entry in filter(lambda entry: _visible(entry.name), entries):
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name in SYSTEMS:
+                        continue
                     name = f"{start}/{entry.name}" if start else entry.name
                     try:
                         properties = entry.stat()

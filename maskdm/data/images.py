@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -48,10 +49,16 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """Return those of ``FORMATS`` that this PIL was built with."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
 def endings() -> set[str]:
     """Return how the names of image files end, in lower case: ``.png`` and so on."""
-    Image.init()
-    return {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in formats()}
 
 
 def read_image(
@@ -70,7 +77,7 @@ def read_image(
         OSError, ValueError, SyntaxError: if PIL cannot decode the file, the image is too large, or
             its numbers do not say what is white.
     """
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=formats()) as image:
         if size is not None:
             image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
         if image.width * image.height > most_pixels:

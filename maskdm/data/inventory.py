@@ -30,11 +30,11 @@ def inventory(params: DataParams) -> dict[str, Any]:
         return {"source": params.source, "files": "those of its package or its download"}
     path = own_path(params)
     count, size, digest = 0, 0, 0
-    for facts in _facts(path):
+    for name, length, state in _facts(path):
         # A sum does not depend on the order in which a disk lists its files.
-        hashed = hashlib.sha256("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"))
+        hashed = hashlib.sha256(f"{name}\0{length}\0{state}".encode("utf-8", "surrogateescape"))
         digest = (digest + int.from_bytes(hashed.digest(), "big")) % 2**256
-        count, size = count + 1, size + int(facts[1])
+        count, size = count + 1, size + length
     if not count:
         raise UserError(
             f"data.path is '{path}', which holds no file: it must name "
@@ -43,7 +43,7 @@ def inventory(params: DataParams) -> dict[str, Any]:
     return {"source": params.source, "files": count, "bytes": size, "digest": f"{digest:064x}"}
 
 
-def _facts(path: Path) -> Iterator[tuple[str | int, ...]]:
+def _facts(path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield of every file its name, its size, and what tells one content from another."""
     if path.is_dir():
         for name, properties in walk(path, Counter()):
