@@ -129,3 +129,29 @@ def test_a_stage_bounds_how_long_openmp_spins_before_torch_is_there():
     assert said() == [environment.SPINS, "None"]
     assert said(GOMP_SPINCOUNT="7") == ["7", "None"]
     assert said(OMP_WAIT_POLICY="PASSIVE") == ["None", "PASSIVE"]
+
+
+def omp_settings(code, **own):
+    """Return what OpenMP itself says it has been set to, in a process that runs some code."""
+    inherited = {k: v for k, v in os.environ.items() if k not in BY_USER}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT)} | own,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    return dict(re.findall(r"(\w+) = '(.*)'", done.stderr))
+
+
+@pytest.mark.slow
+def test_the_bound_of_spinning_reaches_openmp_whichever_stage_is_first():
+    """It reads its variables once, when torch loads it."""
+    unset = omp_settings("import torch")
+    if "GOMP_SPINCOUNT" not in unset:
+        pytest.skip("torch has another OpenMP here than GNU's")
+    assert unset["GOMP_SPINCOUNT"] != environment.SPINS
+    for stage in ("pretrain", "swissroll"):
+        assert omp_settings(f"import stages.{stage}, torch")["GOMP_SPINCOUNT"] == environment.SPINS
+    assert omp_settings("import stages, torch", GOMP_SPINCOUNT="7")["GOMP_SPINCOUNT"] == "7"

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from maskdm.runtime.distributed import Processes
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
-from tests.support.training import CPU
+from maskdm.training.run import _check_processes
+from maskdm.training.schedule import Leg, Schedule
+from tests.support.training import CPU, masked
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.one_of(st.none(), st.integers(1, 70)))
@@ -58,3 +60,12 @@ def test_the_environment_says_where_and_the_caller_at_which_precision(monkeypatc
     monkeypatch.setenv("MASKDM_MICRO_BATCH", "none")
     with pytest.raises(UserError, match=r"MASKDM_MICRO_BATCH is 'none', but must be a whole"):
         Execution.from_environment()
+
+
+def test_kept_moments_are_refused_on_sharded_weights_and_nowhere_else():
+    schedule = Schedule((Leg(masked(0.5), 4, 8, 1e-3, 0),), 4)
+    sharded, whole = (Execution(CPU, Processes(0, 2, sharded=s)) for s in (True, False))
+    for execution, moments in ((sharded, None), (whole, None), (whole, {})):
+        _check_processes("finetune", schedule, execution, moments)
+    with pytest.raises(UserError, match=r"finetune\.optimiser is kept.*unset MASKDM_SHARD"):
+        _check_processes("finetune", schedule, sharded, {})

@@ -22,7 +22,7 @@ from maskdm.data.prepared import Sample, write_prepared
 from maskdm.runtime import files
 from maskdm.runtime.command import _fault_of_the_machine
 from maskdm.training import curves
-from tests.support.clones import ROOT
+from tests.support.clones import ROOT, Clone
 from tests.support.models import saved
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -167,6 +167,38 @@ def test_a_link_into_the_cache_is_replaced_and_the_cache_is_as_it_was(
     assert cached.read_bytes() == b"cached"
     assert not path.is_symlink()
     assert path.read_bytes() != b"cached"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["symlink", "hardlink"])
+def test_dvc_links_files_and_no_folder_so_its_cache_is_never_written_to(
+    tmp_path: Path, kind: str
+) -> None:
+    writers = {name: write for name, write in WRITERS.items() if name != "7.png"}  # removes others
+    clone = Clone(tmp_path / "repository")
+    folder = clone.path / "out"
+    folder.mkdir(parents=True)
+    clone.call("dvc", "init", "--no-scm", "--quiet")
+    clone.call("dvc", "config", "cache.type", kind)
+    for name in writers:
+        (folder / name).write_text(f"before {name}")
+    clone.call("dvc", "add", "--quiet", "out")
+
+    def cached() -> dict[Path, bytes]:
+        cache = clone.path / ".dvc/cache"
+        return {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+    before = cached()
+    assert len(before) == len(writers) + 1
+    assert not folder.is_symlink()
+    for name, write in writers.items():
+        path = folder / name
+        if path.read_bytes() == f"before {name}".encode():
+            assert path.is_symlink() if kind == "symlink" else path.stat().st_nlink == 2
+        write(path)
+        assert not path.is_symlink()
+        assert path.read_bytes() != f"before {name}".encode()
+    assert cached() == before
 
 
 def test_arrays_are_those_of_numpy(tmp_path: Path) -> None:
