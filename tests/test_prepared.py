@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskdm.data import prepared
 from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
 from maskdm.runtime.errors import UserError
 from tests.support.preparing import params, prepare, save_images
@@ -102,4 +103,19 @@ def test_a_damaged_set_is_refused(tmp_path: Path, damage: str) -> None:
     else:
         os.truncate(tmp_path / "train.npy", 0 if damage == "empty" else 1000)
     with pytest.raises(UserError, match="is damaged"):
+        open_prepared(tmp_path)
+
+
+def test_a_set_whose_writing_was_cut_off_between_two_files_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_grey(tmp_path, 55)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepared, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_grey(tmp_path, 55)
+    with pytest.raises(UserError, match="Run the prepare stage again"):
         open_prepared(tmp_path)

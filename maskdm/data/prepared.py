@@ -158,6 +158,9 @@ def write_prepared(
             if sample.label is not None:
                 labels[sample.heldout].append(sample.label)
         require_both(train.count, heldout.count)
+        # From here to the end of this function there is no set: killed between two files, it would
+        # have left new pixels under the old hash.
+        (folder / "dataset.json").unlink(missing_ok=True)
     for part, values in (("train", labels[False]), ("heldout", labels[True])):
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def _write_previews(folder: Path, previews: Mapping[int, np.ndarray]) -> None:
     """Write the previews, and remove those of other runs."""
     folder.mkdir(exist_ok=True)
     wanted = {folder / f"{step}.png": images for step, images in previews.items()}
-    for path in set(folder.iterdir()) - set(wanted):
+    for path in set(folder.glob("*.png")) - set(wanted):
         path.unlink()
     for path, images in wanted.items():
         row = np.hstack(list(images))
