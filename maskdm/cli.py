@@ -43,7 +43,7 @@ def sample(
     guide: Annotated[
         Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
     ] = None,
-    guide_scale: Annotated[float | None, typer.Option(help="by that model; default: 2")] = None,
+    guide_scale: Annotated[float | None, typer.Option(help="by that model; default: 2.5")] = None,
     guide_interval: Times = (0.2, 0.9),
     weights: Annotated[str, typer.Option(help="averaged or raw")] = "averaged",
 ) -> None:

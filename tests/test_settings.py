@@ -23,7 +23,7 @@ def settings() -> list[list[str]]:
         for command in COMMAND.findall(page.read_text(encoding="utf-8")):
             words = shlex.split(command, comments=True)
             found.append([words[n + 1] for n, word in enumerate(words) if word == "-S"])
-    examples = ("section.key=value", "model.backbone=plain")  # the second one's is in the page
+    examples = ("…", "section.key=value", "model.backbone=plain")  # the second one's is in the page
     return [given for given in found if given and given[0] not in examples]
 
 

@@ -30,7 +30,7 @@ from maskdm.sampling.sampler import (
 from maskdm.sampling.solvers import SOLVERS
 
 # What guidance by the primer did best with; at all times this scale gains nothing (docs/speed.md).
-GUIDE_SCALE, GUIDE_INTERVAL = 2.0, (0.2, 0.9)
+GUIDE_SCALE, GUIDE_INTERVAL = 2.5, (0.2, 0.9)
 
 
 class TrainedModel:
