@@ -28,6 +28,7 @@ from benchmarks.evidence.results import (
 )
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_text
 
 EVIDENCE = ROOT / "reports/evidence.json"
 TRANSFER = ROOT / "reports/transfer.json"
@@ -63,9 +64,8 @@ def main(
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a list, an entry a line, so that a diff shows which ones change."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def by_seed(results: Sequence[Result]) -> dict[tuple[str, str, str, float], dict[int, Result]]:

@@ -29,6 +29,7 @@ from ruamel.yaml import YAML
 from benchmarks.presets import read_preset
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
 from maskdm.runtime.params import merge
 from maskdm.training.checkpoints.store import last_step
 
@@ -211,7 +212,7 @@ def main(
             }
             print(stage, json.dumps(report[stage]))
             shutil.rmtree(struck.checkpoints)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(REPORT, report)
     if report["pretrain"]["differing"] or report["finetune"]["differing"]:
         raise UserError("Some files differ from those of the undisturbed run.")
 

@@ -5,7 +5,6 @@ celeba64. A measurement is a function from a preset to rows (see ``results.py`` 
 mean), named in ``MEASUREMENTS``. On a busy machine the figures mean nothing.
 """
 
-import json
 import sys
 
 from benchmarks.presets import read_preset
@@ -21,6 +20,7 @@ from benchmarks.speed.results import Row, table
 from benchmarks.speed.stage import stage
 from benchmarks.speed.training import training
 from maskdm.runtime.command import run
+from maskdm.runtime.files import write_json
 
 PRESET = "laptop"
 REPORT = ROOT / "reports/bench.json"
@@ -55,8 +55,7 @@ def main() -> None:
         "versions": versions(),
         "rows": [row.record() for row in rows],
     }
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(REPORT, report)
     print(table(rows))
 
 

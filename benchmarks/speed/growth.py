@@ -10,7 +10,6 @@ preparing takes, the time of a batch, the share of a batch in what an epoch begi
 the figures mean nothing.
 """
 
-import json
 import math
 import shutil
 import sys
@@ -40,6 +39,7 @@ from maskdm.diffusion.masking import nothing_masked
 from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
 from maskdm.runtime.params import Params, merge, read_section
 from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
@@ -168,8 +168,7 @@ def main() -> None:
         "rows": [row for growth in grown for row in growth.rows()],
         "overall": [growth.overall() for growth in grown],
     }
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(REPORT, report)
     print(table(grown))
 
 
