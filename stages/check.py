@@ -11,14 +11,14 @@ from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import Mask, MaskParams, describe
 from maskdm.evaluation.distances import FidParams
+from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.runtime.command import run
-from maskdm.runtime.environment import SHARD
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_text
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
 from maskdm.sampling.model import check_guide
 from maskdm.sampling.sampler import SampleParams, check_sampling
-from maskdm.training.memory import check_memory, least_bytes, machine_bytes
+from maskdm.training.memory import NUMBER, Memory, batch_bytes, check_memory, least_bytes
 from maskdm.training.phases import (
     FinetuneParams,
     PretrainParams,
@@ -28,6 +28,10 @@ from maskdm.training.phases import (
 
 PARAMS = Path("params.yaml")
 PRIMER = "models/pretrain"
+SMALLER = (
+    "lower model.dim, model.depth or data.resolution, or spread the weights over several "
+    "processes with MASKDM_SHARD=1"
+)
 SECTIONS = {
     "seed": Seed,
     "data": DataParams,
@@ -89,17 +93,24 @@ def _check_fit(
     pretrain: PretrainParams,
     finetune: FinetuneParams,
     sample: SampleParams,
+    fid: FidParams,
     seed: int,
-    **_: object,
 ) -> None:
     """Check what more than one section, or more than one key, decides."""
     # All the checks of the real thing, none of its memory.
     network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
     grid = data.resolution // model.patch
     masked, whole = pretraining_schedule(pretrain, mask, grid), finetuning_schedule(finetune, grid)
+    memory = Memory.of_this_machine()
     for name, schedule in (("pretrain", masked), ("finetune", whole)):
         least = least_bytes(network, schedule, model.dim, model.depth)
-        check_memory(name, least, machine_bytes(), sharded=SHARD.get())
+        check_memory(name, least, memory.device, SMALLER)
+        least = batch_bytes(schedule, model.patch**2 * data.channels)
+        check_memory(f"A batch of {name}", least, memory.host, f"lower {name}.batch_size")
+    pixels = sample.count * data.resolution**2 * data.channels
+    features = sample.count * EXTRACTORS[fid.features.extractor].count * NUMBER
+    least = max(pixels, features)
+    check_memory("sample.count", least, memory.host, f"lower it from {sample.count}")
     for leg in masked.legs:
         if leg.mask.in_middle is not None:
             _check_middle(network, model.backbone, leg.mask)

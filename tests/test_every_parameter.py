@@ -16,7 +16,7 @@ from tests.support.clones import ROOT
 
 WRONG = (
     *(None, True, "", "many", "1e-4", [], {}, [1, 2, 3], [[0.9]], "nan", "²", "a\0b", "../..", "~"),
-    *(-1, 0, 0.5, 1, 3, -0.5, 10**6, 10**12, 10**30, 1e308, -1e308, 1e-320),
+    *(-1, 0, 0.5, 1, 3, -0.5, 10**6, 10**12, 10**30, 10**400, 1e308, -1e308, 1e-320),
     *(math.nan, math.inf, -math.inf),
 )
 SECONDS = 10  # that one check may take

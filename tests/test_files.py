@@ -215,6 +215,25 @@ def test_a_report_holds_no_number_that_json_does_not_have(tmp_path: Path) -> Non
     assert json.loads(text) == {"a": None, "b": [1.5, None, [None]], "c": {"d": None, "e": 1}}
 
 
+def test_every_report_in_git_is_json_to_the_letter() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no number of JSON")
+
+    reports = list((ROOT / "reports").rglob("*.json"))
+    assert reports
+    for path in reports:
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_a_report_is_written_by_the_one_function_that_knows_what_json_lacks() -> None:
+    own = {"store.py", "images.py", "train.py"}  # no reports: what only these modules read again
+    for folder in ("stages", "maskdm", "benchmarks", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert "json.dump(" not in text, path
+            assert "write_text(json.dumps(" not in text or path.name in own, path
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [

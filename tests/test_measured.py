@@ -71,3 +71,13 @@ def test_distances_stand_by_solver_and_evaluations(reports):
         "| `ddim` | 0.07 | 0.13 |",
         "| `heun` | 0.07 | 0.13 |",
     ]
+
+
+def test_a_distance_that_is_null_is_a_dash(reports):
+    cells = [
+        {"solver": "ddim", "nfe": nfe, "kid_x": value, "kid_x_std": value}
+        for nfe, value in ((7, None), (13, 0.02))
+    ]
+    (reports / "solvers.json").write_text(json.dumps({"images": 40, "cells": cells}))
+    *_, last = measured.evaluations().splitlines()
+    assert last == "| `ddim` | – | 0.02 |"

@@ -1,12 +1,14 @@
 """A model on disk: everything comes back, nothing that does not fit gets in."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from maskdm.backbones.model_folder import (
+    MOMENTS,
     ModelConfig,
     TrainedLeg,
     check_start,
@@ -251,6 +253,34 @@ def not_finite(folder):
     )
 
 
+def first_leg(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        content["training"][0] |= changes
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+def of_type(kind, name="model.safetensors"):
+    def change(folder):
+        tensors = load_file(folder / name)
+        save_file({name: tensor.to(kind) for name, tensor in tensors.items()}, folder / name)
+
+    return change
+
+
+def instead(make, name):
+    """Return a change that puts something else where a file should be."""
+
+    def change(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -264,6 +294,29 @@ def not_finite(folder):
         (hostile(model__depth=10**9), r"config\.model\.depth is 1000000000"),
         (hostile(model__backbone="os.system"), "there is no such backbone"),
         (hostile(extra=1), r"config\.extra is not a parameter"),
+        (hostile(**{f"k{i}": 1 for i in range(20_000)}), r"config\.k0 is not a parameter.* more"),
+        (hostile(size="x" * 10**6), r"config\.size is 'x{199}…: "),
+        (hostile(**{"x" * 10**6: 1}), r"config\.x{200}… is not a parameter"),
+        (hostile(size=4096, model__patch=1), r"makes 16777216 patches .* at most 262144"),
+        (hostile(model__dim=16384), r"config\.json: positions has shape \(17, 32\) instead"),
+        (hostile(model__depth=255), r"config\.json: .* is missing; .* and \d+ more"),
+        (hostile(classes={"cat": -1}), r"config\.classes\.cat is -1"),
+        (hostile(classes={"cat": 10**31}), r"config\.classes\.cat is 10{31}"),
+        (hostile(classes={"cat": 0, "dog": 0}), "no class has a training image"),
+        (hostile(classes={"x" * 1001: 1}), r"config\.classes\.x{200}…"),
+        (hostile(classes={f"{i}": 1 for i in range(10**5)}), "label_embedding.weight is missing"),
+        (first_leg(steps=-1), r"config\.training\.0\.steps is -1"),
+        (first_leg(flops=10**4000), r"config\.training\.0\.flops is 10{199}…: "),
+        (first_leg(mask_rate=1.5), r"config\.training\.0\.mask_rate is 1\.5"),
+        (first_leg(phase="x" * 10**6), r"config\.training\.0\.phase is 'x{199}…: "),
+        (instead(os.mkfifo, "config.json"), "is damaged"),
+        (instead(os.mkfifo, "model.safetensors"), "is no ordinary file"),
+        (instead(os.mkdir, "config.json"), "is damaged"),
+        (instead(os.mkdir, "model.safetensors"), "is no ordinary file"),
+        (of_type(torch.int32), r"holds no weights: averaged\.embed\.bias is I32; .* more"),
+        (of_type(torch.bool), "holds no weights: .* is BOOL"),
+        (of_type(torch.complex64), "holds no weights: .* is C64"),
+        (of_type(torch.float8_e4m3fn), "holds no weights: .* is F8_E4M3"),
         (raw_config(b"[]"), "config"),
         (raw_config(b"null"), "config"),
         (raw_config(b"\xff\xfe{}"), "is damaged"),
@@ -286,13 +339,76 @@ def not_finite(folder):
         (not_finite, r"weights in .* are not finite"),
     ],
 )
-def test_whatever_a_stranger_puts_into_a_model_folder_is_one_sentence(tmp_path, change, sentence):
+def test_whatever_a_stranger_puts_into_a_model_folder_is_one_sentence(
+    tmp_path, change, sentence, monkeypatch
+):
     saved(tmp_path)
     change(tmp_path)
+    if change is not not_finite:  # of all others the network is never built: it may be huge
+        monkeypatch.setattr(ModelConfig, "backbone", None)
     with pytest.raises(UserError, match=sentence) as said:
         load_model(tmp_path, "raw")
     assert len(str(said.value)) < 7000
     assert "Traceback" not in str(said.value)
+
+
+def test_weights_in_sixteen_bits_are_weights(tmp_path):
+    saved(tmp_path)
+    before, _ = load_model(tmp_path, "raw")
+    of_type(torch.bfloat16)(tmp_path)
+    after, _ = load_model(tmp_path, "raw")
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(old.bfloat16().float(), new)
+
+
+def misshapen(folder):
+    name = "exp_avg.head.weight"
+    save_file(load_file(folder / MOMENTS) | {name: torch.zeros(3)}, folder / MOMENTS)
+
+
+def incomplete(folder):
+    tensors = load_file(folder / MOMENTS)
+    save_file({n: t for n, t in tensors.items() if n != "step.head.bias"}, folder / MOMENTS)
+
+
+def infinite(folder):
+    tensors = load_file(folder / MOMENTS)
+    save_file(tensors | {"step.head.bias": torch.tensor(torch.inf)}, folder / MOMENTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (misshapen, r"exp_avg\.head\.weight has shape \(3,\) instead of \(48, 32\)\. Set finetune"),
+        (incomplete, r"step\.head\.bias is missing"),
+        (infinite, r"step\.head\.bias is not finite"),
+        (of_type(torch.int32, MOMENTS), "holds no weights: .* is I32"),
+        (lambda folder: (folder / MOMENTS).write_bytes(b"\x08"), "is damaged"),
+    ],
+)
+def test_moments_from_a_stranger_that_do_not_fit_are_one_sentence(tmp_path, change, sentence):
+    network = config().backbone()
+    kinds = ("exp_avg", "exp_avg_sq", "step")
+    save_moments(
+        tmp_path,
+        {
+            f"{kind}.{name}": torch.zeros(() if kind == "step" else p.shape)
+            for kind in kinds
+            for name, p in network.named_parameters()
+        },
+    )
+    load_moments(tmp_path, network)
+    change(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        load_moments(tmp_path, network)
+
+
+def test_positions_of_no_grid_at_all_are_refused_as_of_another_shape(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"raw.positions": torch.zeros(1, 32)}, path)
+    with pytest.raises(UserError, match=r"positions has shape \(1, 32\) instead of \(17, 32\)"):
+        load_weights(tmp_path, "raw", config().backbone())
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -38,3 +38,12 @@ def test_a_copier_is_told_from_a_model_whose_samples_are_new(copied, ratio, clos
     assert told["close"] == pytest.approx(close, abs=0.01)
     assert told["distance_heldout"] > 1
     json.dumps(told)
+
+
+def test_rounding_is_no_scale_of_copying():
+    """Held-out images that are training images, up to the rounding of their features."""
+    heldout = TRAIN[:40] + np.float32(1e-6)
+    told = copying(TRAIN[:40] + 1, heldout, TRAIN)
+    assert told["ratio"] is None
+    assert told["distance_heldout"] == 0
+    assert told["distance"] > 1

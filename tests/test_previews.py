@@ -151,6 +151,21 @@ def test_the_film_strip_goes_from_the_first_masked_step_to_the_last_whole_one(
     assert all(images.shape == (10, 32, 32, 1) for _, images in strip)
 
 
+def test_a_row_without_a_finite_loss_is_no_point_of_the_curve(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "reports/pretrain"
+    folder.mkdir(parents=True)
+    (folder / "training.tsv").write_text("step\tflops\tloss\n2\t100\t\n4\t200\t0.5\n")
+    (folder / "validation.tsv").write_text("step\tflops\taveraged\n0\t0\t1.5\n4\t200\t\n")
+    drawn = []
+    monkeypatch.setattr(curves, "curves", lambda points, *_: drawn.extend(points))
+    curves.main()
+    assert [(point["quantity"], point["flops"], point["value"]) for point in drawn] == [
+        ("loss", 200, 0.5),
+        ("averaged", 0, 1.5),
+    ]
+
+
 @pytest.mark.parametrize("name", names())
 def test_previews_cost_at_most_three_per_cent_of_the_training(name):
     params = read_preset(name)

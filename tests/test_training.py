@@ -197,6 +197,17 @@ def test_a_validation_that_is_not_finite_stops_the_run(emoji, monkeypatch):
         run(emoji, phase(steps=3, validate_every=3))
 
 
+@pytest.mark.parametrize(("precision", "lr"), [("fp32", 1e10), ("bf16", 1e10), ("fp16", 1.0)])
+def test_a_run_that_diverges_while_its_losses_are_finite_ends_with_a_sentence(precision, lr):
+    """Its validation overflows: in fp16 for the raw weights alone, and at some noise levels."""
+    params = phase(steps=45, lr=lr, clip=None, precision=precision, validate_every=7)
+    instead = "" if precision == "fp32" else ", or train in fp32"
+    sentence = rf"raw .*not finite after step \d+: training has diverged.*steps\){instead}\.$"
+    noise = np.random.default_rng(0).integers(0, 256, (128, 32, 32, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match=sentence):
+        run(noise, params)
+
+
 def test_a_progression_of_masks_trains_and_its_first_leg_is_that_of_a_shorter_run(emoji):
     params = phase(steps=40, lr=3e-3)
     legs = [

@@ -60,9 +60,11 @@ def test_an_error_that_is_not_finite_counts_and_a_level_without_images_does_not(
     assert np.isfinite(good["mean"])
     assert sum(not np.isfinite(value) for value in good.values()) == empty
 
-    def broken_at_one_level(tokens, *_):
-        output = torch.zeros_like(tokens)
-        output[0] = torch.nan
-        return output
+    for value in (torch.nan, torch.inf, -torch.inf):  # an infinite pixel clamped looks like one
 
-    assert not np.isfinite(validator.errors(broken_at_one_level)["mean"])
+        def broken_at_one_level(tokens, *_, value=value):
+            output = torch.zeros_like(tokens)
+            output[0, 0, 0] = value
+            return output
+
+        assert not np.isfinite(validator.errors(broken_at_one_level)["mean"])

@@ -64,7 +64,7 @@ def main(
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a list, an entry a line, so that a diff shows which ones change."""
-    lines = ",\n".join(json.dumps(row) for row in rows)
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     write_text(path, f"[\n{lines}\n]\n")
 
 

@@ -18,6 +18,7 @@ TIME_SCALE = 1000.0
 # Fixed positions count the image's side as 16 units, the patches of DiT's 32×32 latents. A finer
 # grid lies between them.
 IMAGE_EXTENT = 16
+MOST_PATCHES = 2**18  # of an image, 512 a side: attention to more, each to each, never ends
 
 
 def embed_time(time: Tensor, dim: int) -> Tensor:
@@ -74,7 +75,7 @@ def resample_positions(learned: Tensor, count: int) -> Tensor:
         ``(count, dim)``; ``learned`` itself if it is no square grid, for the caller to refuse.
     """
     old, new = isqrt(len(learned)), isqrt(count)
-    if old**2 != len(learned):
+    if not old or old**2 != len(learned):
         return learned
     field = learned.view(1, old, old, -1).permute(0, 3, 1, 2).float()
     # Antialiasing also chooses the cubic that keeps linear fields exact.
@@ -93,6 +94,12 @@ def check_sizes(size: int, patch: int, dim: int, heads: int) -> None:
         raise UserError(
             f"model.patch is {patch}, which does not divide data.resolution {size}. "
             f"Allowed: {', '.join(map(str, allowed))}."
+        )
+    if (size // patch) ** 2 > MOST_PATCHES:
+        raise UserError(
+            f"model.patch is {patch}, which makes {(size // patch) ** 2} patches of an image of "
+            f"{size} pixels: at most {MOST_PATCHES} are allowed. Raise it, or lower "
+            "data.resolution."
         )
     unit = lcm(heads, 4)  # whole heads; sine and cosine of both coordinates
     if dim % unit:

@@ -8,24 +8,30 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Size, Tensor
 
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.backbones.registry import ModelParams, build_backbone
+from maskdm.backbones.registry import ModelParams, backbone_without_weights, build_backbone
+from maskdm.backbones.stored import listed, misfits, stored_shapes, stored_tensors
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import replacing, write_json, write_tensors
 from maskdm.runtime.params import Section, Seed, validate
 
+T = TypeVar("T")
 Weights = Literal["averaged", "raw"]
+WEIGHTS = "model.safetensors"
 MOMENTS = "optimiser.safetensors"  # of the raw weights, beside them: finetune.optimiser
-FILES = ("config.json", "model.safetensors", MOMENTS)
+FILES = ("config.json", WEIGHTS, MOMENTS)
 MOST_BYTES = 2**24  # of a config: a thousand classes have 30 kB
 LARGEST_SIDE = 4096
+# Far above whatever was trained, and still a number that every format and float holds.
+Count = Annotated[int, Field(ge=0, le=10**30)]
+Name = Annotated[str, Field(max_length=1000)]
 
 
 class TrainedLeg(Section):
@@ -34,17 +40,17 @@ class TrainedLeg(Section):
     ``flops`` are those of the cost model, forward and backward, without validation.
     """
 
-    phase: str
-    data: str = Field(description="content hash of the prepared set")
-    mask: str
-    mask_rate: float = Field(description="the true rate")
-    visible: int = Field(description="patches shown of each image")
-    scope: str = Field("image", description="image, or middle: shown to the middle blocks alone")
-    batch_size: int
-    steps: int
-    images: int
-    full_images: int = Field(description="images that the mixture showed whole")
-    flops: int
+    phase: Name
+    data: Name = Field(description="content hash of the prepared set")
+    mask: Name
+    mask_rate: float = Field(ge=0, lt=1, description="the true rate, 0 <= rate < 1")
+    visible: Count = Field(description="patches shown of each image")
+    scope: Name = Field("image", description="image, or middle: shown to the middle blocks alone")
+    batch_size: Count
+    steps: Count
+    images: Count
+    full_images: Count = Field(description="images that the mixture showed whole")
+    flops: Count
 
 
 class ModelConfig(Section):
@@ -56,7 +62,7 @@ class ModelConfig(Section):
 
     size: int = Field(ge=1, le=LARGEST_SIDE, description="side of the images in pixels")
     channels: int = Field(ge=1, le=3, description="1 (grey) or 3 (RGB)")
-    classes: Annotated[dict[str, int], Field(min_length=1)] | None = Field(
+    classes: Annotated[dict[Name, Count], Field(min_length=1)] | None = Field(
         description="the name of every class → its training images, or null for no classes"
     )
     seed: Seed
@@ -101,7 +107,7 @@ def save_model(
             f"{len(broken)} of the {len(tensors)} tensors of the model for {folder} are not finite "
             f"({broken[0]} is one): it is not written. Lower the learning rate, or train in fp32."
         )
-    with replacing(folder / "model.safetensors") as begun:
+    with replacing(folder / WEIGHTS) as begun:
         write_tensors(tensors, begun)
     write_json(folder / "config.json", config.model_dump())
 
@@ -128,18 +134,14 @@ def load_moments(folder: Path, into: Denoiser) -> dict[str, Tensor]:
     Raises:
         UserError: if the folder has none, or they are damaged.
     """
-    from safetensors.torch import load_file
-
     path = folder / MOMENTS
     try:
-        stored = load_file(path)
+        stored = stored_tensors(path)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MOMENTS}, which pretraining leaves there: pretrain again, or set "
             "finetune.optimiser to fresh."
         ) from None
-    except Exception as error:  # safetensors does not say which errors damage raises
-        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
     fitted: dict[str, Tensor] = {}
     for kind in ("exp_avg", "exp_avg_sq", "step"):
         start = f"{kind}."
@@ -149,7 +151,21 @@ def load_moments(folder: Path, into: Denoiser) -> dict[str, Tensor]:
         fitted |= {
             f"{start}{n}": t.clamp(min=0) if kind != "exp_avg" else t for n, t in found.items()
         }
+    shapes = {name: parameter.shape for name, parameter in into.named_parameters()}
+    expected = {f"{kind}.{n}": s for kind in ("exp_avg", "exp_avg_sq") for n, s in shapes.items()}
+    expected |= {f"step.{name}": Size() for name in shapes}
+    faults = misfits({name: tensor.shape for name, tensor in fitted.items()}, expected)
+    faults = faults or listed(f"{n} is not finite" for n, t in fitted.items() if not _finite(t))
+    if faults:
+        raise UserError(
+            f"The moments in {path} do not fit the network: {faults}. Set finetune.optimiser to "
+            "fresh, or give another finetune.init."
+        )
     return fitted
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -162,8 +178,8 @@ def load_config(folder: Path) -> ModelConfig:
     if folder.name in FILES and folder.is_file():
         raise UserError(f"{folder} is a file of a model: give its folder, {folder.parent}.")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes are no config")
+        if path.stat().st_size > MOST_BYTES or not path.is_file():  # a pipe would never end
+            raise ValueError("it is no file of a few kilobytes")
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -172,7 +188,12 @@ def load_config(folder: Path) -> ModelConfig:
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
-    return validate(content, "config", ModelConfig, where=str(path))
+    config = validate(content, "config", ModelConfig, where=str(path))
+    if config.classes and not any(config.classes.values()):
+        raise UserError(
+            f"{path} is damaged: no class has a training image. Restore or retrain the model."
+        )
+    return config
 
 
 def check_start(
@@ -224,7 +245,7 @@ def check_start(
         )
 
 
-def weights_hash(folder: Path, name: str = "model.safetensors") -> str:
+def weights_hash(folder: Path, name: str = WEIGHTS) -> str:
     """Return the hash of a model folder's weights, or of another of its files."""
     with (folder / name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -236,18 +257,12 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
     Raises:
         UserError: naming every tensor that is missing, unexpected or of another shape.
     """
-    from safetensors.torch import load_file
-
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     try:
-        stored = load_file(path)
+        found = _of(weights, stored_tensors(path))
     except FileNotFoundError:
-        raise UserError(f"{folder} is no model folder: it has no model.safetensors.") from None
-    except Exception as error:  # safetensors does not say which errors damage raises
-        raise UserError(f"{path} is damaged: {error}. Restore or retrain the model.") from None
-    start = f"{weights}."
-    found = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
-    broken = next((n for n, t in found.items() if not t.isfinite().all()), None)
+        raise _no_weights(folder) from None
+    broken = next((name for name, tensor in found.items() if not _finite(tensor)), None)
     if broken is not None:
         raise UserError(
             f"The {weights} weights in {path} are not finite ({broken}): restore or retrain the "
@@ -255,17 +270,13 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
         )
     found = into.fit_weights(found)
     expected = dict(into.named_parameters())
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is unexpected" for name in found if name not in expected]
-    faults += [
-        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
+    faults = misfits(
+        {name: tensor.shape for name, tensor in found.items()},
+        {name: parameter.shape for name, parameter in expected.items()},
+    )
     if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         raise UserError(
-            f"The {weights} weights in {path} do not fit the network: {shown}. "
+            f"The {weights} weights in {path} do not fit the network: {faults}. "
             "Use the model section (and data.resolution, data.channels) that they were trained "
             f"with: see {folder / 'config.json'}."
         )
@@ -277,10 +288,35 @@ def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:
 def load_model(folder: Path, weights: Weights) -> tuple[Denoiser, ModelConfig]:
     """Return the network of a model folder and its config.
 
+    No more memory is taken than the weights in it need, whatever its config asks for.
+
     Raises:
         UserError: if the folder is no model folder or is damaged.
     """
     config = load_config(folder)
+    outline = backbone_without_weights(
+        config.model, config.size, config.channels, len(config.classes or ())
+    )
+    try:
+        found = _of(weights, stored_shapes(folder / WEIGHTS))
+    except FileNotFoundError:
+        raise _no_weights(folder) from None
+    faults = misfits(found, {name: p.shape for name, p in outline.named_parameters()})
+    if faults:
+        raise UserError(
+            f"{folder} is damaged: the {weights} weights in {WEIGHTS} do not fit the network of "
+            f"its config.json: {faults}. Restore or retrain the model."
+        )
     backbone = config.backbone()
     load_weights(folder, weights, backbone)
     return backbone, config
+
+
+def _of(weights: Weights, stored: Mapping[str, T]) -> dict[str, T]:
+    """Return one of the two sets of weights, by the network's own names."""
+    start = f"{weights}."
+    return {n.removeprefix(start): found for n, found in stored.items() if n.startswith(start)}
+
+
+def _no_weights(folder: Path) -> UserError:
+    return UserError(f"{folder} is no model folder: it has no {WEIGHTS}.")

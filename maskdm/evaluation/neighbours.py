@@ -58,14 +58,14 @@ def copying(
     Returns:
         ``distance``, the mean distance to the nearest training image; ``distance_heldout``, the
         same of held-out images; ``ratio`` of the two, about 0 for a copier, None where held-out
-        images are training images; ``close``, the share of samples as near as the nearest 1 % of
-        held-out images.
+        images are training images up to rounding, which is no scale; ``close``, the share of
+        samples as near as the nearest 1 % of held-out images.
     """
     (_, ours), (_, theirs) = (nearest(queries, train, 1) for queries in (samples, heldout))
-    near = np.quantile(theirs, CLOSE)
+    near, scale = np.quantile(theirs, CLOSE), round(float(theirs.mean()), 4)
     return {
         "distance": round(float(ours.mean()), 4),
-        "distance_heldout": round(float(theirs.mean()), 4),
-        "ratio": round(float(ours.mean() / theirs.mean()), 4) if theirs.any() else None,
+        "distance_heldout": scale,
+        "ratio": round(float(ours.mean() / theirs.mean()), 4) if scale else None,
         "close": float((ours <= near).mean()),
     }

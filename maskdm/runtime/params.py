@@ -20,6 +20,8 @@ from maskdm.runtime.errors import UserError
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
 
+MOST_FAULTS, LONGEST = 30, 200  # in a message; characters of a value in it
+
 Params = dict[str, Any]  # a whole params file: section → key → value
 
 T = TypeVar("T")
@@ -122,7 +124,10 @@ def validate(value: Any, name: str, kind: type[T], where: str = "params") -> T:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        sentences = [_sentence(fault, name, kind) for fault in _without_renamed(error, kind)]
+        faults = _without_renamed(error, kind)
+        sentences = [_sentence(fault, name, kind) for fault in faults[:MOST_FAULTS]]
+        if faults[MOST_FAULTS:]:
+            sentences.append(f"And {len(faults) - MOST_FAULTS} more are wrong.")
         raise ParamsError(f"{where}: " + " ".join(dict.fromkeys(sentences))) from None
 
 
@@ -146,7 +151,7 @@ def _renamed(fault: Any, kind: Any) -> str | None:
 
 def _sentence(fault: Any, name: str, kind: Any) -> str:
     """Put one pydantic fault into words."""
-    key = ".".join([name, *map(str, fault["loc"])])
+    key = ".".join([name, *(_short(str(part)) for part in fault["loc"])])
     path = [part for part in fault["loc"] if isinstance(part, str)]  # without indices in lists
     section, allowed = _lookup(kind, path[:-1]), ""
     fields = getattr(section, "model_fields", {})
@@ -164,7 +169,20 @@ def _sentence(fault: Any, name: str, kind: Any) -> str:
         return f"{key} is missing.{allowed}"
     reason = fault["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    return f"{key} is {fault['input']!r}: {reason}.{allowed}"
+    return f"{key} is {_shown(fault['input'])}: {reason}.{allowed}"
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value as a message shows it, which a stranger's file may make of any size."""
+    try:
+        return _short(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a long text."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _lookup(kind: Any, path: list[str]) -> Any:

@@ -36,7 +36,9 @@ class PhaseParams(Section):
     weight_decay: float = Field(ge=0, description="AdamW's weight decay, >= 0")
     clip: float | None = Field(gt=0, description="largest gradient norm, > 0, or null for none")
     hflip: float = Field(ge=0, le=1, description="probability of mirroring an image, 0 to 1")
-    ema_images: int = Field(ge=1, description="horizon of the weight average in images, >= 1")
+    ema_images: int = Field(
+        ge=1, le=10**15, description="horizon of the weight average in images, 1 to 1e15"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         description="fp32, or autocast to bf16 or fp16"
     )

@@ -82,7 +82,8 @@ class HeldOutValidator:
             labels = None if self.labels is None else self.labels[part]
             output = denoise(x_t, self.positions[part], time, labels).float()
             level = self.path.level(time, like=x_t)
-            x0 = to_x0(output, x_t, level, self.params.prediction).clamp(-1, 1)
+            x0 = to_x0(output, x_t, level, self.params.prediction)
+            x0 = x0.where(x0.isfinite(), torch.nan).clamp(-1, 1)  # clamped, ∞ would be a pixel
             per_image.append((x0 - self.x0[part]).square().mean(dim=(1, 2)))
         error = torch.cat(per_image)
         bins = [error[self.bins == b].mean().item() for b in range(len(LOG_SNRS))]

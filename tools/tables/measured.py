@@ -61,7 +61,7 @@ def evaluations() -> str:
     solvers = list(dict.fromkeys(solver for solver, _ in found))
     rows = [(f"`{solver}`", *(number(found[solver, nfe]) for nfe in counts)) for solver in solvers]
     table = in_markdown((f"`{name}` after …", *(f"{nfe} evaluations" for nfe in counts)), rows)
-    deviation = max(cell[f"{name}_std"] for cell in cells)
+    deviation = max(cell[f"{name}_std"] or 0.0 for cell in cells)
     said = f"{report['images']} images a cell, deviation over subsets at most {deviation:.2g}:"
     return f"{said}\n\n{table}"
 
@@ -120,8 +120,10 @@ def _read(name: str) -> Any:
     return json.loads((REPORTS / name).read_text(encoding="utf-8"))
 
 
-def number(value: float) -> str:
-    """Return three significant digits."""
+def number(value: float | None) -> str:
+    """Return three significant digits; a dash for what could not be measured."""
+    if value is None:
+        return "–"
     return f"{float(f'{value:.3g}'):,g}"
 
 
