@@ -82,7 +82,7 @@ def clone(path: Path) -> Path:
         ["git", "-C", str(path), "rm", "--quiet", "-r", "dvc.lock", "reports"],
     ):
         subprocess.run(words, check=True)
-    (path / "params.yaml").write_text(json.dumps(read_preset("tiny")), encoding="utf-8")
+    write_json(path / "params.yaml", read_preset("tiny"))
     return path
 
 
