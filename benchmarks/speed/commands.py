@@ -1,6 +1,7 @@
 """What a user waits for, and needs memory for, at the command line: stages and ``dvc repro``."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ def start_up(_: Params) -> list[Row]:
     return [Row(name, seconds["stage"], "s", seconds["torch"], 1.5, False)]
 
 
+def nothing_ran(said: str) -> bool:
+    """Return whether DVC says of no stage that it ran, but of the one that always looks."""
+    return not set(re.findall(r"^Running stage '(\w+)'", said, re.MULTILINE)) - {"source"}
+
+
 def repro(preset: Params) -> list[Row]:
     """Take the memory of the largest stage, and the time of a ``dvc repro`` with nothing to do.
 
@@ -54,7 +60,7 @@ def repro(preset: Params) -> list[Row]:
     command = ["dvc", "repro"]
     with workspace(preset, SHORT) as folder:
         memory = peak_memory(command, folder)
-        if "up to date" not in execute(command, folder):
+        if not nothing_ran(execute(command, folder)):
             raise UserError("A second dvc repro at once still finds something to do.")
         seconds = interleaved({"repro": execution(command, folder)}, least=5, most=9)
     return [

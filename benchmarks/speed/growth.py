@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.presets import read_preset
 from benchmarks.speed.bench import PRESET
-from benchmarks.speed.commands import ROOT, workspace
+from benchmarks.speed.commands import ROOT, nothing_ran, workspace
 from benchmarks.speed.machine import machine, versions
 from benchmarks.speed.measuring import execute, execution, interleaved, peak_memory, timer
 from benchmarks.speed.preparing import write_noise
@@ -309,7 +309,7 @@ def settled(number: int) -> Iterator[Path]:
         shutil.rmtree(folder / "data/prepared")
         write_noise(folder / "data/prepared", number)
         execute(["dvc", "commit", "--quiet", "--force", "prepare"], folder)
-        if "up to date" not in execute(["dvc", "repro", "prepare"], folder):
+        if not nothing_ran(execute(["dvc", "repro", "prepare"], folder)):
             raise UserError("A dvc repro right after dvc commit still finds something to do.")
         yield folder
 
