@@ -5,12 +5,15 @@ What it draws is what the pipeline and ``TrainedModel.sample`` draw with the sam
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from maskdm.runtime.command import plain_app, run_commands
 from maskdm.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from maskdm.backbones.model_folder import Weights
 
 COLUMNS = 8  # images in a row of the grid
 app = plain_app()
@@ -61,45 +64,28 @@ def sample(
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is '{out}', which is a file: name a folder.")
-    if weights not in ("averaged", "raw"):
-        raise UserError(f"--weights is '{weights}': take averaged or raw.")
-    trained = load(model, "averaged" if weights == "averaged" else "raw")
-    drawn = trained.sample(
-        count,
-        seed,
-        label=int(label) if label is not None and label.isdecimal() else label,
-        solver=solver,
-        nfe=nfe,
-        eta=eta,
-        guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval,
-        guide=guide,
-        guide_scale=guide_scale,
-        guide_interval=guide_interval,
-    )
+    chosen = cast("Weights", weights)  # load refuses others
+    trained = load(model, chosen)
+    if guide is not None:
+        trained = trained.guided_by(load(guide, chosen))
+    settings: dict[str, Any] = {
+        "solver": solver,
+        "nfe": nfe,
+        "eta": eta,
+        "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
+        "guide_scale": guide_scale,
+        "guide_interval": guide_interval,
+    }
+    made = trained.settings(count, seed, **settings).model_dump(mode="json")
+    by_name = label is None or label in trained.classes or not label.isdecimal()
+    drawn = trained.sample(count, seed, label=label if by_name else int(label or 0), **settings)
     for number, image in enumerate(drawn):
         save(image, out / f"{number:05}.png")
     pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
     save(grid(pixels, COLUMNS, scale=max(1, 128 // trained.config.size)), out / "grid.png")
-    write_json(
-        out / "samples.json",
-        {
-            "model": str(model),
-            "weights": weights,
-            "count": count,
-            "seed": seed,
-            "label": label,
-            "solver": solver,
-            "nfe": nfe,
-            "eta": eta,
-            "guidance_scale": guidance_scale,
-            "guidance_interval": list(guidance_interval),
-            "guide": None if guide is None else str(guide),
-            "guide_scale": guide_scale,
-            "guide_interval": list(guide_interval),
-            "training": trained.config.cost,
-        },
-    )
+    made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
+    write_json(out / "samples.json", {"model": f"{model}", **made, "training": trained.config.cost})
     print(f"{count} images, grid.png and samples.json in {out}")
 
 

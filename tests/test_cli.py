@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 import maskdm
+from maskdm.sampling.model import GUIDE_SCALE
+from maskdm.sampling.solvers import SOLVERS
 from tests.support.models import saved
 
 
@@ -48,7 +50,24 @@ def test_the_images_are_those_of_python(models: Path, tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(written), np.asarray(image))
     about = json.loads((tmp_path / "out/samples.json").read_text())
     assert (about["label"], about["nfe"], about["guide_interval"]) == ("dog", 3, [0.1, 0.8])
+    assert about["guide"] == str(guide)
     assert (tmp_path / "out/grid.png").exists()
+
+
+def test_what_was_not_said_is_written_down_as_it_was_used(models: Path, tmp_path: Path) -> None:
+    call(
+        "sample",
+        models / "finetune",
+        "--count",
+        1,
+        "--out",
+        tmp_path,
+        "--guide",
+        models / "pretrain",
+    )
+    about = json.loads((tmp_path / "samples.json").read_text())
+    assert about["nfe"] == SOLVERS["dpmpp-2m"].nfe
+    assert about["guide_scale"] == GUIDE_SCALE
 
 
 def test_info_says_what_a_model_is(models: Path) -> None:
@@ -67,6 +86,8 @@ def test_info_says_what_a_model_is(models: Path) -> None:
         (("sample", "{}/finetune", "--label", "cow"), "There is no class 'cow'"),
         (("sample", "{}/finetune", "--solver", "magic"), "there is no such solver"),
         (("sample", "{}/finetune", "--count", "0"), "sample.count is 0"),
+        (("sample", "{}/finetune", "--weights", "best"), "There are no weights 'best'"),
+        (("sample", "{}/finetune", "--label", "7"), "There is no class 7"),
         (("sample", "{}/finetune/config.json"), "give its folder"),
         (("info", "{}/finetune/model.safetensors"), "give its folder"),
         (("sample", "{}/finetune", "--out", "{}/finetune/config.json"), "is a file: name a folder"),

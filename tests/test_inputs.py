@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.robustness import corpus, inputs
 from maskdm.data import files
-from maskdm.data.contract import Source
+from maskdm.data.contract import Picture, Source
 from maskdm.data.registry import open_source
 from maskdm.runtime.errors import UserError
 from tests.support.clones import ROOT
@@ -41,22 +42,18 @@ def test_every_input_of_the_corpus_ends_as_it_should(tmp_path: Path) -> None:
 def test_the_corpus_tells_a_wrong_picture_from_a_right_one() -> None:
     shown = corpus.picture()
     whole, skipped = (corpus.Case("a.png", b"", shown), corpus.Case("a.png", b""))
-    from PIL import Image
 
     def source(pixels: np.ndarray) -> Source:
-        listed = [files_picture("a.png")]
-        return Source("", "", None, listed, lambda _: Image.fromarray(pixels))
+        return Source(
+            "", "", None, [Picture("a.png", False, None)], lambda _: Image.fromarray(pixels)
+        )
 
     assert inputs.outcome(source(shown), whole) == "picture"
     assert "off by" in inputs.outcome(source(shown[::-1].copy()), whole)
     assert "has shape" in inputs.outcome(source(np.rot90(shown).copy()), whole)
     assert "is read" in inputs.outcome(source(shown), skipped)
-
-
-def files_picture(name: str):
-    from maskdm.data.contract import Picture
-
-    return Picture(name, False, None)
+    cut = corpus.Case("a.png", b"", shown, either=True)
+    assert "off by" in inputs.outcome(source(np.zeros_like(shown)), cut)
 
 
 @pytest.fixture(scope="module")

@@ -100,3 +100,17 @@ def test_links_in_a_circle_end(photos: Path) -> None:
     (photos / "a/up").symlink_to("..")
     left_out: Counter[str] = Counter()
     assert len(list(module.walk(photos, left_out))) == 6
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_damaged_archive_is_one_sentence(tmp_path: Path, share: float) -> None:
+    whole = zip_files(tmp_path / "a.zip", {f"{n}.jpg": jpeg(n) for n in range(4)}).read_bytes()
+    tail = whole[-22:]  # what says that it is a zip archive
+    (tmp_path / "a.zip").write_bytes(whole[: int(len(whole) * share)] + tail)
+    with pytest.raises(UserError, match="is no whole zip file"):
+        of(tmp_path / "a.zip", source="zip")
+
+
+def test_a_home_that_nobody_has_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"data\.path is '~nobody-here/images', which cannot be"):
+        of(Path("~nobody-here/images"))

@@ -22,9 +22,8 @@ FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
     *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
 )
-MOST_PIXELS = (
-    64_000_000  # of an image in memory, by default: with alpha, about 1 GB while it is read
-)
+# Of an image in memory, by default: with transparency, about 1 GB while it is read.
+MOST_PIXELS = 64_000_000
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below this many times the wanted
 # size, which leaves the antialiased resize enough to work on.
 DRAFT_MARGIN = 4
@@ -40,9 +39,8 @@ UPRIGHT = {  # EXIF's Orientation → what turns the pixels upright
 }
 
 Image.MAX_IMAGE_PIXELS = None  # read_image has a limit of its own, for what a JPEG is decoded to
-PngImagePlugin.MAX_TEXT_CHUNK = (
-    2**26
-)  # comments and colour profiles of 1 MiB are no reason to refuse
+# Comments and colour profiles of more than 1 MiB are no reason to refuse a picture.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26
 PngImagePlugin.MAX_TEXT_MEMORY = 2**27
 # A picture is read or it is not: what PIL has to say besides is of no use here.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -8,6 +8,7 @@ import hashlib
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,8 @@ def _facts(path: Path) -> Iterator[tuple[str, int, int]]:
         for name, properties in walk(path, Counter()):
             yield name, properties.st_size, properties.st_mtime_ns
     elif path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name, member in members_of(path, lambda: archive):
-                yield name, member.file_size, member.CRC
+        for name, member in members_of(path, partial(zipfile.ZipFile, path)):
+            yield name, member.file_size, member.CRC
     else:
         properties = path.stat()
         yield path.name, properties.st_size, properties.st_mtime_ns

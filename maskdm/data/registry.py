@@ -120,19 +120,19 @@ def own_path(params: DataParams) -> Path:
     Raises:
         UserError: if nothing is there.
     """
+    path, beside = Path(params.path or ""), ""
     try:
-        path = Path(params.path or "").expanduser()
+        path = path.expanduser()
         if path.exists():
             return path
         reason = "does not exist"
     except (OSError, RuntimeError) as error:  # no rights to look, a name too long, no home
         reason = f"cannot be opened ({getattr(error, 'strerror', None) or error})"
-    beside = (
-        ""
-        if Path(params.path or "").expanduser().is_absolute()
-        else " A relative path counts from the folder of params.yaml; experiments that are queued "
-        "or run with --temp have folders of their own, which need an absolute path."
-    )
+    if not path.is_absolute():
+        beside = (
+            " A relative path counts from the folder of params.yaml; experiments that are queued "
+            "or run with --temp have folders of their own, which need an absolute path."
+        )
     raise UserError(
         f"data.path is '{params.path}', which {reason}: it must name "
         f"{SOURCES[params.source].path}.{beside}"

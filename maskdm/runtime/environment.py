@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -53,15 +54,9 @@ class Variable(Generic[Value]):
             raise UserError(f"{self.name} is '{text}', but must be {allowed}.") from None
 
 
-def _whole_number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise ValueError("a whole number from 1 to 999999999")
-    return int(text)
-
-
-def _processes(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_PROCESSES:
-        raise ValueError(f"a whole number from 1 to {MOST_PROCESSES}")
+def _whole_number(text: str, most: int = 999_999_999) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+        raise ValueError(f"a whole number from 1 to {most}")
     return int(text)
 
 
@@ -92,7 +87,8 @@ DEVICE = Variable(
     "MASKDM_DEVICE", str, "", "`cpu`, `cuda`, `cuda:1`, `mps`", "CUDA if torch sees it"
 )
 PROCESSES = Variable[int | None](
-    "MASKDM_PROCESSES", _processes, None, f"processes on this machine, at most {MOST_PROCESSES}",
+    "MASKDM_PROCESSES", partial(_whole_number, most=MOST_PROCESSES), None,
+    f"processes on this machine, at most {MOST_PROCESSES}",
     "one a visible GPU; one without a GPU",
 )  # fmt: skip
 LAUNCHER = Variable(

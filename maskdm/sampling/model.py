@@ -119,11 +119,61 @@ class TrainedModel:
         Raises:
             UserError: if a setting is out of range or does not fit the model.
         """
-        if isinstance(guide, str | Path):
-            guide = load(guide, device=str(self.device))
-        model = self if guide is None else self.guided_by(guide)
+        model = self
+        if guide is not None:
+            given = (
+                guide if isinstance(guide, TrainedModel) else load(guide, device=f"{self.device}")
+            )
+            model = self.guided_by(given)
+        params = model.settings(
+            count,
+            seed,
+            solver=solver,
+            nfe=nfe,
+            eta=eta,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guide_scale=guide_scale,
+            guide_interval=guide_interval,
+        )
+        images = []
+        for indices in sample_batches(count):
+            drawn = model.draw(params, indices, self.labels(label, seed, indices))
+            images += [Image.fromarray(image.squeeze()) for image in drawn]
+        return images
+
+    def settings(
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        solver: str = "dpmpp-2m",
+        nfe: int | None = None,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guide_scale: float | None = None,
+        guide_interval: tuple[float, float] = GUIDE_INTERVAL,
+    ) -> SampleParams:
+        """Return all that ``sample`` draws with, what it is not told included.
+
+        Args:
+            count: how many.
+            seed: of the noise.
+            solver: one of ``maskdm.sampling.solvers.SOLVERS``.
+            nfe: network evaluations an image; None: what is recommended for the solver.
+            eta: noise that ddim adds.
+            guidance_scale: strength of classifier-free guidance.
+            guidance_interval: the times between which it acts.
+            guide_scale: strength of the guide that ``guided_by`` gave; None: ``GUIDE_SCALE`` with
+                one, and 1 without.
+            guide_interval: the times between which it acts.
+
+        Raises:
+            UserError: if a setting is out of range or does not fit the model.
+        """
         if guide_scale is None:
-            guide_scale = 1.0 if model.guide is None else GUIDE_SCALE
+            guide_scale = 1.0 if self.guide is None else GUIDE_SCALE
         settings = {
             "count": int(count) if isinstance(count, Integral) else count,
             "solver": solver,
@@ -131,7 +181,7 @@ class TrainedModel:
             "eta": eta,
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
-            "guide": None if model.guide is None else "the guide given",
+            "guide": None if self.guide is None else "the guide given",
             "guide_scale": guide_scale,
             "guide_interval": guide_interval,
             "weights": "averaged",
@@ -139,11 +189,7 @@ class TrainedModel:
         }
         params = validate(settings, "sample", SampleParams, where="sample()")
         check_sampling(params, conditional=bool(self.classes))
-        images = []
-        for indices in sample_batches(count):
-            drawn = model.draw(params, indices, self.labels(label, seed, indices))
-            images += [Image.fromarray(image.squeeze()) for image in drawn]
-        return images
+        return params
 
     def labels(self, label: int | str | None, seed: int, indices: range) -> Tensor | None:
         """Return the labels of samples ``indices``: the class asked for, or as in training.

@@ -151,9 +151,12 @@ def _advice(step: int, schedule: Schedule, params: PhaseParams) -> str:
 
 
 def validate_if_due(
-    state: State, schedule: Schedule, validator: Validator, params: PhaseParams,
+    state: State,
+    schedule: Schedule,
+    validator: Validator,
+    params: PhaseParams,
     execution: Execution,
-) -> None:  # fmt: skip
+) -> None:
     """Validate every ``validate_every`` steps, and after the last one."""
     history, regular = state.history, state.step % params.validate_every == 0
     if state.step in history.validations or not (regular or state.step == schedule.steps):
