@@ -24,6 +24,7 @@ from maskdm.runtime.command import _fault_of_the_machine
 from maskdm.training import curves
 from tests.support.clones import ROOT, Clone
 from tests.support.models import saved
+from tests.support.searching import searched
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -275,12 +276,7 @@ def writes(code: str) -> Iterator[str]:
 
 
 def test_no_module_writes_a_file_in_its_place() -> None:
-    found = {}
-    for folder in ("maskdm", "stages", "tools"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if here := set(writes(path.read_text(encoding="utf-8"))):
-                found[path.relative_to(ROOT).as_posix()] = here
-    assert found == IN_PLACE
+    assert searched(("maskdm", "stages", "tools"), writes) == IN_PLACE
 
 
 @pytest.mark.parametrize(

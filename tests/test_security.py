@@ -18,6 +18,7 @@ from maskdm.training.checkpoints.store import METADATA, TENSORS
 from stages import fid
 from tests.support.checkpoints import save, store
 from tests.support.clones import ROOT
+from tests.support.searching import searched
 
 FOLDERS = ("maskdm", "stages", "tools", "benchmarks")
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -74,16 +75,8 @@ def _dangers_of_call(node: ast.Call) -> Iterator[str]:
         yield "PyYAML"
 
 
-def modules() -> list[Path]:
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
 def test_no_module_runs_what_it_reads_but_for_those_that_are_named_here() -> None:
-    found = {}
-    for path in modules():
-        if here := set(dangers(path.read_text(encoding="utf-8"))):
-            found[path.relative_to(ROOT).as_posix()] = here
-    assert found == ALLOWED
+    assert searched(FOLDERS, dangers) == ALLOWED
 
 
 @pytest.mark.parametrize(
