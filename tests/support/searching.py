@@ -6,7 +6,7 @@ from tests.support.clones import ROOT
 
 
 def searched(folders: Iterable[str], finds: Callable[[str], Iterable[str]]) -> dict[str, set[str]]:
-    """Return what is found in each Python file of some folders; files without anything are left out.
+    """Return what is found in each Python file of some folders, where there is anything.
 
     Args:
         folders: of the repository.
