@@ -68,8 +68,18 @@ def test_a_value_that_makes_no_sense_is_one_sentence(keys: tuple[str, ...], chec
         if said:
             assert keys[-1] in said, f"{name}: {value!r} ({kind}): {said}"
             assert len(said) < 1000, f"{name}: {value!r}: {said}"
+        elif isinstance(value, bool):
+            assert isinstance(_get(keys), bool), f"{name}: {value!r} is accepted"
         elif isinstance(value, float):
             assert math.isfinite(value), f"{name}: {value!r} is accepted"
+
+
+def _get(keys: tuple[str, ...]) -> Any:
+    """Return the preset's own value."""
+    value: Any = PRESET
+    for key in keys:
+        value = value[key]
+    return value
 
 
 def _set(keys: tuple[str, ...], value: Any) -> Params:

@@ -52,6 +52,13 @@ class SourceParams(Section):
     )
     max_unreadable: float = Field(ge=0, lt=1, description="a share of the files, 0 <= share < 1")
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _channels_are_counted(cls, channels: object) -> object:
+        if isinstance(channels, bool):  # which equals 1, or 0
+            raise ValueError("true and false are no numbers")
+        return channels
+
     @field_validator("background")
     @classmethod
     def _background_is_a_colour(cls, background: str) -> str:

@@ -22,7 +22,7 @@ FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
     *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
 )
-# Of an image in memory, by default: with transparency, about 1 GB while it is read.
+# Of an image in memory, by default: with transparency, 1.2 GiB while it is read.
 MOST_PIXELS = 64_000_000
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below this many times the wanted
 # size, which leaves the antialiased resize enough to work on.
