@@ -66,7 +66,9 @@ def test_the_storm_names_what_differs(tmp_path):
     assert differing(calm, struck) == ["models/pretrain/other", "reports/pretrain/curve"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_before_it_stops_the_run(number, status, workspace):
     process = running(workspace, MASKDM_CHECKPOINT_STEPS="40")
     os.kill(process.pid, number)
@@ -76,6 +78,18 @@ def test_a_signal_saves_before_it_stops_the_run(number, status, workspace):
     stopped = re.search(r"Stopped after step (\d+)", said)[1]
     again = workspace.stage("pretrain")
     assert f"Going on from the checkpoint after step {stopped} of {STEPS}" in again
+
+
+def test_under_nohup_a_terminal_that_closes_stops_nothing(workspace, calm):
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the stage inherits it
+    try:
+        process = running(workspace, MASKDM_CHECKPOINT_STEPS="40")
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    process.stdout.close()  # nobody listens any more
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=100) == 0
+    assert workspace.files("models") == calm_result(calm).files("models")
 
 
 def test_a_second_trainer_of_the_same_waits_and_takes_over_when_the_first_is_killed(

@@ -69,12 +69,13 @@ def neighbour(preset: Params) -> list[Row]:
     ]  # fmt: skip
 
 
-def step_seconds(spins: str, busy: bool) -> float:
+def step_seconds(spins: str, busy: bool, steps: int = STEPS) -> float:
     """Return the seconds of a step in a process of its own.
 
     Args:
         spins: rounds that its threads spin; ``default`` for OpenMP's own.
         busy: whether another process keeps a core busy meanwhile.
+        steps: that are timed, after 5 that are not.
     """
     environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     # An empty policy is one that was chosen: nothing is set then.
@@ -82,7 +83,7 @@ def step_seconds(spins: str, busy: bool) -> float:
     beside = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         said = subprocess.run(
-            [sys.executable, "-c", TIMED, str(STEPS)],
+            [sys.executable, "-c", TIMED, str(steps)],
             cwd=ROOT, env=environment, check=True, capture_output=True, text=True,
         )  # fmt: skip
     finally:
@@ -95,12 +96,13 @@ def step_seconds(spins: str, busy: bool) -> float:
 def main(
     spins: Annotated[list[str], typer.Argument(help="rounds, or default")],
     rounds: Annotated[int, typer.Option(help="times that each is measured")] = 3,
+    steps: Annotated[int, typer.Option(help="steps that are timed")] = STEPS,
 ) -> None:
     """Print the milliseconds of a step with other bounds, idle and beside a busy process."""
     found = interleaved(
         {
             f"{count} {'busy' if busy else 'idle'}": lambda count=count, busy=busy: step_seconds(  # type: ignore[misc]
-                count, busy
+                count, busy, steps
             )
             for count in spins
             for busy in (False, True)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from maskdm.runtime.distributed import rank
@@ -17,6 +16,7 @@ from maskdm.runtime.environment import WORKER, refuse_former_names
 from maskdm.runtime.errors import StoppedError, UserError
 from maskdm.runtime.packages import require_package
 from maskdm.runtime.parent import leave_with
+from maskdm.runtime.streams import mend_streams
 
 if TYPE_CHECKING:
     import typer
@@ -45,7 +45,7 @@ def run_commands(app: typer.Typer) -> None:
 
     A run that a signal stopped ends with 128 + the signal's number, as in a shell.
     """
-    _mend_streams()
+    mend_streams()
     if os.environ.get("DVC_ROOT") and not WORKER.get():  # a DVC that is killed tells nobody
         leave_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -64,25 +64,6 @@ def run_commands(app: typer.Typer) -> None:
             raise
         say(f"error: {sentence}")
         sys.exit(1)
-
-
-def _mend_streams() -> None:
-    """Let no message fail: what a terminal cannot show is escaped, what is closed is silent.
-
-    The number of a closed stream would go to the next file that is opened, a checkpoint perhaps,
-    and what a library has to say into that file.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            silent = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            os.set_inheritable(silent, True)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-        stream = getattr(sys, name)
-        if number and isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _fault_of_the_machine(error: Exception) -> str | None:

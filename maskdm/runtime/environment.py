@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from maskdm.runtime.errors import UserError
 
 MOST_PROCESSES = 64  # on one machine; several hosts have a launcher
-SPINS = "10000"  # rounds that a waiting OpenMP thread looks before it sleeps
+SPINS = "2000"  # rounds that a waiting OpenMP thread looks before it sleeps
 
 Value = TypeVar("Value")
 
@@ -156,8 +156,11 @@ def bound_spinning() -> None:
     """Let OpenMP's threads wait awake for microseconds only; to be called before torch is loaded.
 
     By default they spin much longer. If another program takes one of the cores, they then spin
-    for a thread that is not running, on the core that it needs: steps of the demo take 11 to 25
-    times as long. Whoever sets one of these variables decides instead.
+    for a thread that is not running, on the core that it needs. A masked step of the demo beside
+    one busy process, on two cores, took 2 times as long with 1 000 rounds, 2.5 times with 2 000,
+    6 times with 10 000, 25 times with 100 000; alone, 1 000 cost a tenth, and from 2 000 on no
+    difference showed (``python -m benchmarks.speed.neighbour``). Whoever sets one of these
+    variables decides instead.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS
