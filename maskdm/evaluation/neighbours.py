@@ -13,7 +13,7 @@ CLOSE = 0.01  # share of held-out images whose distances count as close
 
 
 def nearest(
-    queries: NDArray[np.float32], references: NDArray[np.float32], count: int
+    queries: NDArray[np.floating], references: NDArray[np.floating], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the nearest references of each query, nearest first, and their Euclidean distances.
 
