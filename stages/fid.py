@@ -9,6 +9,7 @@ import numpy as np
 from maskdm.evaluation.distances import FidParams, measure
 from maskdm.evaluation.features.extraction import extract
 from maskdm.evaluation.features.registry import load_network
+from maskdm.evaluation.manifold import manifold
 from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.distributed import join
@@ -29,6 +30,7 @@ def main() -> None:
 
     Distances to the training images stand under their plain names, those to the held-out images
     end in _heldout. A Fréchet distance is left out where there are not more images than features.
+    Precision, recall, density and coverage stand under manifold.
     """
     prefer_huge_pages()
     params = read_section(PARAMS, "fid", FidParams)
@@ -60,15 +62,17 @@ def main() -> None:
             )
     if kernel in to_train and kernel not in to_heldout:
         print(f"Distances to the held-out images are left out: there is only {len(heldout)}.")
+    spans = manifold(features, train)
     metrics = {
         **to_train,
+        "manifold": spans,
         **{f"{name}_heldout": value for name, value in to_heldout.items()},
         "features": {"extractor": network.extractor.name, "side": network.extractor.side},
         "reference": {"hash": reference["hash"][:12], "train": len(train), "heldout": len(heldout)},
         **about,
     }
     write_json(METRICS, metrics)
-    print("  ".join(f"{key} {value:g}" for key, value in to_train.items()))
+    print("  ".join(f"{key} {value:g}" for key, value in (to_train | spans).items()))
 
 
 def load(path: Path) -> Any:

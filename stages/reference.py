@@ -28,8 +28,8 @@ def main() -> None:
     """Read params fid.features and data/prepared; write data/reference and yardsticks.json.
 
     data/reference holds the features of the training and of the held-out images and
-    reference.json; reports/yardsticks.json says what the distances to the training images are
-    for noise, the mean image, shuffled patches and the held-out images.
+    reference.json; reports/yardsticks.json says how noise, the mean image, shuffled patches and the
+    held-out images compare with the training images.
     """
     prefer_huge_pages()
     params = read_section(PARAMS, "fid.features", FeatureParams)
@@ -60,7 +60,9 @@ def main() -> None:
     write_json(REFERENCE / "reference.json", about)
     write_json(YARDSTICKS, scale)
     for name, values in scale.items():
-        print(f"{name:17}", "  ".join(f"{key} {value:g}" for key, value in values.items()))
+        numbers = {key: value for key, value in values.items() if key != "manifold"}
+        numbers |= values["manifold"]
+        print(f"{name:17}", "  ".join(f"{key} {value:g}" for key, value in numbers.items()))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def test_sixty_equal_images_have_finite_distances_and_no_ratio(measured, samples
     assert about["ratio"] is None
     assert about["distance_heldout"] == 0
     assert (about["distance"] == 0) == same
+    assert metrics["manifold"]["precision"] == metrics["manifold"]["coverage"] == same
     scale = {name: values[KID] for name, values in found["yardsticks"].items()}
     assert abs(scale["heldout"]) < 1e-6 < scale["uniform_noise"]
 
@@ -84,7 +85,8 @@ def test_sixty_equal_images_have_finite_distances_and_no_ratio(measured, samples
 def test_what_one_image_does_not_allow_is_left_out_and_said(measured, capsys):
     found = measured(59, 1, copies(1))
     assert not any(name.startswith(("kid", "fd")) for name in found["metrics"])
-    assert found["yardsticks"]["heldout"] == {}
+    assert found["yardsticks"]["heldout"] == {"manifold": {}}
+    assert found["metrics"]["manifold"] == {}
     assert found["metrics"]["count"] == 1
     said = capsys.readouterr().out
     assert f"{KID} is left out: it needs at least 2 images on both sides, not 1 samples" in said

@@ -61,6 +61,8 @@ def test_the_yardsticks_are_in_the_order_that_the_eye_sees(rng, lite0):
     kid = {name: values["kid_efficientnet_lite0"] for name, values in scale.items()}
     assert kid["heldout"] < 0.2 * min(kid["shuffled_patches"], kid["mean_image"])
     assert kid["shuffled_patches"] < kid["uniform_noise"]
+    coverage = {name: values["manifold"]["coverage"] for name, values in scale.items()}
+    assert max(coverage, key=coverage.__getitem__) == "heldout"
 
 
 def test_yardsticks_repeat_exactly_and_the_mean_images_distance_is_that_of_a_point(rng):

@@ -22,6 +22,7 @@ from maskdm.diffusion.paths import PATHS
 from maskdm.evaluation.distances import kernel_distance
 from maskdm.evaluation.features.extraction import extract
 from maskdm.evaluation.features.registry import load_network
+from maskdm.evaluation.manifold import manifold
 from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.files import write_bytes, write_json
@@ -90,20 +91,25 @@ def begun(path: Path, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured(params: SampleParams, extractor: str) -> dict[str, float]:
-    """Return what a cell costs, and the kernel distance of its samples by its honest name."""
+    """Return what a cell costs, and how its samples compare with the training images.
+
+    The kernel distance by its honest name, precision, recall, density and coverage.
+    """
     model = load_guided(MODEL, params)
     network = load_network(extractor, choose_device())
     drawn = []
     for indices in sample_batches(params.count):
         drawn.append(model.draw(params, indices, model.labels(None, params.seed, indices)))
     features = extract(np.concatenate(drawn), network)
-    distance, deviation = kernel_distance(features, np.load(REFERENCE / "train.npy"), seed=0)
+    train = np.load(REFERENCE / "train.npy")
+    distance, deviation = kernel_distance(features, train, seed=0)
     name = network.extractor.kernel
     path = PATHS[model.config.diffusion.path]
     return {
         "network_passes": network_passes(params, path, conditional=bool(model.classes)),
         name: float(f"{distance:.4g}"),
         f"{name}_std": float(f"{deviation:.2g}"),
+        **{key: round(value, 3) for key, value in manifold(features, train).items()},
     }
 
 

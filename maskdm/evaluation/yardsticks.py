@@ -1,4 +1,4 @@
-"""Yardsticks: distances of things that are no model, a scale on which to read a model's.
+"""Yardsticks: how things compare that are no model, a scale on which to read a model's distances.
 
 From the worst to the best that one can hope for, they are uniform noise, the mean image (no
 variety), training images with shuffled patches (right colours and strokes, no objects), and
@@ -7,11 +7,14 @@ held-out images.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from maskdm.evaluation.distances import measure
 from maskdm.evaluation.features.extraction import FeatureNetwork, extract
+from maskdm.evaluation.manifold import manifold
 
 COUNT = 1500  # images per yardstick: more than the embedded extractor has features
 PATCH = 4  # pixels
@@ -61,8 +64,8 @@ def yardsticks(
     heldout_features: NDArray[np.float32],
     network: FeatureNetwork,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Return the distances of each yardstick to the training images.
+) -> dict[str, dict[str, Any]]:
+    """Return how each yardstick compares with the training images.
 
     Args:
         train: the training images, ``(N, H, W, C)`` uint8.
@@ -72,7 +75,8 @@ def yardsticks(
         seed: of the noise, the choice of images and their shuffling.
 
     Returns:
-        For each yardstick, the result of ``distances.measure``.
+        For each yardstick, the result of ``distances.measure``, and under ``"manifold"`` that of
+        ``manifold``.
     """
     rng = np.random.default_rng(seed)
     count = min(COUNT, len(train))
@@ -87,6 +91,9 @@ def yardsticks(
         "heldout": heldout_features,
     }
     return {
-        name: measure(values, train_features, network.extractor)
+        name: {
+            **measure(values, train_features, network.extractor),
+            "manifold": manifold(values, train_features),
+        }
         for name, values in features.items()
     }
