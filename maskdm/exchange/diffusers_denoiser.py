@@ -3,6 +3,7 @@
 Only ``maskdm/exchange/exporting.py`` reads it: importing it needs diffusers.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from diffusers import ConfigMixin, ModelMixin
@@ -26,7 +27,7 @@ class MaskDMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         refine: channels of the convolution at the end; 0 for none.
     """
 
-    network_class: ClassVar[type[Denoiser]]
+    network_class: ClassVar[Callable[..., Denoiser]]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

@@ -58,7 +58,7 @@ def import_model(
     config = ModelConfig(
         size=found.size,
         channels=found.channels,
-        classes=names and dict.fromkeys(names, 1),
+        classes=dict.fromkeys(names, 1) if names else None,
         seed=0,
         model=found.model,
         diffusion=_diffusion(path or _path(content, layout, where), where),
