@@ -179,6 +179,10 @@ def faulty(tmp_path: Path) -> dict[str, Any]:
         "time": (good | {"time_embed.0.weight": torch.zeros(1)}, "embeds time with an MLP"),
         "text": (good | {"context_embed.weight": torch.zeros(1)}, "is steered by text"),
         "oblong": (good | {"pos_embed": torch.zeros(1, 16, 16)}, "are no square of patches"),
+        "endless": (
+            good | {"pos_embed": torch.zeros(1, 1, 1).expand(1, 3001**2 + 1, 16)},
+            "config.size is 6002",
+        ),
         "integers": ({n: t.long() for n, t in good.items()}, "is int64, but weights are of type"),
         "words": (good | {"name": "mine"}, "name is no array of numbers"),
         "infinite": (good | {"norm.bias": torch.full((16,), torch.inf)}, "not finite"),

@@ -39,7 +39,9 @@ def model_card(
         drawn: with what settings the images were drawn that they were measured on.
         guided: whether a guide is in the folder.
     """
-    header = {"library_name": "diffusers", "tags": ["maskdm", "unconditional-image-generation"]}
+    header = {"library_name": "diffusers", "tags": ["maskdm"]}
+    if not config.classes:
+        header["pipeline_tag"] = "unconditional-image-generation"
     if licence:
         header["license"] = licence
     # JSON is YAML.

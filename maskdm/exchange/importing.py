@@ -55,15 +55,17 @@ def import_model(
     raw, averaged = _weights(content, layout, where)
     found = sizes(LAYOUTS[layout], {n: t.shape for n, t in raw.items()}, heads, where)
     names = _class_names(found.classes, classes, layout, where)
-    config = ModelConfig(
-        size=found.size,
-        channels=found.channels,
-        classes=dict.fromkeys(names, 1) if names else None,
-        seed=0,
-        model=found.model,
-        diffusion=_diffusion(path or _path(content, layout, where), where),
-        training=[],
-    )
+    diffusion = _diffusion(path or _path(content, layout, where), where)
+    values = {
+        "size": found.size,
+        "channels": found.channels,
+        "classes": dict.fromkeys(names, 1) if names else None,
+        "seed": 0,
+        "model": found.model,
+        "diffusion": diffusion,
+        "training": [],
+    }
+    config = validate(values, "config", ModelConfig, where)
     sets = [
         translated(LAYOUTS[layout], state, found, len(names or ()), where)
         for state in (raw, averaged)

@@ -21,7 +21,7 @@ from maskdm.backbones.stored import listed, misfits
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import validate
 
-HEAD_DIM = 64  # of every published model: the number of heads leaves no trace in the weights
+HEAD_DIM = 64  # of every published model of pixels; heads leave no trace in the weights
 CHANNELS = (1, 3)
 # Parts of names, here and there.
 PARTS = {
