@@ -1,4 +1,4 @@
-"""The command ``maskdm``: draw from a model folder, and say what is in one, without a repository.
+"""The command ``maskdm``: what can be done with a model folder, without a repository.
 
 What it draws is what the pipeline and ``TrainedModel.sample`` draw with the same settings.
 """
@@ -122,6 +122,60 @@ def info(
             f"{leg.phase}: {leg.steps} steps of {leg.batch_size} images, {leg.mask} mask, "
             f"{leg.mask_rate:.0%} hidden, {leg.flops:.2g} FLOPs, images {leg.data[:12]}"
         )
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(help="a checkpoint or state dictionary: .pth, .pt, …")],
+    out: Annotated[Path, typer.Argument(help="the model folder to make")],
+    layout: Annotated[str, typer.Option(help="whose: uvit (baofff/U-ViT) or maskdm")],
+    heads: Annotated[int | None, typer.Option(min=1, help="default: one for 64 numbers")] = None,
+    path: Annotated[
+        str | None, typer.Option(help="diffusion.path it was trained on; default: as it says")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="a file with the names of its classes, one a line")
+    ] = None,
+) -> None:
+    """Make a model folder of weights that U-ViT or MaskDM published.
+
+    Nothing in the file is run. Says how to finetune the model.
+
+    maskdm import cifar10_uvit_small.pth models/cifar10 --layout uvit
+    """
+    from maskdm.exchange.importing import import_model, names_in, settings
+
+    names = None if classes is None else names_in(classes)
+    config = import_model(file, out, layout, heads, path, names)
+    changes = " ".join(f"-S {key}={value}" for key, value in settings(config, out).items())
+    print(f"{out} is a model of {config.size}x{config.size} pixels. To finetune it:")
+    print(f"dvc exp run {changes}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")],
+    out: Annotated[Path, typer.Argument(help="the folder to make")],
+    to: Annotated[str, typer.Option(help="for whom: diffusers")] = "diffusers",
+    guide: Annotated[
+        Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="averaged or raw")] = "averaged",
+    data: Annotated[str | None, typer.Option(help="for the card: the images, in words")] = None,
+    licence: Annotated[str | None, typer.Option(help="for the card: cc-by-sa-4.0, …")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="for the card: reports/metrics.json")] = None,
+) -> None:
+    """Make a folder that diffusers loads, with a model card and all code that it needs.
+
+    maskdm export models/finetune --to diffusers emoji --guide models/pretrain
+    """
+    from maskdm.exchange.exporting import export_to_diffusers
+
+    if to != "diffusers":
+        raise UserError(f"--to is '{to}': the one that is known is diffusers.")
+    chosen = cast("Weights", weights)  # load refuses others
+    export_to_diffusers(model, out, guide, chosen, data, licence, metrics)
+    print(f"{out} is a pipeline of diffusers. Read {out / 'README.md'} before it goes anywhere.")
 
 
 def main() -> None:

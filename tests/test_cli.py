@@ -99,6 +99,9 @@ def test_what_is_wrong_is_one_sentence(models: Path, words: tuple[str, ...], sen
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("command", ["sample", "info"])
-def test_help_has_an_example(command: str) -> None:
-    assert f"maskdm {command} models/finetune" in " ".join(call(command, "--help").split())
+@pytest.mark.parametrize(
+    "example", ["sample models", "info models", "export models", "import cifar10"]
+)
+def test_help_has_an_example(example: str) -> None:
+    said = call(example.split()[0], "--help")
+    assert f"maskdm {example}" in " ".join(said.split())

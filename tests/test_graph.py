@@ -31,7 +31,8 @@ ROOMS = {
     "figures": {"runtime"},
 }
 ROOMS["examples"] = set(ROOMS)
-ROOMS["cli"] = {"backbones", "figures", "runtime", "sampling"}
+ROOMS["exchange"] = {"backbones", "diffusion", "runtime", "sampling"}
+ROOMS["cli"] = {"backbones", "exchange", "figures", "runtime", "sampling"}
 OURS = ("maskdm", "stages", "benchmarks", "tools", "tests")
 
 each_stage = pytest.mark.parametrize("stage", STAGES)

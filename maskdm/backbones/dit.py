@@ -10,7 +10,7 @@ from torch.nn import functional
 from maskdm.backbones.layers import Attention, FixedPositions, embed_time
 from maskdm.backbones.transformer import Init, PatchTransformer, chain
 
-FREQUENCIES = 256  # inputs of the MLP that embeds time
+TIME_FREQUENCIES = 256  # inputs of the MLP that embeds time
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class DiT(PatchTransformer):
         """Make the layers of DiT."""
         dim = self.dim
         self.positions = FixedPositions(self.grid, dim)
-        self.time = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time = nn.Sequential(nn.Linear(TIME_FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label_embedding = self.new_label_embedding()
         self.blocks = nn.ModuleList(Block(dim, self.heads) for _ in range(self.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
@@ -78,7 +78,7 @@ class DiT(PatchTransformer):
         """Denoise ``(batch, visible, p²·C)``; as ``Denoiser.forward``."""
         x = self.embed(tokens)
         x = x + self.positions(positions).to(x.dtype)
-        condition = self.time(embed_time(time, FREQUENCIES).to(x.dtype))
+        condition = self.time(embed_time(time, TIME_FREQUENCIES).to(x.dtype))
         if self.label_embedding is not None or label is not None:
             condition = condition + self.embed_label(label, len(tokens))
         condition = functional.silu(condition)
@@ -89,4 +89,4 @@ class DiT(PatchTransformer):
 
     def further_multiplies(self, length: int, inner_length: int) -> int:
         """Return the multiply-adds of the time embedding's MLP and of all modulations."""
-        return FREQUENCIES * self.dim + self.dim**2 + (6 * self.depth + 2) * self.dim**2
+        return TIME_FREQUENCIES * self.dim + self.dim**2 + (6 * self.depth + 2) * self.dim**2

@@ -1,0 +1,1 @@
+"""Models from elsewhere and for elsewhere: others' layouts of weights, and diffusers."""

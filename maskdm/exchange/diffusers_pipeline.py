@@ -1,0 +1,152 @@
+"""Drawing images as a pipeline of diffusers; an exported folder carries this source.
+
+Only ``maskdm/exchange/exporting.py`` reads it: importing it needs diffusers.
+"""
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor, full, nn
+
+from maskdm.diffusion.tokens import to_images
+from maskdm.runtime.errors import UserError
+from maskdm.sampling.guidance import X0Network
+from maskdm.sampling.model import GUIDE_INTERVAL, GUIDE_SCALE
+from maskdm.sampling.sampler import check_sampling, draw_labels, estimates
+from maskdm.sampling.solvers import SOLVERS
+
+
+class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Draws images from a network on token sets, guided by another one if there is one.
+
+    Args:
+        denoiser: the network.
+        guide: a worse one, to be led away from.
+        size: side of the images in pixels.
+        channels: of the images.
+        patch: side of a patch in pixels.
+        path: the probability path that they were trained on.
+        prediction: what they output.
+        classes: name of a class → its training images; None without classes.
+    """
+
+    _optional_components: ClassVar[list[str]] = ["guide"]
+    model_cpu_offload_seq = "denoiser"
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        guide: nn.Module | None = None,
+        size: int = 0,
+        channels: int = 3,
+        patch: int = 1,
+        path: str = "flow",
+        prediction: str = "x0",
+        classes: dict | None = None,  # type: ignore[type-arg]  # diffusers compares types
+    ) -> None:
+        super().__init__()
+        self.register_modules(denoiser=denoiser, guide=guide)
+        self.register_to_config(
+            size=size,
+            channels=channels,
+            patch=patch,
+            path=path,
+            prediction=prediction,
+            classes=classes,
+        )
+
+    def __call__(
+        self,
+        num_images: int = 1,
+        seed: int = 0,
+        label: int | str | None = None,
+        solver: str = "dpmpp-2m",
+        num_inference_steps: int | None = None,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guide_scale: float | None = None,
+        guide_interval: tuple[float, float] = GUIDE_INTERVAL,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Draw images.
+
+        Args:
+            num_images: how many.
+            seed: of the noise; image i is the same in any number.
+            label: a class by number or name; by default they come as often as in training.
+            solver: one of ``SOLVERS``.
+            num_inference_steps: network evaluations an image; by default what is recommended.
+            eta: noise that ddim adds, 0 to 1.
+            guidance_scale: strength of classifier-free guidance; 1 is none.
+            guidance_interval: the times between which it acts.
+            guide_scale: strength of the guide; by default 2.5 with one, and 1, which is none,
+                without.
+            guide_interval: the times between which it acts.
+            latents: standard normal noise to start from instead of the seed's own,
+                ``(num_images, N, p²·C)``.
+            output_type: pil, or np for uint8 ``(num_images, H, W, C)``.
+            return_dict: an ImagePipelineOutput if true, else a tuple.
+
+        Raises:
+            UserError: if a setting is out of range or does not fit the model.
+        """
+        if solver not in SOLVERS:
+            raise UserError(f"There is no solver {solver!r}: take {', '.join(SOLVERS)}.")
+        if guide_scale is None:
+            guide_scale = 1.0 if self.guide is None else GUIDE_SCALE
+        params: Any = SimpleNamespace(
+            solver=solver,
+            nfe=SOLVERS[solver].nfe if num_inference_steps is None else num_inference_steps,
+            eta=eta,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guide=None if self.guide is None else "the guide",
+            guide_scale=guide_scale,
+            guide_interval=guide_interval,
+            guided=guide_scale != 1,
+            seed=seed,
+        )
+        check_sampling(params, conditional=self.config.classes is not None)
+        config, indices = self.config, range(num_images)
+        shape = ((config.size // config.patch) ** 2, config.patch**2 * config.channels)
+        diffusion: Any = SimpleNamespace(path=config.path, prediction=config.prediction)
+        labels = self.labels(label, seed, indices)
+        guide = None if self.guide is None else X0Network(self.guide.eval(), diffusion)
+        for estimate in estimates(
+            self.denoiser, diffusion, params, shape, indices, self.device, labels, latents, guide
+        ):
+            tokens = estimate
+        drawn: Any = to_images(tokens, config.patch, config.channels).cpu().numpy()
+        if output_type == "pil":
+            drawn = [Image.fromarray(image.squeeze()) for image in drawn]
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+
+    def labels(self, label: int | str | None, seed: int, indices: range) -> Tensor | None:
+        """Return the labels of samples, ``(len(indices),)`` int64, or None without classes.
+
+        Args:
+            label: a class by number or name; None: as often as in training.
+            seed: of the noise.
+            indices: of the samples.
+
+        Raises:
+            UserError: if there is no such class.
+        """
+        counts = self.config.classes
+        if counts is None and label is None:
+            return None
+        if counts and label is None:
+            return draw_labels(list(counts.values()), seed, indices)
+        names = list(counts or ())
+        number = names.index(label) if label in names else label
+        if not isinstance(number, int) or not 0 <= number < len(names):
+            raise UserError(
+                f"There is no class {label!r}: {', '.join(names[:20]) or 'none at all'}."
+            )
+        return full((len(indices),), number)

@@ -1,0 +1,137 @@
+"""From a model folder to one that diffusers loads, with all the code that it needs.
+
+``model_index.json`` names the pipeline (``pipeline.py``) and its components, each in a folder with
+config, weights in safetensors and the source of its network. diffusers itself is not needed here.
+"""
+
+import json
+from collections.abc import Mapping
+from inspect import isclass
+from pathlib import Path
+from typing import Any
+
+from maskdm.backbones.model_folder import ModelConfig, Weights
+from maskdm.backbones.registry import BACKBONES
+from maskdm.exchange.bundle import PACKAGE, Bundle
+from maskdm.exchange.card import model_card
+from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import replacing, write_json, write_tensors, write_text
+from maskdm.sampling.model import load
+from maskdm.sampling.sampler import SampleParams
+
+PIPELINE = "pipeline"  # the name that diffusers looks for
+DENOISER, GUIDE = "denoiser", "guide"
+PIPELINE_CLASS, DENOISER_CLASS = "MaskDMPipeline", "MaskDMDenoiser"
+ABOUT = "{what}, bundled from maskdm's own source by maskdm export."
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SETTINGS = {*SampleParams.model_fields, "network_passes"}  # which a metrics file repeats
+
+
+def export_to_diffusers(
+    model: Path,
+    folder: Path,
+    guide: Path | None = None,
+    weights: Weights = "averaged",
+    data: str | None = None,
+    licence: str | None = None,
+    metrics: Path | None = None,
+) -> None:
+    """Write a folder that ``DiffusionPipeline.from_pretrained`` loads, and its model card.
+
+    Args:
+        model: a model folder.
+        folder: to write; empty, or made.
+        guide: the folder of a worse model, which images are led away from; None for none.
+        weights: averaged or raw.
+        data: what the model was trained on, in words, for the card.
+        licence: of that and of the model, for the card.
+        metrics: what the stage fid wrote, for the card.
+
+    Raises:
+        UserError: if a model is damaged, they do not fit together, or the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
+    distances, drawn = ({}, None) if metrics is None else _measured(metrics)
+    trained = load(model, weights, device="cpu")
+    components, index, config = {DENOISER: trained}, {}, trained.config
+    if guide is not None:
+        components[GUIDE] = load(guide, weights, device="cpu")
+        trained.guided_by(components[GUIDE])
+    sources = {name: _network_source(part.config) for name, part in components.items()}
+    for name, part in components.items():
+        file = f"{PACKAGE}_{part.config.model.backbone}"
+        index[name] = [file, DENOISER_CLASS]
+        write_text(folder / name / f"{file}.py", sources[name])
+        sizes = _sizes(part.config)
+        write_json(folder / name / "config.json", {"_class_name": DENOISER_CLASS, **sizes})
+        parameters = part.backbone.named_parameters()
+        with replacing(folder / name / WEIGHTS) as begun:
+            write_tensors({f"network.{n}": p.detach().contiguous() for n, p in parameters}, begun)
+    bundle = Bundle()
+    bundle.add(f"{PACKAGE}.exchange.diffusers_pipeline", PIPELINE_CLASS)
+    write_text(folder / f"{PIPELINE}.py", bundle.text(ABOUT.format(what="Drawing images")))
+    card = model_card(config, folder.name, data, licence, distances, drawn, guide is not None)
+    write_text(folder / "README.md", card)
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": [PIPELINE, PIPELINE_CLASS],
+            **{name: index.get(name, [None, None]) for name in (DENOISER, GUIDE)},
+            "size": config.size,
+            "channels": config.channels,
+            "patch": config.model.patch,
+            "path": config.diffusion.path,
+            "prediction": config.diffusion.prediction,
+            "classes": config.classes,
+        },
+    )
+
+
+def _network_source(config: ModelConfig) -> str:
+    """Return the source of a model's network, as a component of diffusers."""
+    name = config.model.backbone
+    network = BACKBONES[name]
+    if not isclass(network) or network.__module__.partition(".")[0] != PACKAGE:
+        raise UserError(
+            f"The backbone '{name}' is no class in a module of {PACKAGE}, so its source cannot "
+            "travel with the model: put it into maskdm/backbones/ (docs/own-backbone.md)."
+        )
+    bundle = Bundle()
+    bundle.add(network.__module__, network.__name__)
+    bundle.add(f"{PACKAGE}.exchange.diffusers_denoiser", DENOISER_CLASS)
+    text = bundle.text(ABOUT.format(what=f"The network {name}"))
+    return f"{text}\n\n{DENOISER_CLASS}.network_class = {network.__name__}\n"
+
+
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    """Return what the constructor of a model's network takes."""
+    keys = ("patch", "dim", "depth", "heads", "refine")
+    chosen = {key: getattr(config.model, key) for key in keys}
+    return {
+        "size": config.size,
+        "channels": config.channels,
+        **chosen,
+        "classes": len(config.classes or ()),
+    }
+
+
+def _measured(path: Path) -> tuple[dict[str, float], str]:
+    """Return the distances in a metrics file, and in words how the images were drawn."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping):
+            raise ValueError("it is no table")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is no file of metrics, such as reports/metrics.json: {error}."
+        ) from None
+    numbers = {
+        name: float(value)
+        for name, value in content.items()
+        if name not in SETTINGS and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    settings = {name: content[name] for name in SampleParams.model_fields if name in content}
+    return numbers, ", ".join(
+        f"{name} {value}" for name, value in settings.items()
+    ) or "settings unsaid"

@@ -1,0 +1,214 @@
+"""A model for diffusers: the same images where maskdm is not installed; a card that says it all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+import maskdm
+from maskdm.backbones.model_folder import TrainedLeg
+from maskdm.backbones.registry import BACKBONES
+from maskdm.exchange.bundle import Bundle
+from maskdm.exchange.exporting import export_to_diffusers
+from maskdm.runtime.errors import UserError
+from tests.support.models import CLASSES, arrays, saved
+from tests.support.training import DIFFUSION, MODEL
+
+# Of a process that knows diffusers and not maskdm: draws from folders, writes what it drew.
+ELSEWHERE = """
+import sys, json
+sys.modules["maskdm"] = None  # importing it fails
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+drawn = {}
+for name, settings in json.loads(sys.argv[2]).items():
+    pipeline = DiffusionPipeline.from_pretrained(sys.argv[1] + "/" + name, trust_remote_code=True)
+    noise = settings.pop("latents", None)
+    latents = None if noise is None else torch.tensor(noise)
+    drawn[name] = pipeline(**settings, latents=latents, output_type="np").images
+    pil = pipeline(num_images=1).images[0]
+    assert pil.size == (16, 16), pil.size
+np.savez(sys.argv[1] + "/drawn.npz", **drawn)
+"""
+LEG = TrainedLeg(
+    phase="pretrain",
+    data="0123456789abcdef",
+    mask="block",
+    mask_rate=0.75,
+    visible=4,
+    batch_size=32,
+    steps=5300,
+    images=169600,
+    full_images=0,
+    flops=1234567890,
+)
+
+
+def elsewhere(folder: Path, settings: dict[str, dict[str, object]]) -> dict[str, np.ndarray]:
+    """Return what a process without maskdm draws from the exported folders in ``folder``."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(folder), json.dumps(settings)],
+        cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "might require" not in ended.stderr
+    with np.load(folder / "drawn.npz") as drawn:
+        return dict(drawn)
+
+
+@pytest.mark.slow
+def test_diffusers_draws_the_same_images_without_maskdm(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    saved(models / "plain", model=MODEL.model_copy(update={"refine": 4}).model_dump())
+    saved(models / "dit", model=MODEL.model_copy(update={"backbone": "dit"}).model_dump())
+    saved(models / "vit", model=MODEL.model_copy(update={"backbone": "vit"}).model_dump())
+    saved(models / "classes", classes=CLASSES, channels=1)
+    saved(models / "guide", classes=CLASSES, channels=1, seed=5)
+    for name in ("plain", "dit", "vit"):
+        export_to_diffusers(models / name, tmp_path / name)
+    export_to_diffusers(models / "classes", tmp_path / "classes", models / "guide")
+    export_to_diffusers(models / "plain", tmp_path / "noise", weights="raw")
+    plain = maskdm.load(models / "plain")
+    noise = np.random.default_rng(0).standard_normal((2, *plain.shape)).astype(np.float32)
+    drawn = elsewhere(
+        tmp_path,
+        {
+            "plain": {"num_images": 3, "seed": 4},
+            "dit": {"num_images": 2, "solver": "ddpm", "num_inference_steps": 5},
+            "vit": {"num_images": 2, "solver": "unipc"},
+            "classes": {"num_images": 4, "seed": 1, "guidance_scale": 2.0},
+            "noise": {"num_images": 2, "latents": noise.tolist()},
+        },
+    )
+    import torch
+
+    classes = maskdm.load(models / "classes")
+    expected = {
+        "plain": arrays(plain.sample(3, 4)),
+        "dit": arrays(maskdm.load(models / "dit").sample(2, solver="ddpm", nfe=5)),
+        "vit": arrays(maskdm.load(models / "vit").sample(2, solver="unipc")),
+        "classes": arrays(classes.sample(4, 1, guidance_scale=2.0, guide=models / "guide"))[
+            ..., None
+        ],
+        "noise": plain.draw(plain.settings(2), range(2), start=torch.from_numpy(noise)),
+    }
+    for name, images in expected.items():
+        assert images.std() > 1
+        difference = np.abs(drawn[name].astype(int) - images)
+        assert difference.max() <= 1, name  # a rounding at most, and of few pixels
+        assert (difference > 0).mean() < 0.01, name
+    assert not np.array_equal(drawn["plain"][0], drawn["noise"][0])
+
+
+def test_nothing_is_pickled_and_no_code_needs_maskdm(tmp_path: Path) -> None:
+    export_to_diffusers(saved(tmp_path / "model"), tmp_path / "out")
+    names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    assert names == [
+        "README.md",
+        "denoiser/config.json",
+        "denoiser/diffusion_pytorch_model.safetensors",
+        "denoiser/maskdm_uvit.py",
+        "model_index.json",
+        "pipeline.py",
+    ]
+    for code in (tmp_path / "out").rglob("*.py"):
+        lines = [line.split() for line in code.read_text().splitlines()]
+        assert not [w for w in lines if w[:1] in (["from"], ["import"]) and w[1][:6] == "maskdm"]
+
+
+def test_the_card_says_how_the_model_was_trained_and_measured(tmp_path: Path) -> None:
+    saved(tmp_path / "model", training=[LEG.model_dump()])
+    metrics = {"fd_efficientnet_lite0": 71.9, "count": 1500, "solver": "ddpm", "nfe": 25}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"network_passes": 34}))
+    export_to_diffusers(
+        tmp_path / "model",
+        tmp_path / "out",
+        data="OpenMoji 17: emoji",
+        licence="cc-by-sa-4.0",
+        metrics=tmp_path / "metrics.json",
+    )
+    _, front, text = (tmp_path / "out/README.md").read_text().split("---\n", 2)
+    header = YAML(typ="safe").load(front)
+    assert header["license"] == "cc-by-sa-4.0"
+    assert header["library_name"] == "diffusers"
+    assert "OpenMoji 17: emoji" in text
+    assert "| pretrain | 5300 | 32 | block, 75% hidden | 1.23e+09 | 0123456789ab |" in text
+    assert "| fd_efficientnet_lite0 | 71.9 |" in text
+    assert "Drawn with count 1500, solver ddpm, nfe 25" in text
+    assert "network_passes" not in text
+
+
+def test_what_the_card_is_not_told_it_says_so(tmp_path: Path) -> None:
+    export_to_diffusers(saved(tmp_path / "model"), tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "Trained on: not said when the model was exported" in text
+    assert "Licence: not said" in text
+    assert "license" not in text
+    assert "Not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"folder": "model"}, "is not empty: name a folder"),
+        ({"model": "none"}, "is no model folder"),
+        ({"guide": "other"}, "The guide does not fit the model: its path"),
+        ({"weights": "best"}, "There are no weights 'best'"),
+        ({"metrics": "model/model.safetensors"}, "is no file of metrics"),
+        ({"metrics": "none.json"}, "is no file of metrics"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_no_folder(change, sentence, tmp_path):
+    saved(tmp_path / "model")
+    other = "vp-linear" if DIFFUSION.path == "flow" else "flow"
+    saved(tmp_path / "other", diffusion=DIFFUSION.model_dump() | {"path": other})
+    given = {"model": "model", "folder": "out"} | change
+    words = {k: v if k == "weights" else tmp_path / v for k, v in given.items()}
+    with pytest.raises(UserError, match=sentence):
+        export_to_diffusers(**words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_every_backbone_is_bundled_as_it_is(backbone):
+    network = BACKBONES[backbone]
+    bundle = Bundle()
+    bundle.add(network.__module__, network.__name__)
+    space: dict[str, object] = {"__name__": "elsewhere"}
+    exec(bundle.text("A network."), space)
+    built, real = (
+        kind(size=8, channels=3, patch=2, dim=16, depth=3, heads=2)
+        for kind in (space[network.__name__], network)
+    )
+    assert type(built) is not network
+    assert {n: p.shape for n, p in built.named_parameters()} == {
+        n: p.shape for n, p in real.named_parameters()
+    }
+
+
+def test_a_network_that_has_no_source_here_is_refused(tmp_path, own_is_registered):
+    saved(tmp_path / "model", model=MODEL.model_copy(update={"backbone": "own"}).model_dump())
+    with pytest.raises(UserError, match="'own' is no class in a module of maskdm"):
+        export_to_diffusers(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_exports(tmp_path):
+    saved(tmp_path / "model")
+    for target, code, said in (("diffusers", 0, "is a pipeline of diffusers"), ("onnx", 1, "--to")):
+        words = ["export", tmp_path / "model", "--to", target, tmp_path / "out"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "maskdm.cli", *words], capture_output=True, text=True
+        )
+        assert ended.returncode == code, ended.stderr
+        assert said in ended.stdout + ended.stderr
+    assert (tmp_path / "out/model_index.json").exists()
