@@ -18,10 +18,10 @@ help:
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
 	@echo 'make gpu             exactness and speed on the GPU that is there, into reports/gpu/ (9 minutes; goes on where it was)'
 	@echo 'make torture         kill training 300 times at random moments, into reports/torture.json (40 minutes)'
-	@echo 'make evidence        does masking pay? 15 minutes; on your images: make evidence IMAGES=folder'
+	@echo 'make evidence        is masking at half the compute as good? 15 minutes; on your images: make evidence IMAGES=folder'
 	@echo 'make evidence-gpu    the deciding experiments on a GPU, eight runs at a time (9 minutes; goes on where it was)'
 	@echo 'make report          evidence and runs as one page, reports/index.html (REVS="main my-exp")'
-	@echo 'make docs            compute the tables of README.md and docs/ anew, and the picture of the evidence'
+	@echo 'make docs            compute the tables of README.md and docs/ anew, and the pictures of the evidence'
 	@echo 'make clean           remove the environment'
 
 setup: $(VENV)/.complete $(PAGE)
@@ -70,6 +70,7 @@ torture: setup
 
 evidence: setup
 	python -m benchmarks.evidence.matrix reduced $(if $(IMAGES),--own '$(IMAGES)')
+	python -m benchmarks.evidence.decided reduced
 	python -m tools.report.page
 
 evidence-gpu: setup
@@ -83,6 +84,7 @@ report: setup
 docs: setup
 	python -m tools.tables.pages
 	python -m tools.report.figure
+	python -m tools.report.regimes
 
 preset: setup
 	python -m tools.preset '$(NAME)'

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.speed.batches import generator, sample_by_sample
 from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
-from maskdm.diffusion.randomness import stream
+from maskdm.diffusion.randomness import stream, streams
 from maskdm.diffusion.tokens import to_images, to_tokens
 from maskdm.training.batches import Batch, Batches
 from maskdm.training.schedule import Leg, Schedule
@@ -47,6 +48,48 @@ def test_seed_and_phase_change_everything_that_is_random(change):
     assert not torch.equal(one.positions, other.positions)
     assert not torch.equal(one.uniform, other.uniform)
     assert not np.array_equal(batches().indices(0), batches(**change).indices(0))
+
+
+MASKS = {
+    "none": nothing_masked(4),
+    "patch": MASK,
+    "block": make_mask(MaskParams(strategy="block", rate=0.5, block_size=2), grid=4),
+    "crop": make_mask(MaskParams(strategy="crop", rate=0.5, block_size=1), grid=4),
+    "middle": SPARSE,
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("batch_size", [1, 6, 60])
+@pytest.mark.parametrize("hflip", [0.0, 0.5, 1.0])
+def test_batches_are_to_the_bit_those_made_plainly_sample_by_sample(mask, batch_size, hflip):
+    labels = np.arange(23)
+    one = batches(mask, batch_size, hflip=hflip, labels=labels, classes=23, label_dropout=0.3)
+    for step in (0, 1, 7, 500):
+        for part in (slice(None), slice(2, 5)):
+            made, plain = one.at(step, part), sample_by_sample(one, step, part)
+            for name, tensor in plain._asdict().items():
+                own = getattr(made, name)
+                assert (own is None) == (tensor is None), name
+                if tensor is not None:
+                    assert own.dtype == tensor.dtype, name
+                    assert own.shape == tensor.shape, name
+                    assert own.numpy().tobytes() == tensor.numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_a_generator_that_is_moved_on_draws_what_one_of_the_sample_alone_draws(seed):
+    """Whatever was left over in it: halves of a 64-bit draw, numbers that were drawn ahead."""
+    samples = [5, 0, 2**32, 5]
+    for sample, random in zip(samples, streams(seed, "p", 3, samples), strict=True):
+        for alone in (generator(seed, "p", 3, sample), stream(seed, "p", 3, sample)):
+            state = random.bit_generator.state
+            kinds = (np.float32, np.float32, np.float32, np.float64)
+            drawn = [random.random(dtype=kind) for kind in kinds]
+            assert drawn == [alone.random(dtype=kind) for kind in kinds]
+            assert random.standard_normal() == alone.standard_normal()
+            random.bit_generator.state = state
+        random.random(3, dtype=np.float32)  # an odd number of halves
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():

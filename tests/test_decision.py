@@ -1,6 +1,7 @@
 """The deciding experiments: equal budgets, tuning apart from the test, and the statistics."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -20,13 +21,16 @@ from benchmarks.evidence.plan import (
     settings_of,
     whole_step,
 )
+from benchmarks.evidence.regimes import MOST, PARTS, factor, of_part, regimes
 from benchmarks.evidence.results import read_results
+from maskdm.runtime.errors import UserError
 from maskdm.training.flops import flops_before
 from maskdm.training.phases import FinetuneParams, finetuning_schedule
 from tests.support.graph import ROOT
 
 MATRIX = read_matrix()
-PLANNED = [run for part in (SMALL, TUNING) for run in runs_of(MATRIX, part)]
+REDUCED = "reduced"
+PLANNED = [run for part in (SMALL, TUNING, REDUCED) for run in runs_of(MATRIX, part)]
 
 
 def budget(run):
@@ -44,7 +48,7 @@ def spent(run):
     return masked, params["finetune"]["steps"] * whole_step(params)
 
 
-@pytest.mark.parametrize("part", [SMALL, TUNING])
+@pytest.mark.parametrize("part", [SMALL, TUNING, REDUCED])
 def test_every_run_spends_its_budget_in_the_shares_that_it_has(part):
     for run in runs_of(MATRIX, part):
         masked, whole = spent(run)
@@ -140,6 +144,83 @@ def test_the_committed_report_is_that_of_the_committed_runs(tmp_path, monkeypatc
     for row in kept["comparisons"]:
         assert len(row["seeds"]) >= decided.LEAST
         assert len(row["values"]) == len(row["scratch"]) == len(row["seeds"])
+
+
+def test_a_quarter_of_an_hour_asks_the_question_of_the_decision_with_pairs_enough():
+    runs = runs_of(MATRIX, REDUCED)
+    by_arm = {arm: [run for run in runs if run.arm == arm] for arm in (SCRATCH, "block-75")}
+    assert {run.of for run in by_arm[SCRATCH]} == {1.0}
+    assert {run.of for run in by_arm["block-75"]} == {0.5}
+    seeds = [{run.seed for run in of_arm} for of_arm in by_arm.values()]
+    assert seeds[0] == seeds[1]
+    assert len(seeds[0]) >= decided.LEAST
+    # 3e13 FLOPs are the demo, which takes about as long.
+    assert sum(map(budget, runs)) <= 3e13
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"), [((-2, -1), "yes"), ((1, 2), "no"), ((-1, 2), "not decided")]
+)
+def test_an_interval_that_holds_no_difference_decides_nothing(interval, said):
+    assert decided.verdict(*interval).startswith(said)
+
+
+def test_an_answer_is_printed_with_its_interval_and_the_report_is_left_alone(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(decided, "REPORT", tmp_path / "decision.json")
+    decided.main(SMALL)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("openmoji, error: block-75 at 50% of the compute 0.08696, ")
+    assert "+0.0012 … +0.0035 (95 %, 4 seeds). At least as good: no." in first
+    assert not (tmp_path / "decision.json").exists()
+
+
+def test_without_pairs_enough_there_is_no_answer_but_a_sentence(monkeypatch):
+    few = [one for one in read_results(SMALL) if one.run.seed < decided.LEAST]
+    monkeypatch.setattr(decided, "read_results", lambda part: few)
+    with pytest.raises(UserError, match="no 3 seeds of decision-32 yet"):
+        decided.answer(SMALL)
+
+
+def test_a_measure_that_runs_lack_is_left_out():
+    found = [
+        replace(one, curves={key: curve for key, curve in one.curves.items() if key != "fd"})
+        for one in read_results(SMALL)
+    ]
+    assert {row["measure"] for row in decided.comparisons(found)} == {"error", "kid"}
+
+
+def with_errors(result, *errors):
+    return replace(result, curves={"error": list(errors)})
+
+
+def test_a_factor_is_read_where_the_worse_of_two_curves_ends():
+    some = next(one for one in read_results("confirmation") if one.run.arm == SCRATCH)
+    scratch = with_errors(some, (1.0, 0.8), (2.0, 0.4), (4.0, 0.2))
+    assert factor(with_errors(some, (1.0, 0.4), (2.0, 0.2)), scratch, 4.0) == (2.0, True)
+    assert factor(with_errors(some, (1.0, 0.8), (2.0, 0.4)), scratch, 4.0) == (1.0, False)
+    assert factor(with_errors(some, (1.0, 0.9), (4.0, 0.4)), scratch, 4.0) == (0.5, False)
+
+
+def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_cool_down():
+    found = regimes()
+    assert {one.part for one in found} <= set(PARTS)
+    assert {one.tokens for one in found} == {64, 256}
+    assert all((one.bound == MOST) == one.part.startswith("decision") for one in found)
+    # At half of the compute an arm that does not get there has a factor below 2.
+    assert all(one.factor < 2 for one in found if one.bound == MOST)
+    results = read_results("confirmation")
+    worse = [
+        replace(
+            one,
+            run=replace(one.run, tuning="worse"),
+            curves={"error": [(flops, 2 * error) for flops, error in one.curves["error"]]},
+        )
+        for one in results
+        if one.run.arm == SCRATCH
+    ]
+    assert list(of_part([*worse, *results])) == list(of_part(results))
 
 
 def test_a_run_that_is_there_spent_what_was_planned():

@@ -97,7 +97,7 @@ def test_the_masked_part_of_a_staged_run_is_split_and_that_of_a_mixture_is_mixed
 
 
 def test_arms_of_a_comparison_differ_in_nothing_but_the_masked_part():
-    for part in ("confirmation", "fine", "transfer", "reduced"):
+    for part in ("confirmation", "fine", "transfer"):
         for run in runs_of(MATRIX, part):
             scratch = plan(MATRIX, replace(run, arm="scratch", share=0.0))
             arm = plan(MATRIX, run)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from maskdm.diffusion.masking import MaskParams, describe, make_mask, nothing_masked
+from maskdm.diffusion.masking import MaskParams, describe, make_mask, nothing_masked, patch_wise
 from maskdm.runtime.errors import UserError
 
 
@@ -18,6 +18,21 @@ def params(strategy, rate, block_size=2):
 def draw(mask, batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return mask.draw(torch.rand(batch, mask.units, generator=generator))
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 30), st.data())
+def test_the_patches_are_those_that_sorting_chooses_also_where_scores_are_equal(
+    batch, units, different, data
+):
+    visible = data.draw(st.integers(1, units))
+    scores = np.random.default_rng(units).integers(0, different, (batch, units)) / different
+    drawn = torch.from_numpy(scores.astype(np.float32))
+    sorted_ = drawn.argsort(dim=1)[:, :visible].sort(dim=1).values
+    assert torch.equal(patch_wise(drawn, visible), sorted_)
+
+
+def test_no_image_has_no_patches():
+    assert patch_wise(torch.empty(0, 16), 4).shape == (0, 4)
 
 
 # MaskDM, section 3, and the authors' code (docs/method.md, "Masks"): G = 16, m = 0.9

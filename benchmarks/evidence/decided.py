@@ -2,18 +2,22 @@
 
 Every arm is compared with scratch of the same seed: the difference of what they end with, its mean
 over seeds with a 95 % t-interval, and the one-sided paired t-test of "the arm is no better"; the
-p-values of a part are corrected by Holm's method. Writes reports/decision.json.
+p-values of a part are corrected by Holm's method. Writes reports/decision.json; of a part that is
+named, such as ``reduced``, it prints the answer and writes nothing.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks.evidence.decision import SCRATCH, TEST, TUNING
 from benchmarks.evidence.results import Result, read_results
 from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 
 REPORT = Path("reports/decision.json")
@@ -24,8 +28,16 @@ LEAST = 3  # seeds that a comparison needs
 Group = tuple[str, str, str, float, float]  # dataset, arm, tuning, share, of
 
 
-def main() -> None:
+def main(
+    part: Annotated[
+        str | None,
+        typer.Argument(help="of the matrix, to be answered alone; by default those of the report"),
+    ] = None,
+) -> None:
     """Compare the runs that are there; write reports/decision.json."""
+    if part is not None:
+        print("\n".join(answer(part)))
+        return
     report = {
         "comparisons": [row for part in PARTS for row in comparisons(read_results(part))],
         "tuning": [tuned(result) for result in read_results(TUNING)],
@@ -40,6 +52,34 @@ def main() -> None:
         )
 
 
+def answer(part: str) -> list[str]:
+    """Return whether the arms of a part are as good as scratch, a line a comparison.
+
+    Raises:
+        UserError: if it has no arm with scratch beside it on enough seeds.
+    """
+    rows = comparisons(read_results(part))
+    if not rows:
+        raise UserError(
+            f"There are no {LEAST} seeds of {part} yet that have both an arm and scratch: "
+            f"python -m benchmarks.evidence.matrix {part}."
+        )
+    return [
+        f"{row['dataset']}, {row['measure']}: {row['arm']} at {row['of']:.0%} of the compute "
+        f"{mean(row['values']):.4g}, scratch at all of it {mean(row['scratch']):.4g}; difference "
+        f"{row['interval'][0]:+.2g} … {row['interval'][1]:+.2g} (95 %, {len(row['seeds'])} "
+        f"seeds). At least as good: {verdict(*row['interval'])}."
+        for row in rows
+    ]
+
+
+def verdict(low: float, high: float) -> str:
+    """Return what the interval of a difference says; above 0 the arm is worse."""
+    if high <= 0:
+        return "yes"
+    return "no" if low > 0 else "not decided, the interval holds 0"
+
+
 def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return a row for each arm, scratch of each tuning on the whole budget, and measure."""
     ends: dict[Group, dict[int, dict[str, float]]] = defaultdict(dict)
@@ -52,6 +92,9 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
                 continue
             seeds = sorted(by_seed.keys() & of_scratch.keys())
             for measure in MEASURES if len(seeds) >= LEAST else ():
+                # A set of few images has no Fréchet distance.
+                if any(measure not in of[seed] for of in (by_seed, of_scratch) for seed in seeds):
+                    continue
                 pairs = [(by_seed[seed][measure], of_scratch[seed][measure]) for seed in seeds]
                 rows.append(
                     {

@@ -8,6 +8,7 @@ mean), named in ``MEASUREMENTS``. On a busy machine the figures mean nothing.
 import sys
 
 from benchmarks.presets import read_preset
+from benchmarks.speed.batches import batches
 from benchmarks.speed.checkpointing import checkpointing
 from benchmarks.speed.commands import ROOT, repro, start_up
 from benchmarks.speed.evaluation import distance, features
@@ -27,6 +28,7 @@ REPORT = ROOT / "reports/bench.json"
 MEASUREMENTS = {
     "steps, samples and multiplies": training,
     "optimiser and the rest of a step": overhead,
+    "batches": batches,
     "saving a checkpoint": checkpointing,
     "a stage beside its loop": stage,
     "beside a busy neighbour": neighbour,

@@ -47,7 +47,13 @@ def patch_wise(scores: Tensor, visible: int) -> Tensor:
     Returns:
         ``(batch, visible)`` int64, ascending.
     """
-    return scores.argsort(dim=1)[:, :visible].sort(dim=1).values
+    largest = scores.kthvalue(visible, dim=1, keepdim=True).values
+    shown = scores <= largest
+    tied = shown.sum(dim=1) > visible  # by equal scores; which of them count, sorting decides
+    if tied.any():
+        smallest = scores[tied].argsort(dim=1)[:, :visible]
+        shown[tied] = torch.zeros_like(shown[tied]).scatter(1, smallest, True)
+    return shown.nonzero()[:, 1].view(len(scores), visible)
 
 
 def block_wise(scores: Tensor, visible_blocks: int, grid: int, block_size: int) -> Tensor:

@@ -6,6 +6,7 @@ run split over processes and a run in micro-batches all see the same numbers.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -20,7 +21,25 @@ def stream(seed: int, purpose: str, step: int = 0, sample: int = 0) -> np.random
         step: the step, or the epoch for a permutation.
         sample: the index of the sample in the global batch.
     """
+    return next(streams(seed, purpose, step, [sample]))
+
+
+def streams(
+    seed: int, purpose: str, step: int, samples: Iterable[int]
+) -> Iterator[np.random.Generator]:
+    """Yield the generator of each of some samples at one step, as ``stream`` returns it.
+
+    It is one generator, moved to the start of one stream after the other, which takes a tenth of
+    the time of making one (that would ask the system for entropy, to throw it away): draw all that
+    a sample needs before you ask for the next.
+    """
     digest = hashlib.sha256(purpose.encode()).digest()
     key = np.array([seed, int.from_bytes(digest[:8], "little")], dtype=np.uint64)
-    counter = np.array([0, 0, step, sample], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    bits = np.random.Philox(key=key)
+    random, start = np.random.Generator(bits), bits.state
+    counter = start["state"]["counter"]
+    counter[2] = step
+    for sample in samples:
+        counter[3] = sample
+        bits.state = start
+        yield random

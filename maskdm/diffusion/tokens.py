@@ -50,10 +50,15 @@ def visible_tokens(
         ``(batch, S, p²·C)`` float32 in [−1, 1].
     """
     count, height, width, channels = images.shape
-    grid = images.reshape(count, height // patch, patch, width // patch, patch, channels)
-    rows, columns = np.divmod(positions, width // patch)
-    columns = np.where(flipped[:, None], width // patch - 1 - columns, columns)
-    patches = np.asarray(grid[indices[:, None], rows, :, columns])  # (batch, S, p, p, C)
+    per_row = width // patch
+    # A line is a row of pixels within a patch, and one element, so that it is copied as one.
+    line = np.dtype((np.void, patch * channels))
+    lines = images.reshape(count * height * per_row, patch * channels).view(line)[:, 0]
+    rows, columns = np.divmod(positions, per_row)
+    columns = np.where(flipped[:, None], per_row - 1 - columns, columns)
+    first = (indices[:, None] * height + rows * patch) * per_row + columns
+    taken = lines.take(first[:, :, None] + per_row * np.arange(patch))  # (batch, S, p)
+    patches = taken.view(np.uint8).reshape(*positions.shape, patch, patch, channels)
     patches[flipped] = patches[flipped, :, :, ::-1]
     return in_range(torch.from_numpy(patches).flatten(2))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.diffusion.randomness import stream
+from maskdm.diffusion.randomness import stream, streams
 from maskdm.diffusion.tokens import all_positions, visible_tokens
 from maskdm.training.schedule import Schedule
 
@@ -95,10 +95,15 @@ class Batches:
     def indices(self, step: int) -> np.ndarray:
         """Return the indices of the images that step ``step`` (from 0) sees, ``(batch,)``."""
         count = len(self.images)
-        seen = np.arange(self.schedule.images_before(step), self.schedule.images_before(step + 1))
-        epochs = np.unique(seen // count)
-        orders = {e: _permutation(count, self.seed, self.phase, int(e)) for e in epochs}
-        return np.array([orders[g // count][g % count] for g in seen])
+        first, end = self.schedule.images_before(step), self.schedule.images_before(step + 1)
+        epochs = range(first // count, (end - 1) // count + 1)
+        orders = (_permutation(count, self.seed, self.phase, epoch) for epoch in epochs)
+        return np.concatenate(
+            [
+                order[max(0, first - epoch * count) : end - epoch * count]
+                for epoch, order in zip(epochs, orders, strict=True)
+            ]
+        )
 
     def at(self, step: int, part: slice = WHOLE) -> Batch:
         """Return the batch of step ``step`` (from 0), on the CPU.
@@ -115,8 +120,7 @@ class Batches:
         flipped = np.empty(length, bool)
         scores = np.empty((length, mask.units), np.float32)
         noise = np.empty((length, mask.shown, values), np.float32)
-        for row, sample in enumerate(samples):
-            random = stream(self.seed, self.phase, step, sample)
+        for row, random in enumerate(streams(self.seed, self.phase, step, samples)):
             flipped[row] = random.random() < self.hflip
             random.random(out=scores[row], dtype=np.float32)
             random.standard_normal(out=noise[row], dtype=np.float32)

@@ -112,6 +112,53 @@ def dots(rows: Rows, title: str) -> Spec:
     return _spec(chart)
 
 
+def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
+    """Return factors against budgets as marks, a column for each number of tokens.
+
+    Args:
+        rows: ``tokens, budget, factor, bound, dataset, seeds``.
+        shapes: bound → the shape of its mark.
+    """
+    logarithmic = alt.Scale(type="log", nice=False, padding=15)
+    marks = (
+        alt.Chart()
+        .mark_point(size=60, opacity=0.75)
+        .encode(
+            x=alt.X(
+                "budget:Q",
+                title="scratch's budget, training FLOPs",
+                scale=logarithmic,
+                axis=alt.Axis(format=".2~e", values=sorted({row["budget"] for row in rows})),
+            ),
+            y=alt.Y(
+                "factor:Q",
+                title="scratch's compute ÷ the arm's, at equal error",
+                scale=logarithmic,
+                axis=alt.Axis(format="~g", values=[0.5, 0.7, 1, 1.4, 2, 3, 4]),
+            ),
+            color=alt.Color("dataset:N", title=None, scale=alt.Scale(scheme="tableau10")),
+            shape=alt.Shape(
+                "bound:N",
+                title="the factor is",
+                scale=alt.Scale(domain=list(shapes), range=list(shapes.values())),
+            ),
+            opacity=alt.Opacity(
+                "seeds:N",
+                title="seeds",
+                scale=alt.Scale(domain=["one", "several"], range=[0.35, 1.0]),
+            ),
+        )
+    )
+    even = alt.Chart().mark_rule(strokeDash=[4, 4]).encode(y=alt.datum(1))
+    names = list(dict.fromkeys(row["tokens"] for row in rows))
+    chart = (
+        alt.layer(even, marks, data=_data(rows))
+        .properties(width=WIDTH, height=HEIGHT)
+        .facet(column=alt.Column("tokens:N", title=None, sort=names))
+    )
+    return _spec(chart) | {"background": "white"}
+
+
 def _data(rows: Rows) -> alt.Data:
     return alt.Data(values=list(rows))
 

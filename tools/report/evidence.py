@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from math import floor, log10
 from typing import Any
 
+from benchmarks.evidence import decided
 from benchmarks.evidence.results import Kind, Result, read_results, read_step_times
 from benchmarks.evidence.summary import (
     ENDS,
@@ -16,6 +17,7 @@ from benchmarks.evidence.summary import (
     transfers,
 )
 from tools.report.charts import Spec, against_compute, dots
+from tools.tables import decision
 
 TITLES = {
     "error": "x0 error on held-out images",
@@ -23,10 +25,11 @@ TITLES = {
     "kid": "kernel distance to training images",
 }
 COMPARED = {  # parts of the matrix → headings; the user's own runs first
-    "reduced": "Does masked pretraining pay? An answer in a quarter of an hour",
+    "reduced": "Is masking at half the compute as good as scratch at the whole?",
     "confirmation": "Does masked pretraining pay at equal compute?",
     "fine": "With patches of 2 pixels: four times as many tokens",
 }
+DECIDED = ("reduced",)  # of these, compared as the deciding experiment is
 SCREENED = {"screening": "", "fine-screening": ", patches of 2 pixels"}  # parts → what to add
 NEVER = "never"
 NOTHING = "–"
@@ -44,14 +47,10 @@ def comparisons() -> list[dict[str, Any]]:
         results = read_results(part)
         if not results:
             continue
-        rows = entries(results, step_times)
-        full = at_whole_budget(rows)
         found.append(
             {
                 "title": title,
-                "head": HEAD,
-                "full": [line for row in full for line in rows_of(row)],
-                "smaller": [line for row in rows if row not in full for line in rows_of(row)],
+                **(decisions(results) if part in DECIDED else speed_ups(results, step_times)),
                 "charts": {
                     dataset: {
                         measure: against_compute(rows_of_lines, TITLES[measure])
@@ -64,6 +63,23 @@ def comparisons() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def decisions(results: list[Result]) -> dict[str, Any]:
+    """Return the table of differences to scratch of the whole budget, with their intervals."""
+    rows = decision.rows_of(decided.comparisons(results))
+    return {"head": decision.HEAD, "full": rows, "smaller": []}
+
+
+def speed_ups(results: list[Result], step_times: Mapping[Kind, float]) -> dict[str, Any]:
+    """Return the tables of how much less compute the arms need."""
+    rows = entries(results, step_times)
+    full = at_whole_budget(rows)
+    return {
+        "head": HEAD,
+        "full": [line for row in full for line in rows_of(row)],
+        "smaller": [line for row in rows if row not in full for line in rows_of(row)],
+    }
 
 
 HEAD = (

@@ -1,6 +1,7 @@
 """The deciding experiments, from reports/decision.json: tables of docs/evidence.md."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,8 +14,19 @@ NAMES = {"error": "error", "kid": "KID", "fd": "FD"}
 
 def comparisons() -> str:
     """Return arms at their share of the budget against scratch at all of it, a measure a row."""
+    return in_markdown(HEAD, rows_of(_read()["comparisons"]))
+
+
+HEAD = (
+    "images", "arm, of the budget", "scratch", "measure", "arm's", "scratch's",
+    "difference, 95 %", "p: arm better", "Holm", "seeds",
+)  # fmt: skip
+
+
+def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return what ``benchmarks.evidence.decided.comparisons`` returns as rows of a table."""
     rows = []
-    for row in _read()["comparisons"]:
+    for row in comparisons:
         low, high = row["interval"]
         rows.append(
             (
@@ -30,11 +42,7 @@ def comparisons() -> str:
                 f"{len(row['seeds'])}",
             )
         )
-    head = (
-        "images", "arm, of the budget", "scratch", "measure", "arm's", "scratch's",
-        "difference, 95 %", "p: arm better", "Holm", "seeds",
-    )  # fmt: skip
-    return in_markdown(head, rows)
+    return rows
 
 
 def tuning() -> str:
