@@ -35,6 +35,7 @@ PREPARE = ("dvc", "repro", "prepare")
 LOOK = 0.5  # seconds between two looks at memory and disk
 # What grows with the images, and where: a path of the workspace → how it is called.
 PLACES = {"checkpoints": "pieces", "data/prepared": "the set", ".dvc/cache": "DVC's cache of it"}
+PSS = re.compile(r"^Pss: +(\d+)", re.MULTILINE)  # KiB of a process, shared pages in parts
 
 
 @dataclass
@@ -85,7 +86,7 @@ def main(
 
 def measured(folder: Path, images: int) -> tuple[list[dict[str, Any]], int]:
     """Return a row a command, and how many images the second one did not have to read."""
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "data": {"source": "folder", "path": str(folder), "limit": None, "resolution": SIDE},
         "pretrain": {"steps": STEPS, "warmup": 0},
     }
@@ -157,9 +158,9 @@ def memory(session: int) -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.getsid(int(folder.name)) == session:
-                rollup = (folder / "smaps_rollup").read_text()
-                total += 1024 * int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1])
-        except (OSError, TypeError):
+                found = PSS.search((folder / "smaps_rollup").read_text())
+                total += 1024 * int(found[1]) if found else 0
+        except OSError:
             continue  # it has ended
     return total
 

@@ -69,11 +69,12 @@ def storm(folder: Path, images: int, kills: int, seed: int) -> dict[str, Any]:
     calm, struck = (workspace(folder / name, folder / "images") for name in ("calm", "struck"))
     finish(calm)
     expected, draw = contents(calm), random.Random(seed)
-    signals, went_on, lost, differing = Counter[str](), list[int](), list[int](), set[str]()
-    rounds = 0
+    signals, went_on, lost, differing = Counter[str](), list[str](), list[int](), set[str]()
+    rounds, with_pieces = 0, 0
     while signals.total() < kills:
         before, said = kept(struck), struck / "said"
         process = start(struck)
+        with_pieces += before > 0
         if draw.random() < STARTING:
             wait(process, struck, time.monotonic() + draw.uniform(0, START), images)
         else:
@@ -85,7 +86,7 @@ def storm(folder: Path, images: int, kills: int, seed: int) -> dict[str, Any]:
             signals[signal.Signals(number).name] += 1
         if process.wait() == 0:
             rounds += 1
-            went_on += map(int, WENT_ON.findall(said.read_text()))
+            went_on += WENT_ON.findall(said.read_text())
             differing |= different(expected, contents(struck))
             shutil.rmtree(struck / "data")
         elif shown := SHOWN.findall(said.read_text()):
@@ -95,7 +96,8 @@ def storm(folder: Path, images: int, kills: int, seed: int) -> dict[str, Any]:
         "images": images,
         "signals": dict(sorted(signals.items())),
         "finished_in_between": rounds,
-        "went_on": len(went_on),
+        "started_with_pieces": with_pieces,
+        "finished_with_pieces": len(went_on),
         "images_read_again_a_kill": {"mean": round(mean(lost or [0])), "most": max(lost or [0])},
         "files_compared": len(expected),
         "differing": sorted(differing | different(expected, contents(struck))),
