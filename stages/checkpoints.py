@@ -1,9 +1,10 @@
-"""Checkpoints of training: list them, remove them."""
+"""Checkpoints of training, and pieces of sets that were not finished: list them, remove them."""
 
 from typing import Annotated
 
 import typer
 
+from maskdm.data import pieces
 from maskdm.runtime.command import plain_app, run_commands
 from maskdm.runtime.environment import CHECKPOINTS_REMOTE, checkpoints_folder
 from maskdm.runtime.errors import UserError
@@ -14,7 +15,10 @@ app = plain_app()
 
 @app.command("list")
 def show() -> None:
-    """List the checkpoints: folder, step, size, whether kept, seconds of training in it."""
+    """List the checkpoints: folder, step, size, whether kept, seconds of training in it.
+
+    Of a set that was not finished: how many pieces there are, and their size.
+    """
     root, total = checkpoints_folder(), 0
     for folder in store.folders(root):
         print(f"{folder.name}{' (in use)' if store.in_use(folder) else ''}")
@@ -29,6 +33,13 @@ def show() -> None:
                 f"{'kept' if entry.kept else 'passing':7}  {seconds:>8.0f} s  "
                 f"{entry.metadata['numerics'][-1]['device']}"
             )
+    for folder in pieces.folders(root):
+        found = pieces.sizes(folder)
+        total += sum(found)
+        print(
+            f"{folder.name}{' (in use)' if pieces.in_use(folder) else ''}\n"
+            f"  {len(found):>6} pieces {sum(found) / 2**20:>8.1f} MiB"
+        )
     print(f"{total / 2**20:.1f} MiB in {root}")
 
 
@@ -39,7 +50,8 @@ def clear(
 ) -> None:
     """Remove checkpoints, but for those in use; runs then start from their first step again."""
     root, remote = checkpoints_folder(), CHECKPOINTS_REMOTE.get()
-    there = {folder.name: folder for folder in store.folders(root)}
+    trained, prepared = store.folders(root), pieces.folders(root)
+    there = {folder.name: folder for folder in (*trained, *prepared)}
     chosen = list(there) if everything else names or []
     unknown = [name for name in chosen if name not in there]
     if unknown or not chosen:
@@ -49,11 +61,13 @@ def clear(
             f"shows, or --all for all in {root}."
         )
     for name in chosen:
-        if not store.clear(there[name], remote):
+        folder = there[name]
+        copied = remote if folder in trained else None
+        if not (store.clear(folder, remote) if folder in trained else pieces.clear(folder)):
             print(f"{name} is in use and stays")
             continue
-        print(f"{name} removed{f', from {remote} too' if remote else ''}")
-        if left := list(there[name].glob("*")):
+        print(f"{name} removed{f', from {copied} too' if copied else ''}")
+        if left := list(folder.glob("*")):
             print(f"  but for {len(left)} files that are no checkpoints: they stay there")
 
 

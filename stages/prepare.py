@@ -7,9 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from maskdm.data.inventory import shaped_by
+from maskdm.data.pieces import kept_pieces
 from maskdm.data.prepared import Sample, Unreadable, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.command import run
+from maskdm.runtime.environment import checkpoints_folder
 from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
@@ -21,27 +24,32 @@ def main() -> None:
     """Read params data and the images they name; write data/prepared.
 
     It runs again when data/source.json says that their files have changed. The set that was there
-    stays until the new one is whole.
+    stays until the new one is whole. After a kill it goes on behind the last piece that was kept.
     """
     start = time.perf_counter()
     params = read_section(PARAMS, "data", DataParams)
+    shape = (params.resolution, params.resolution, params.channels)
+    key = shaped_by(params)  # first: files that change from here on make it another set
     source = open_source(params, DOWNLOADS)
-    samples = tqdm(
-        _announce_unreadable(read_samples(source, params)),
-        total=len(source.pictures),
-        desc="prepare",
-        unit=" images",
-    )
-    prepared = write_prepared(
-        PREPARED,
-        samples,
-        size=params.resolution,
-        channels=params.channels,
-        classes=source.classes,
-        source=source.name,
-        licence=source.licence,
-        left_out=source.left_out,
-    )
+    with kept_pieces(checkpoints_folder(), key, shape) as pieces:
+        samples = tqdm(
+            _announce_unreadable(read_samples(source, params, pieces)),
+            total=len(source.pictures),
+            desc="prepare",
+            unit=" images",
+        )
+        prepared = write_prepared(
+            PREPARED,
+            samples,
+            size=params.resolution,
+            channels=params.channels,
+            classes=source.classes,
+            source=source.name,
+            licence=source.licence,
+            left_out=source.left_out,
+        )
+    if pieces and pieces.reused:
+        print(f"went on behind {pieces.reused} images that were prepared before it was stopped")
     classes = f"{len(prepared.classes)} classes" if prepared.classes else "no classes"
     print(
         f"{source.name}: {len(prepared.train)} training and {len(prepared.heldout)} held-out "

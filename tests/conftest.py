@@ -68,6 +68,23 @@ def prepared(tmp_path_factory):
     return Workspace.make(tmp_path_factory.mktemp("prepared") / "workspace")
 
 
+@pytest.fixture
+def s3(monkeypatch):
+    """The environment that finds an S3-compatible server with one empty bucket; set here too."""
+    import s3fs
+
+    from tests.support.s3 import serving
+
+    for name in ("AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield environment
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="session")
 def lite0():
     """The embedded extractor on the CPU."""

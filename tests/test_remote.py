@@ -1,18 +1,15 @@
 """Checkpoints elsewhere too: in a folder, in S3; and what becomes of a run whose remote fails."""
 
 import errno
-import logging
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from threading import Event, Timer
-from urllib.request import Request, urlopen
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from benchmarks.robustness.torture import MODELS_AND_CURVES
 from maskdm.runtime.errors import UserError
@@ -28,6 +25,7 @@ from tests.support.checkpoints import (
     store,
     tensors,
 )
+from tests.support.s3 import BUCKET
 from tests.support.workspaces import like
 
 ROOT = Path(__file__).parent.parent
@@ -162,23 +160,9 @@ def test_a_run_that_went_on_elsewhere_prunes_what_the_first_machine_left(tmp_pat
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """The address of a folder in an empty bucket, on a server of our own."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()  # all servers share it
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    for name in ("AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket/checkpoints"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def bucket(s3):
+    """The address of a folder in an empty bucket."""
+    return f"s3://{BUCKET}/checkpoints"
 
 
 def objects(where):

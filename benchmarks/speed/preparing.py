@@ -19,6 +19,7 @@ from benchmarks.speed.measuring import interleaved
 from benchmarks.speed.results import Row
 from maskdm.data.contract import Source
 from maskdm.data.images import fit
+from maskdm.data.pieces import kept_pieces
 from maskdm.data.prepared import PreparedSet, Sample, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.params import Params, read_section
@@ -85,16 +86,18 @@ def listed(params: DataParams) -> Source:
 
 
 def write(folder: Path, source: Source, params: DataParams) -> PreparedSet:
-    """Prepare a source as the prepare stage does."""
-    return write_prepared(
-        folder,
-        read_samples(source, params),
-        size=params.resolution,
-        channels=params.channels,
-        classes=source.classes,
-        source=source.name,
-        licence=source.licence,
-    )
+    """Prepare a source as the prepare stage does, pieces for a restart included."""
+    shape = (params.resolution, params.resolution, params.channels)
+    with kept_pieces(folder / "checkpoints", "benchmark", shape) as pieces:
+        return write_prepared(
+            folder,
+            read_samples(source, params, pieces),
+            size=params.resolution,
+            channels=params.channels,
+            classes=source.classes,
+            source=source.name,
+            licence=source.licence,
+        )
 
 
 def write_noise(folder: Path, count: int) -> PreparedSet:

