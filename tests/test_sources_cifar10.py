@@ -3,6 +3,7 @@
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,15 @@ def test_a_forged_array_of_anything_else_is_refused(
 def test_a_pickle_that_asks_for_the_impossible_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_pickle(content)
+
+
+@pytest.mark.parametrize("opcode", [pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8])
+def test_a_number_in_a_pickle_takes_no_memory(opcode: bytes) -> None:
+    claimed = 2**26
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"."):
+            read_pickle(b"\x80\x05" + opcode + claimed.to_bytes(8, "little") + b"few bytes")
+        assert tracemalloc.get_traced_memory()[1] < claimed / 16
+    finally:
+        tracemalloc.stop()

@@ -8,7 +8,7 @@ would make an array of pointers out of a stranger's bytes.
 import io
 import math
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +54,15 @@ class _Array:
 
 class _ArraysOnly(pickle._Unpickler):
     """Python's own unpickler: the one in C takes memory for whatever numbers a pickle holds."""
+
+    def _refuse_bytearray(self) -> None:
+        """Refuse the one value for which Python's takes that memory, too."""
+        raise pickle.UnpicklingError("it holds a bytearray, which no array needs")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _refuse_bytearray,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         standing = {"_reconstruct": _Array, "ndarray": _Array, "dtype": _Dtype}.get(name)
