@@ -56,7 +56,7 @@ def import_model(
     found = sizes(LAYOUTS[layout], {n: t.shape for n, t in raw.items()}, heads, where)
     names = _class_names(found.classes, classes, layout, where)
     diffusion = _diffusion(path or _path(content, layout, where), where)
-    values = {
+    values: dict[str, Any] = {
         "size": found.size,
         "channels": found.channels,
         "classes": dict.fromkeys(names, 1) if names else None,
@@ -144,7 +144,7 @@ def _path(content: Mapping[str, Any], layout: str, where: str) -> str:
 
 def _diffusion(path: str, where: str) -> DiffusionParams:
     """Return the section ``diffusion`` of both repositories: the noise, at uniform times."""
-    values = {
+    values: dict[str, Any] = {
         "path": path,
         "prediction": "epsilon",
         "loss": "epsilon",
