@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.presets import read_preset
-from benchmarks.speed import measuring, stage
+from benchmarks.speed import batches, measuring, stage
 from benchmarks.speed.bench import PRESET
 from benchmarks.speed.commands import SHORT, workspace
 from benchmarks.speed.machine import machine, versions
@@ -49,6 +49,7 @@ from maskdm.backbones.uvit import UViT
 from maskdm.diffusion.masking import nothing_masked
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge, read_params, read_section
+from maskdm.runtime.threads import background_threads
 from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
@@ -111,6 +112,29 @@ def test_a_gpu_is_told_by_its_tokens_and_by_its_nominal_peak():
         (pytest.approx(500), 989),
     ]
     assert len(gpu_rows(works, {"a step": 0.02}, {LAYER: 6e14}, "another")) == 1
+
+
+def test_batches_are_rated_against_the_plain_way_and_against_their_noise(monkeypatch):
+    taken = {"plain": 4.0, "noise": 1.0}
+    timed = {}
+
+    def measured(timers, least, most):
+        timed.update(timers)
+        return {name: taken.get(name.split(",")[0], 2.0) for name in timers}
+
+    monkeypatch.setattr(batches, "interleaved", measured)
+    monkeypatch.setattr(batches, "timer", lambda call, device: call)
+    with background_threads(2, "batches") as threads:
+        rows = batches.of_size("tiny", TINY, threads)
+        assert {row.name: row.ratio for row in rows} == {
+            f"batches/s, tiny, {masked} ÷ {limit}": ratio
+            for masked in ("whole images", "50% masked", "75% masked", "90% masked")
+            for limit, ratio in (("the plain way", 2.0), ("the noise alone", 0.5))
+        }
+        assert {row.value for row in rows} == {batches.MADE / 2.0}
+        monkeypatch.setattr(batches, "MADE", 1)
+        for call in timed.values():
+            call()
 
 
 def test_the_limit_is_every_product_at_its_best_and_attention_at_the_best_of_all():

@@ -29,9 +29,8 @@ def streams(
 ) -> Iterator[np.random.Generator]:
     """Yield the generator of each of some samples at one step, as ``stream`` returns it.
 
-    It is one generator, moved to the start of one stream after the other, which takes a tenth of
-    the time of making one (that would ask the system for entropy, to throw it away): draw all that
-    a sample needs before you ask for the next.
+    It is one generator, moved to the start of one stream after the other, since making one asks the
+    system for entropy, to throw it away: draw all that a sample needs before you ask for the next.
     """
     digest = hashlib.sha256(purpose.encode()).digest()
     key = np.array([seed, int.from_bytes(digest[:8], "little")], dtype=np.uint64)

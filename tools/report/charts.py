@@ -128,7 +128,7 @@ def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
                 "budget:Q",
                 title="scratch's budget, training FLOPs",
                 scale=logarithmic,
-                axis=alt.Axis(format=".2~e", values=sorted({row["budget"] for row in rows})),
+                axis=alt.Axis(format=".3~e", values=sorted({row["budget"] for row in rows})),
             ),
             y=alt.Y(
                 "factor:Q",

@@ -22,7 +22,7 @@ def main() -> None:
     rows = [
         {
             "tokens": f"{one.tokens} tokens",
-            "budget": float(f"{one.budget:.2g}"),
+            "budget": float(f"{one.budget:.3g}"),
             "factor": one.factor,
             "bound": one.bound,
             "dataset": one.dataset.removesuffix("-tuning"),

@@ -25,7 +25,7 @@ HEAD = (
 
 def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return what ``benchmarks.evidence.decided.comparisons`` returns as rows of a table."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in comparisons:
         low, high = row["interval"]
         rows.append(
