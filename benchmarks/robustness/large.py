@@ -70,16 +70,16 @@ def main(
         size = save_pictures(Path(name) / "images", images)
         print(f"{images} files written in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         rows, went_on = measured(Path(name) / "images", images)
-    report = {
-        "machine": machine(),
-        "versions": versions(),
-        "images": images,
-        "side": SIDE,
-        "files_GiB": round(size / 2**30, 2),
-        "went_on_behind": went_on,
-        "rows": rows,
-    }
-    write_json(REPORT, report)
+        report = {
+            "machine": machine(),
+            "versions": versions(),
+            "images": images,
+            "side": SIDE,
+            "files_GiB": round(size / 2**30, 2),
+            "went_on_behind": went_on,
+            "rows": rows,
+        }
+        write_json(REPORT, report)
     for row in rows:
         print(row)
 
