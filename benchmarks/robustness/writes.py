@@ -124,9 +124,14 @@ def main(
     with tempfile.TemporaryDirectory() as made:
         while not rounds or time.monotonic() - started < 60 * minutes:
             rounds.append(sweep(Path(made).resolve(), storm, every, stages or STAGES, len(rounds)))
-            figures = {"minutes": round((time.monotonic() - started) / 60), "rounds": len(rounds)}
-            figures |= {"first_round": dict(rounds[0]), "last_round": dict(rounds[-1])}
-            figures |= {"of_all_faults": min(1.0, len(rounds) / every), **storm.figures()}
+            figures = {
+                "minutes": round((time.monotonic() - started) / 60),
+                "rounds": len(rounds),
+                "first_round": dict(rounds[0]),
+                "last_round": dict(rounds[-1]),
+                "of_all_faults": min(1.0, len(rounds) / every),
+                **storm.figures(),
+            }
             kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
             write_json(REPORT, kept | {"faults_at_writes": figures})
     print(json.dumps(figures))
