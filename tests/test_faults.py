@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.robustness import writes
 from benchmarks.robustness.forks import Ended
-from benchmarks.robustness.writes import CLOCK_FILE, Fault, Storm, strikes, unclear
+from benchmarks.robustness.writes import Fault, Storm, strikes, unclear
 from tests.support.clones import ROOT
 
 WRITE = os.O_WRONLY | os.O_CREAT
@@ -55,17 +55,7 @@ def test_a_kill_strikes_once_at_its_write(tmp_path, monkeypatch):
     assert sent == [(os.getpid(), signal.SIGKILL)]
 
 
-def test_the_clock_jumps_at_its_write(tmp_path, monkeypatch):
-    monkeypatch.setenv(CLOCK_FILE, str(tmp_path / "clock"))
-    fault = Fault(tmp_path / "w", "clock", 2)
-    happens(fault, "a")
-    assert not (tmp_path / "clock").exists()
-    happens(fault, "b")
-    assert (tmp_path / "clock").read_text() in writes.JUMPS
-
-
-def test_rounds_of_some_faults_are_all_of_them_in_the_end(monkeypatch):
-    monkeypatch.delenv(CLOCK_FILE, raising=False)
+def test_rounds_of_some_faults_are_all_of_them_in_the_end():
     rounds = [set(strikes(5, 4, shift)) for shift in range(4)]
     assert set.union(*rounds) == {(k, n) for k in ("killed", *writes.ERRORS) for n in range(1, 6)}
     assert sum(map(len, rounds)) == 15
@@ -99,11 +89,10 @@ def test_a_storm_tells_lost_files_from_wrong_and_from_left_ones():
 def test_whatever_befalls_the_first_stages_their_files_are_those_of_a_calm_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks.robustness.writes", "--every", "2"]
     command += ["--stages", "check", "--stages", "prepare"]
-    environment = {name: value for name, value in os.environ.items() if name != CLOCK_FILE}
     ended = subprocess.run(
         command,
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

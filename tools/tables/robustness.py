@@ -36,7 +36,6 @@ def _torture(report: Mapping[str, Any]) -> Iterator[Row]:
 
 def _writes(report: Mapping[str, Any]) -> Iterator[Row]:
     names = {"killed": "kill", "full": "full disk", "read-only": "read-only folder"}
-    names["clock"] = "jump of the clock"
     kinds = ", ".join(f"{count} × {names[kind]}" for kind, count in report["kinds"].items())
     counts = {name: len(report[name]) for name in ("lost", "wrong", "left", "unclear")}
     came = "{lost} files lost, {wrong} wrong, {left} left over; {unclear} messages unclear"
