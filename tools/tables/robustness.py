@@ -50,8 +50,9 @@ def _fuzzed(report: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _combined(report: Mapping[str, Any]) -> Iterator[Row]:
-    whole = f"{report['pairs_run'] + report['pairs_refused']} of {report['pairs']} pairs"
-    came = f"{report['pairs_run']} run, the others refused; {len(report['faults'])} otherwise"
+    ran, refused = report["pairs_run"], report["pairs_refused"]
+    whole = f"{ran + refused} of {report['pairs']} pairs"
+    came = f"{ran} run, {refused} refused in a sentence, {len(report['faults'])} otherwise"
     yield "values of two parameters together", whole, came
     nonsense = report["rows_with_nonsense_refused"]
     yield "one value without sense among others", f"{nonsense}", "each refused by its name"
