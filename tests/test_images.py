@@ -121,3 +121,14 @@ def test_resized_images_match_clean_fid(before: int, after: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (before, before, 3), dtype=np.uint8)
     expected = make_resizer("PIL", False, "bicubic", (after, after))(noise).clip(0, 255)
     assert abs(fit(Image.fromarray(noise), after, 3) - expected).max() <= 1
+
+
+def test_a_header_whose_numbers_are_text_is_damaged():
+    """Found by fuzzing: a TIFF whose StripOffsets is of type ASCII."""
+    content = bytes.fromhex(
+        "49492a00080000000a000001040001000000040000000101040001000000020000000201c70001000000"
+        "080000000301030001000000010000003a01030001000000030000801101020001000000860600000000"
+        "000c1601040001000000020000006a502020"
+    )
+    with pytest.raises(ValueError, match="its header is damaged"):
+        read_image(content, None, "white")

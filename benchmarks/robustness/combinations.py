@@ -28,7 +28,6 @@ from benchmarks.robustness.inputs import REPORT
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
-from maskdm.runtime.packages import require_package
 from maskdm.runtime.params import Params, merge, read_section
 from stages import check
 
@@ -115,7 +114,7 @@ VALUES: dict[str, dict[str, Sequence[Any]]] = {
     },
     "fid.features": {"extractor": ("efficientnet-lite0",)},  # the other is fetched
 }
-WRONG = ([[1]], -(10**9), math.nan, math.inf, {})  # nowhere right
+WRONG: Sequence[Any] = ([[1]], -(10**9), math.nan, math.inf, {})  # nowhere right
 LONGEST = 6000  # characters: other parameters of a row may be refused as well
 
 Key = tuple[str, ...]
@@ -164,7 +163,6 @@ def main(
     rows: Annotated[int, typer.Option(help="of about 42, to run")] = 1000,
 ) -> None:
     """Run every pair of values through all stages, or see it refused; write how many there are."""
-    require_package("allpairspy", "Covering pairs", "dev")
     begin_anew()
     tally, array = Tally(), covering()
     with tempfile.TemporaryDirectory() as folder:
@@ -238,13 +236,13 @@ def refusal(row: Mapping[Key, Any]) -> str | None:
 
 def largest_accepted(row: Row) -> Row:
     """Return a row that is accepted, with as many of another's values as go together."""
-    if refusal(row) is None:
-        return row
-    kept = dict(USUAL)
-    for key in VARIED:
-        tried = kept | {key: row[key]}
-        if row[key] != kept[key] and refusal(tried) is None:
-            kept = tried
+    kept, before = dict(row if refusal(row) is None else USUAL), None
+    while kept != before:  # what was refused at first may go together with what came later
+        before = kept
+        for key in VARIED:
+            tried = kept | {key: row[key]}
+            if tried != kept and refusal(tried) is None:
+                kept = tried
     return kept
 
 

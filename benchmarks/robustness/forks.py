@@ -44,16 +44,12 @@ class Ended:
     mib: int
 
 
-def begin_anew(**environment: str) -> None:
-    """Start this very command again, with one thread, and import what stages import.
-
-    Args:
-        environment: what it is to see besides, from its start on.
-    """
+def begin_anew() -> None:
+    """Start this very command again, with one thread, and import what stages import."""
     if BEGUN not in os.environ:
         usual = {name: value for name, value in os.environ.items() if "MASKDM" not in name}
         own = {BEGUN: "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-        os.execve(sys.executable, sys.orig_argv, usual | own | environment)
+        os.execve(sys.executable, sys.orig_argv, usual | own)
     del os.environ[BEGUN]
     for name in STAGES:
         importlib.import_module(f"stages.{name}")

@@ -6,6 +6,7 @@ The readers of strangers' bytes (``targets.py``) take turns under atheris, which
 goes on from them: a stop loses nothing. ``--anew`` forgets them.
 """
 
+import importlib.util
 import json
 import re
 import shutil
@@ -23,7 +24,6 @@ from benchmarks.robustness.targets import TARGETS
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
-from maskdm.runtime.packages import require_package
 
 KEPT = Path(".dvc/tmp/fuzz")
 # What is a defect in one file; the slow ones that are none need not be kept.
@@ -42,7 +42,8 @@ def main(
     anew: Annotated[bool, typer.Option("--anew", help="forget what was found before")] = False,
 ) -> None:
     """Fuzz the readers in turns and write how often, how far, and what was found."""
-    require_package("atheris", "Fuzzing", "fuzz")
+    if importlib.util.find_spec("atheris") is None:
+        raise UserError("Fuzzing needs the package atheris: pip install atheris (Linux, macOS).")
     chosen = only or list(TARGETS)
     if unknown := sorted(set(chosen) - TARGETS.keys()):
         raise UserError(f"There is no target '{unknown[0]}'. There are: {', '.join(TARGETS)}.")

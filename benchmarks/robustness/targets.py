@@ -25,7 +25,7 @@ class Target:
     """A reader.
 
     Attributes:
-        seeds: returns whole files.
+        seeds: returns whole files; the first is taken.
         opened: folder for files of its own → a function that reads a file of any bytes.
         refusals: what that function may raise.
     """
@@ -96,8 +96,8 @@ def _pickles() -> list[bytes]:
     import numpy as np
 
     planes = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 12)
-    batch = {"data": planes, "labels": [3, 9], b"batch_label": b"x", "more": (1.5, None, {True})}
-    return [pickle.dumps(batch, protocol) for protocol in range(6)]
+    batch = {"data": planes, "labels": [3, 9], "batch_label": "x", "more": (1.5, None, True, -1)}
+    return [pickle.dumps(batch, protocol) for protocol in (4, 3, 2, 1, 0, 5)]
 
 
 def _read_pickle(_: Path) -> Feed:

@@ -1,9 +1,9 @@
 """A fault at every write of every stage: ``python -m benchmarks.robustness.writes``.
 
 The stages of the preset tiny run in turn. At the first, the second, … write of each something goes
-wrong: the process is killed, the disk is full from now on, the folder cannot be written to, the
-clock jumps. Then the same command runs once more, undisturbed, and what is there must be the bytes
-of a run that nothing befell. Writes are counted, not timed: Python tells of every file that is
+wrong: the process is killed, the disk is full from now on, the folder cannot be written to. Then
+the same command runs once more, undisturbed, and what is there must be the bytes of a run that
+nothing befell. Writes are counted, not timed: Python tells of every file that is
 opened for writing, renamed or removed (PEP 578). It goes round and round, and measures what grows:
 the memory and the handles of commands, the files that they leave.
 """
@@ -32,12 +32,9 @@ from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 
 ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS}
-KILLED, CLOCK = "killed", "clock"
+KILLED = "killed"
 MAKING, CHANGING = ("open", "os.mkdir"), ("os.rename", "os.remove", "os.rmdir")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-JUMPS = ("-3600d", "-1h", "+1h", "+3600d")  # libfaketime's own words
-FAKETIME = "usr/lib/*/faketime/libfaketimeMT.so.1"  # Debian's package libfaketime
-CLOCK_FILE = "FAKETIME_TIMESTAMP_FILE"
 
 
 @dataclass
@@ -77,7 +74,7 @@ class Fault:
 
     Args:
         folder: the workspace: writes elsewhere are none.
-        kind: ``killed``, ``full``, ``read-only`` or ``clock``; None only counts.
+        kind: ``killed``, ``full`` or ``read-only``; None only counts.
         at: the number of the write, from 1.
     """
 
@@ -91,8 +88,6 @@ class Fault:
         self.writes += 1
         if self.kind == KILLED and self.writes == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.kind == CLOCK and self.writes == self.at:
-            set_clock(JUMPS[self.at % len(JUMPS)])
         # On a full disk, what is there can be renamed and removed.
         if self.kind in ERRORS and self.writes >= self.at:
             if self.kind == "full" and event not in MAKING:
@@ -119,37 +114,24 @@ def main(
     stages: Annotated[list[str] | None, typer.Option(help="that are struck; else all")] = None,
 ) -> None:
     """Strike at the writes of the stages, round by round at others, and write what came of it."""
-    begin_anew(**a_clock())
+    begin_anew()
     storm, rounds, started = Storm(), list[Counter[str]](), time.monotonic()
     with tempfile.TemporaryDirectory() as made:
         while not rounds or time.monotonic() - started < 60 * minutes:
             rounds.append(sweep(Path(made).resolve(), storm, every, stages or STAGES, len(rounds)))
-            figures = {"minutes": round((time.monotonic() - started) / 60), "rounds": len(rounds)}
-            figures |= {"first_round": dict(rounds[0]), "last_round": dict(rounds[-1])}
-            figures |= {"of_all_faults": min(1.0, len(rounds) / every), **storm.figures()}
+            figures = {
+                "minutes": round((time.monotonic() - started) / 60),
+                "rounds": len(rounds),
+                "first_round": dict(rounds[0]),
+                "last_round": dict(rounds[-1]),
+                "of_all_faults": min(1.0, len(rounds) / every),
+                **storm.figures(),
+            }
             kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
             write_json(REPORT, kept | {"faults_at_writes": figures})
     print(json.dumps(figures))
     if storm.lost or storm.wrong or storm.left or storm.unclear:
         raise UserError(f"Not all was as it should be: see faults_at_writes in {REPORT}.")
-
-
-def a_clock() -> dict[str, str]:
-    """Return the environment in which the clock can be set; empty without libfaketime."""
-    library = next(Path("/").glob(FAKETIME), None)
-    if library is None or CLOCK_FILE in os.environ:
-        return {}
-    handle, name = tempfile.mkstemp(prefix="clock-")
-    os.close(handle)
-    # A clock that is set leaves the monotonic one alone.
-    alone = {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    return {CLOCK_FILE: name, "LD_PRELOAD": str(library), **alone}
-
-
-def set_clock(off: str) -> None:
-    """Let the clock be off by so much from now on, where there is libfaketime."""
-    if name := os.environ.get(CLOCK_FILE):
-        Path(name).write_text(off, encoding="utf-8")
 
 
 def sweep(
@@ -169,7 +151,6 @@ def sweep(
     """
     calm, struck, before = (folder / name for name in ("calm", "struck", "before"))
     most = Counter[str]()
-    set_clock("+0")
     shutil.rmtree(calm, ignore_errors=True)
     write_json(calm / "params.yaml", read_preset("tiny"))
     for name in STAGES[: 1 + max(map(STAGES.index, chosen))]:
@@ -184,7 +165,6 @@ def sweep(
             shutil.rmtree(struck, ignore_errors=True)
             shutil.copytree(before, struck)
             first = run(name, struck, Fault(struck, kind, at))
-            set_clock("+0")
             second = run(name, struck)
             storm.faults[kind] += 1
             where = f"{name}, {kind} at write {at} of {undisturbed.told}"
@@ -198,8 +178,7 @@ def sweep(
 
 def strikes(writes: int, every: int, shift: int) -> Iterator[tuple[str, int]]:
     """Yield kinds of faults and the numbers of the writes they strike at."""
-    kinds = (KILLED, *ERRORS, *((CLOCK,) if CLOCK_FILE in os.environ else ()))
-    every_one = [(kind, at) for at in range(1, writes + 1) for kind in kinds]
+    every_one = [(kind, at) for at in range(1, writes + 1) for kind in (KILLED, *ERRORS)]
     yield from every_one[shift % every :: every]
 
 

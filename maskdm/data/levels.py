@@ -28,7 +28,10 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     """
     tiles = getattr(image, "tile", None)
     stored = tiles[0].args if tiles else None
-    image.load()
+    try:
+        image.load()
+    except TypeError as error:  # PIL counts with whatever types a damaged header gives
+        raise ValueError(f"its header is damaged ({error})") from None
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers, which do not say what is white")
     key = image.info.get("transparency")

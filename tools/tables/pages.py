@@ -17,6 +17,7 @@ from tools.tables import (
     measured,
     needs,
     parameters,
+    robustness,
     solvers,
     sources,
 )
@@ -26,6 +27,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpus": gpus.table,
     "needs": needs.table,
     "parameters": parameters.table,
+    "robustness": robustness.table,
     "solvers": solvers.table,
     "grid": solvers.table_of_the_papers_grid,
     "sources": sources.table,

@@ -1,0 +1,81 @@
+"""The table of what was done to break the pipeline, from the reports of it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+REPORTS = Path("reports")
+Row = tuple[str, str, str]
+
+
+def table() -> str:
+    """Return what was tried, how often, and what came of it; only what was measured."""
+    report = _read("robustness.json") | {"torture": _read("torture.json")}
+    lines = ["| tried | how often | what came of it |", "| --- | --- | --- |"]
+    for key, rows in KINDS.items():
+        lines += [f"| {' | '.join(row)} |" for row in rows(report[key])] if report.get(key) else []
+    return "\n".join(lines)
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = REPORTS / name
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _kills(report: Mapping[str, Any]) -> Iterator[Row]:
+    lost, wrong = len(report["lost"]), len(report["wrong"])
+    yield "`kill -9` under `dvc repro`", f"{report['kills']}", f"{lost} files lost, {wrong} wrong"
+
+
+def _prepare(report: Mapping[str, Any]) -> Iterator[Row]:
+    signals, wrong = sum(report["signals"].values()), len(report["differing"])
+    left = len(report["left_over"])
+    yield "signals to prepare", f"{signals}", f"{wrong} files wrong, {left} left over"
+
+
+def _torture(report: Mapping[str, Any]) -> Iterator[Row]:
+    for phase in ("pretrain", "finetune"):
+        wrong = len(report[phase]["differing"])
+        yield f"signals to {phase}", f"{sum(report[phase]['signals'].values())}", f"{wrong} wrong"
+
+
+def _writes(report: Mapping[str, Any]) -> Iterator[Row]:
+    names = {"killed": "kill", "full": "full disk", "read-only": "read-only folder"}
+    kinds = ", ".join(f"{count} × {names[kind]}" for kind, count in report["kinds"].items())
+    counts = {name: len(report[name]) for name in ("lost", "wrong", "left", "unclear")}
+    came = "{lost} files lost, {wrong} wrong, {left} left over; {unclear} messages unclear"
+    yield f"a fault at a write of a stage ({kinds})", f"{report['faults']}", came.format(**counts)
+
+
+def _fuzzed(report: Mapping[str, Any]) -> Iterator[Row]:
+    for name, own in report.items():
+        often = f"{own['files']:,} files in {own['seconds'] / 60:.0f} minutes"
+        defects = own["defects"]
+        yield f"fuzzing guided by coverage: {name}", often, f"{defects} defects left"
+
+
+def _combined(report: Mapping[str, Any]) -> Iterator[Row]:
+    ran, refused = report["pairs_run"], report["pairs_refused"]
+    whole = f"{ran + refused} of {report['pairs']} pairs"
+    came = f"{ran} run, {refused} refused in a sentence, {len(report['faults'])} otherwise"
+    yield "values of two parameters together", whole, came
+    nonsense = report["rows_with_nonsense_refused"]
+    yield "one value without sense among others", f"{nonsense}", "each refused by its name"
+
+
+def _inputs(report: Mapping[str, Any]) -> Iterator[Row]:
+    counts = {kind: count for kind, count in report.items() if kind != "cases"}
+    came = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    yield "odd files", f"{report['cases']}", came
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
+    "inputs": _inputs,
+    "fuzzed_by_coverage": _fuzzed,
+    "combinations": _combined,
+    "kills_of_prepare": _prepare,
+    "torture": _torture,
+    "kills_under_dvc_repro": _kills,
+    "faults_at_writes": _writes,
+}
