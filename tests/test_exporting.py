@@ -127,7 +127,8 @@ def test_nothing_is_pickled_and_no_code_needs_maskdm(tmp_path: Path) -> None:
 
 def test_the_card_says_how_the_model_was_trained_and_measured(tmp_path: Path) -> None:
     saved(tmp_path / "model", training=[LEG.model_dump()])
-    metrics = {"fd_efficientnet_lite0": 71.9, "count": 1500, "solver": "ddpm", "nfe": 25}
+    metrics = {"fd_efficientnet_lite0": 71.9, "manifold": {"recall": 0.12}}
+    metrics |= {"count": 1500, "solver": "ddpm", "nfe": 25}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"network_passes": 34}))
     export_to_diffusers(
         tmp_path / "model",
@@ -143,6 +144,7 @@ def test_the_card_says_how_the_model_was_trained_and_measured(tmp_path: Path) ->
     assert "OpenMoji 17: emoji" in text
     assert "| pretrain | 5300 | 32 | block, 75% hidden | 1.23e+09 | 0123456789ab |" in text
     assert "| fd_efficientnet_lite0 | 71.9 |" in text
+    assert "| recall | 0.12 |" in text
     assert "Drawn with count 1500, solver ddpm, nfe 25" in text
     assert "network_passes" not in text
 

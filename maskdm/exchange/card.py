@@ -24,7 +24,7 @@ def model_card(
     name: str,
     data: str | None,
     licence: str | None,
-    distances: Mapping[str, float],
+    measures: Mapping[str, float],
     drawn: str | None,
     guided: bool,
 ) -> str:
@@ -35,7 +35,7 @@ def model_card(
         name: of the model.
         data: what it was trained on, in words.
         licence: of that and of the model, as an SPDX identifier in lower case.
-        distances: measured ones, by name.
+        measures: how good its images were found to be, by name.
         drawn: with what settings the images were drawn that they were measured on.
         guided: whether a guide is in the folder.
     """
@@ -58,7 +58,7 @@ def model_card(
         USE.format(place=name, further=" and timm" if model.backbone == "vit" else "").rstrip(),
         f"## Data\n\nTrained on: {data or UNSAID}.\n\nLicence: {licence or UNSAID}.",
         f"## Training\n\n{_training(config)}",
-        f"## Quality\n\n{_quality(distances, drawn)}",
+        f"## Quality\n\n{_quality(measures, drawn)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -90,11 +90,14 @@ def _training(config: ModelConfig) -> str:
     )
 
 
-def _quality(distances: Mapping[str, float], drawn: str | None) -> str:
-    """Return the measured distances as a table."""
-    if not distances:
+def _quality(measures: Mapping[str, float], drawn: str | None) -> str:
+    """Return what was measured as a table."""
+    if not measures:
         return "Not measured when the model was exported."
-    rows = [f"| {name} | {value:.6g} |" for name, value in distances.items()]
-    note = "Distances are named by their features; only one called `fid` is a FID."
-    table = "\n".join(["| distance | value |", "|---|---|", *rows])
+    rows = [f"| {name} | {value:.6g} |" for name, value in measures.items()]
+    note = (
+        "Distances are named by their features; only one called `fid` is a FID. Precision and the "
+        "like are measured in the same features."
+    )
+    table = "\n".join(["| measure | value |", "|---|---|", *rows])
     return f"{note} Drawn with {drawn}.\n\n{table}"

@@ -52,7 +52,7 @@ def export_to_diffusers(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
-    distances, drawn = ({}, None) if metrics is None else _measured(metrics)
+    measures, drawn = ({}, None) if metrics is None else _measured(metrics)
     trained = load(model, weights, device="cpu")
     components, index, config = {DENOISER: trained}, {}, trained.config
     if guide is not None:
@@ -71,7 +71,7 @@ def export_to_diffusers(
     bundle = Bundle()
     bundle.add(f"{PACKAGE}.exchange.diffusers_pipeline", PIPELINE_CLASS)
     write_text(folder / f"{PIPELINE}.py", bundle.text(ABOUT.format(what="Drawing images")))
-    card = model_card(config, folder.name, data, licence, distances, drawn, guide is not None)
+    card = model_card(config, folder.name, data, licence, measures, drawn, guide is not None)
     write_text(folder / "README.md", card)
     write_json(
         folder / "model_index.json",
@@ -117,18 +117,21 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def _measured(path: Path) -> tuple[dict[str, float], str]:
-    """Return the distances in a metrics file, and in words how the images were drawn."""
+    """Return what a metrics file says of the images, and in words how the images were drawn."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, Mapping):
             raise ValueError("it is no table")
+        spans = content.get("manifold", {})  # precision, recall, density, coverage
+        if not isinstance(spans, Mapping):
+            raise ValueError("its manifold is no table")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is no file of metrics, such as reports/metrics.json: {error}."
         ) from None
     numbers = {
         name: float(value)
-        for name, value in content.items()
+        for name, value in (*content.items(), *spans.items())
         if name not in SETTINGS and isinstance(value, int | float) and not isinstance(value, bool)
     }
     settings = {name: content[name] for name in SampleParams.model_fields if name in content}
