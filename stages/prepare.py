@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from maskdm.data.duplicates import Duplicates
 from maskdm.data.inventory import shaped_by
 from maskdm.data.pieces import kept_pieces
 from maskdm.data.prepared import Sample, Unreadable, write_prepared
@@ -31,6 +32,7 @@ def main() -> None:
     shape = (params.resolution, params.resolution, params.channels)
     key = shaped_by(params)  # first: files that change from here on make it another set
     source = open_source(params, DOWNLOADS)
+    duplicates = Duplicates() if params.duplicates == "exact" else None
     with kept_pieces(checkpoints_folder(), key, shape) as pieces:
         samples = tqdm(
             _announce_unreadable(read_samples(source, params, pieces)),
@@ -47,6 +49,7 @@ def main() -> None:
             source=source.name,
             licence=source.licence,
             left_out=source.left_out,
+            duplicates=duplicates,
         )
     if pieces and pieces.reused:
         print(f"went on behind {pieces.reused} images that were prepared before it was stopped")
@@ -59,6 +62,11 @@ def main() -> None:
     if source.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.left_out.items()))
         print(f"not read, since their names are not those of images: {kinds} (docs/data.md)")
+    if duplicates is not None and duplicates.copies:
+        print(
+            f"{duplicates.copies} images equal an earlier one, {duplicates.moved} of them were put "
+            "on its side of the split (data.duplicates)"
+        )
 
 
 def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:

@@ -220,6 +220,7 @@ CHANGES = {
     "classes": False,
     "limit": 11,
     "max_pixels": 1000,
+    "duplicates": "exact",
 }
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 from PIL import Image, ImageColor
 from pydantic import Field, field_validator
 
+from maskdm.data.duplicates import DuplicateRule
 from maskdm.data.images import MOST_PIXELS
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
@@ -40,6 +41,11 @@ class SourceParams(Section):
     group: str = Field(
         description="for folder and zip: file, folder, or a regular expression that finds the "
         "group's name in the path (its first parenthesis, or else the whole match)"
+    )
+    duplicates: DuplicateRule = Field(
+        default="keep",
+        description="exact (copies of one image go to one side of the split) or keep (each stays "
+        "where its source puts it)",
     )
     classes: bool = Field(description="true or false; true needs a source with classes")
     limit: int | None = Field(ge=2, description="a whole number of images >= 2, or null for all")
