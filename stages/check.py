@@ -13,7 +13,7 @@ from maskdm.diffusion.masking import Mask, MaskParams, describe
 from maskdm.evaluation.distances import FidParams
 from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.runtime.command import run
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UNDO, UserError
 from maskdm.runtime.files import write_text
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
 from maskdm.sampling.model import check_guide
@@ -43,9 +43,6 @@ SECTIONS = {
     "sample": SampleParams,
     "fid": FidParams,
 }
-RESTORE = (
-    "Nothing was computed or deleted. If this came from -S, 'git checkout params.yaml' undoes it."
-)
 
 
 def main() -> None:
@@ -57,7 +54,7 @@ def main() -> None:
     try:
         check(PARAMS)
     except UserError as error:
-        raise UserError(f"{error}\n{RESTORE}") from None
+        raise UserError(f"{error}\nNothing was computed or deleted. {UNDO}") from None
     write_text(Path("data/checked"), "params.yaml was checked.\n")
 
 

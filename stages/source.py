@@ -5,6 +5,7 @@ from pathlib import Path
 from maskdm.data.inventory import inventory
 from maskdm.data.registry import DataParams
 from maskdm.runtime.command import run
+from maskdm.runtime.errors import UNDO, UserError
 from maskdm.runtime.files import write_json
 from maskdm.runtime.params import read_section
 
@@ -18,7 +19,11 @@ def main() -> None:
     It always runs. While the files stay what they are, it writes the same, and nothing after it
     runs again.
     """
-    write_json(SOURCE, inventory(read_section(PARAMS, "data", DataParams)))
+    try:
+        found = inventory(read_section(PARAMS, "data", DataParams))
+    except UserError as error:
+        raise UserError(f"{error}\n{UNDO}") from None
+    write_json(SOURCE, found)
 
 
 if __name__ == "__main__":

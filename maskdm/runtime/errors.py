@@ -1,5 +1,9 @@
 """The one kind of error that is meant for the person at the keyboard."""
 
+# git compares sizes and whole seconds: a new value of equal length, written by DVC in the second in
+# which git had looked, it takes for the old one, and leaves it. What is gone it always brings back.
+UNDO = "If this came from -S, 'rm params.yaml && git checkout params.yaml' undoes it."
+
 
 class UserError(Exception):
     """Something the user can mend: what was wrong, where, what is allowed, what to do.
