@@ -31,6 +31,7 @@ $(VENV)/.packages: requirements.lock
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'maskdm needs Python 3.11 or newer, which $(or $(PYTHON),the one asked for) is not.' \
 	       'Name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
+	@echo 'Installing the packages of requirements.lock into $(VENV): some five minutes, 6.4 GB.'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -r requirements.lock
 	@touch $@
