@@ -54,6 +54,23 @@ def test_importing_the_package_imports_no_torch():
     assert said.stdout.endswith("True\n")
 
 
+def test_what_the_package_offers_can_be_listed_and_is_there():
+    assert dir(maskdm) == ["__version__", "load"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", maskdm.__version__)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = maskdm.lod
+
+
+def test_a_model_says_what_it_draws(model, conditional):
+    assert re.fullmatch(
+        r"<TrainedModel: 16x16 pixels, 3 channels; \w+ of width \d+ and depth \d+, [\d,]+ weights, "
+        r"on cpu>",
+        repr(model),
+    )
+    assert f"{len(conditional.classes)} classes" in repr(conditional)
+    assert repr(model.guided_by(model)).endswith("on cpu, guided>")
+
+
 def test_an_image_is_the_same_in_any_count_and_another_with_another_seed(model, monkeypatch):
     images = arrays(model.sample(5, seed=3, nfe=4))
     monkeypatch.setenv("MASKDM_SAMPLE_BATCH", "2")

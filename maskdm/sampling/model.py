@@ -53,6 +53,18 @@ class TrainedModel:
         self.backbone, self.config, self.device = backbone.to(device).eval(), config, device
         self.guide = guide
 
+    def __repr__(self) -> str:
+        """Say what it draws and what it is."""
+        config, model = self.config, self.config.model
+        weights = sum(parameter.numel() for parameter in self.backbone.parameters())
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        guided = ", guided" if self.guide else ""
+        return (
+            f"<TrainedModel: {config.size}x{config.size} pixels, {config.channels} channels"
+            f"{classes}; {model.backbone} of width {model.dim} and depth {model.depth}, "
+            f"{weights:,} weights, on {self.device}{guided}>"
+        )
+
     @property
     def x0_network(self) -> X0Network:
         """The network as an estimate of x0."""
