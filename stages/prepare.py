@@ -42,14 +42,13 @@ def main() -> None:
         )
         prepared = write_prepared(
             PREPARED,
-            samples,
+            duplicates.together(samples) if duplicates else samples,
             size=params.resolution,
             channels=params.channels,
             classes=source.classes,
             source=source.name,
             licence=source.licence,
             left_out=source.left_out,
-            duplicates=duplicates,
         )
     if pieces and pieces.reused:
         print(f"went on behind {pieces.reused} images that were prepared before it was stopped")

@@ -10,8 +10,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from maskdm.data.duplicates import Duplicates
-from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
-from maskdm.runtime.errors import UserError
+from maskdm.data.prepared import Sample, Unreadable, open_prepared
 from tests.support.clones import ROOT
 
 
@@ -23,61 +22,38 @@ def picture(number: int) -> np.ndarray:
 SAMPLES = [(1, 0, False), (2, 1, True), (1, 1, True), (3, 0, True), (2, 0, False), (4, 1, False)]
 
 
-def written(folder: Path, samples: list[tuple[int, int, bool]], **how: Duplicates) -> PreparedSet:
-    return write_prepared(
-        folder,
-        (Sample(picture(n), label, heldout) for n, label, heldout in samples),
-        size=8,
-        channels=3,
-        classes=["a", "b"],
-        source="a test",
-        licence="none",
-        **how,
-    )
+def samples(*images: tuple[int, int, bool]) -> list[Sample]:
+    return [Sample(picture(number), label, heldout) for number, label, heldout in images]
 
 
-def test_copies_follow_the_first_of_them(tmp_path: Path) -> None:
-    duplicates = Duplicates()
-    kept = written(tmp_path, SAMPLES, duplicates=duplicates)
-    assert np.array_equal(kept.train, [picture(n) for n in (1, 1, 4)])
-    assert np.array_equal(kept.heldout, [picture(n) for n in (2, 3, 2)])
-    assert kept.train_labels is not None
-    assert kept.train_labels.tolist() == [0, 1, 1]
+def test_copies_follow_the_first_of_them() -> None:
+    duplicates, damaged = Duplicates(), Unreadable("one.png", "it is damaged")
+    given = samples(*SAMPLES)
+    found = list(duplicates.together([damaged, *given]))
+    assert found[0] is damaged
+    sides = [sample.heldout for sample in found[1:] if isinstance(sample, Sample)]
+    assert sides == [False, True, False, True, True, False]
+    for one, other in zip(given, found[1:], strict=True):
+        assert isinstance(other, Sample)
+        assert other.pixels is one.pixels
+        assert other.label == one.label
     assert (duplicates.copies, duplicates.moved) == (2, 2)
-    assert '"copies": {\n    "count": 2,\n    "moved": 2' in (tmp_path / "dataset.json").read_text()
 
 
-def test_without_a_rule_each_stays_where_its_source_puts_it(tmp_path: Path) -> None:
-    kept = written(tmp_path, SAMPLES)
-    assert np.array_equal(kept.train, [picture(n) for n in (1, 2, 4)])
-    assert "copies" not in (tmp_path / "dataset.json").read_text()
-
-
-def test_a_set_in_which_no_copy_moves_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    """Copies within one side, as the default's set has them, change nothing that was recorded."""
-    samples = [(1, 0, False), (1, 1, False), (2, 0, True), (3, 1, False)]
-    sets = (tmp_path / "kept", {}), (tmp_path / "looked at", {"duplicates": Duplicates()})
-    one, other = (
-        {path.name: path.read_bytes() for path in folder.iterdir()}
-        for folder, how in sets
-        if written(folder, samples, **how)
-    )
-    assert one == other
+def test_without_copies_nothing_changes() -> None:
+    """Nor with copies on one side, as the default's set has them."""
+    duplicates, given = Duplicates(), samples((1, 0, False), (1, 1, False), (2, 0, True))
+    found = list(duplicates.together(given))
+    assert [s.heldout for s in found if isinstance(s, Sample)] == [False, False, True]
+    assert (duplicates.copies, duplicates.moved) == (1, 0)
 
 
 def test_images_that_differ_in_one_value_are_no_copies() -> None:
     duplicates, image = Duplicates(), picture(1)
-    duplicates.side(image, False)
-    image[-1, -1, -1] ^= 1
-    assert duplicates.side(image, True)
+    other = image.copy()
+    other[-1, -1, -1] ^= 1
+    list(duplicates.together([Sample(image, None, False), Sample(other, None, True)]))
     assert duplicates.copies == 0
-
-
-def test_if_copies_leave_one_side_empty_a_sentence_says_so(tmp_path: Path) -> None:
-    written(tmp_path, SAMPLES)
-    with pytest.raises(UserError, match=r"only one side is left.*data.duplicates to keep"):
-        written(tmp_path, [(1, 0, False), (1, 0, True), (2, 0, False)], duplicates=Duplicates())
-    assert len(open_prepared(tmp_path).train) == 3  # what was there stays
 
 
 @pytest.mark.parametrize(("rule", "shared"), [("exact", False), ("keep", True)])

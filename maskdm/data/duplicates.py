@@ -5,10 +5,12 @@ one, and each copy follows the first of its kind, so nothing is read twice. What
 them is a table of hashes, some 120 bytes an image.
 """
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
-import numpy as np
+from maskdm.data.prepared import Sample, Unreadable
 
 DuplicateRule = Literal["exact", "keep"]
 
@@ -25,17 +27,14 @@ class Duplicates:
         self.copies = self.moved = 0
         self._heldout: dict[bytes, bool] = {}
 
-    def side(self, pixels: np.ndarray, heldout: bool) -> bool:
-        """Note an image and return whether it is to be held out.
-
-        Args:
-            pixels: uint8 ``(H, W, C)``, all images of one shape.
-            heldout: whether its source holds it out.
-        """
-        key = blake2b(pixels.tobytes(), digest_size=16).digest()
-        if key not in self._heldout:
-            self._heldout[key] = heldout
-            return heldout
-        self.copies += 1
-        self.moved += self._heldout[key] != heldout
-        return self._heldout[key]
+    def together(self, samples: Iterable[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:
+        """Yield samples with all copies of an image on the side of the first of them."""
+        for sample in samples:
+            if isinstance(sample, Unreadable):
+                yield sample
+                continue
+            key = blake2b(sample.pixels.tobytes(), digest_size=16).digest()
+            self.copies += key in self._heldout
+            heldout = self._heldout.setdefault(key, sample.heldout)
+            self.moved += heldout != sample.heldout
+            yield replace(sample, heldout=heldout)

@@ -17,7 +17,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from maskdm.data.duplicates import Duplicates
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import remove_begun, replacing, write_array, write_json
 
@@ -122,7 +121,6 @@ def write_prepared(
     source: str,
     licence: str,
     left_out: Mapping[str, int] = MappingProxyType({}),
-    duplicates: Duplicates | None = None,
 ) -> PreparedSet:
     """Write a prepared set, one image in memory at a time.
 
@@ -138,7 +136,6 @@ def write_prepared(
         source: where the images come from, in words.
         licence: the images' licence, in words.
         left_out: what lies beside the images and is none: kind of file → how many.
-        duplicates: puts copies of one image on one side; None: each stays on its own.
 
     Raises:
         UserError: if no training or no held-out image is left.
@@ -157,17 +154,9 @@ def write_prepared(
                 if skipped_count <= LISTED:
                     skipped.append(f"{sample.name}: {sample.reason}")
                 continue
-            held_out = sample.heldout
-            if duplicates is not None:
-                held_out = duplicates.side(sample.pixels, held_out)
-            (heldout if held_out else train).append(sample.pixels)
+            (heldout if sample.heldout else train).append(sample.pixels)
             if sample.label is not None:
-                labels[held_out].append(sample.label)
-        if duplicates is not None and duplicates.moved and not (train.count and heldout.count):
-            raise UserError(
-                "Images of the one side of the split are copies of images of the other, and only "
-                "one side is left: take more images, or set data.duplicates to keep."
-            )
+                labels[sample.heldout].append(sample.label)
         require_both(train.count, heldout.count)
         # From here to the end of this function there is no set: killed between two files, it would
         # have left new pixels under the old hash.
@@ -192,8 +181,6 @@ def write_prepared(
         "left_out": dict(sorted(left_out.items())),
         "hash": digest.hexdigest(),
     }
-    if duplicates is not None and duplicates.moved:
-        about["copies"] = {"count": duplicates.copies, "moved": duplicates.moved}
     write_json(folder / "dataset.json", about)
     return open_prepared(folder)
 

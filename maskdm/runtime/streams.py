@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+ESCAPED = "backslashreplace"
+
 
 def mend_streams() -> None:
     """Escape what a terminal cannot show, and be silent where nobody listens, or no longer.
@@ -24,17 +26,24 @@ def mend_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
         stream = getattr(sys, name)
-        if number and isinstance(stream, TextIOWrapper) and stream.fileno() == number:
+        if number and isinstance(stream, TextIOWrapper):
             setattr(sys, name, _unfailing(stream, number))
 
 
 def _unfailing(stream: TextIOWrapper, number: int) -> TextIOWrapper:
-    """Return a stream to the same place that goes on when its reader has gone."""
+    """Return a stream to the same place that takes any word, and goes on without its reader."""
+    try:
+        there = stream.fileno()
+    except OSError:  # it is in memory
+        there = None
+    if there != number:
+        stream.reconfigure(errors=ESCAPED)
+        return stream
     stream.flush()
     return TextIOWrapper(
         BufferedWriter(_Heard(number, "w", closefd=False)),
         stream.encoding,
-        "backslashreplace",
+        ESCAPED,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
