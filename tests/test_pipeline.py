@@ -12,6 +12,7 @@ import shutil
 import pytest
 from dvc.repo import Repo
 
+from benchmarks.speed.guidance import INTERVALS, SCALES
 from maskdm.runtime.errors import UNDO
 from maskdm.runtime.params import read_params
 from maskdm.sampling.solvers import SOLVERS
@@ -249,7 +250,7 @@ def test_solvers_are_measured_as_the_pipeline_measures_and_once(clone):
 
 def test_guidance_is_measured_at_every_scale_and_once(clone):
     command = ("python", "-m", "benchmarks.speed.guidance", "--count", "8", "--solver", "dpmpp-2m")
-    assert clone.call(*command).count("guide_scale'") == 7
+    assert clone.call(*command).count("guide_scale'") == 1 + len(SCALES) * len(INTERVALS)
     report = json.loads((clone.path / "reports/guidance.json").read_text())
     plain, *guided = report["cells"]
     assert (plain["guide_scale"], plain["network_passes"]) == (1.0, 16)

@@ -26,6 +26,8 @@ RUNNING = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pi
 # file: what it may do, and why.
 ALLOWED = {
     "maskdm/data/pickled.py": {"import pickle"},  # its class of unpickler finds classes of ours
+    "maskdm/exchange/reading.py": {"import pickle"},  # for the error of torch's own safe reader
+    "benchmarks/robustness/targets.py": {"import pickle"},  # writes what is damaged and fed to us
     "benchmarks/speed/measuring.py": {"exec"},  # code of the benchmark itself, in a process
 }
 
