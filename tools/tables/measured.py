@@ -78,15 +78,18 @@ def guidance() -> str:
         if cell["guide_scale"] != 1:
             line = lines.setdefault((cell["solver"], *cell["guide_interval"]), {})
             line[cell["guide_scale"]] = cell
+    measures = (name, *(key for key in ("precision", "recall", "coverage") if key in cells[0]))
     rows = [
         (
             f"`{solver}`, {plain[solver]['nfe']} evaluations, times {low:g} to {high:g}",
             f"{plain[solver]['network_passes']} → {next(iter(line.values()))['network_passes']}",
-            *(number({1.0: plain[solver], **line}[scale][name]) for scale in scales),
+            f"`{measure}`",
+            *(number({1.0: plain[solver], **line}[scale][measure]) for scale in scales),
         )
+        for measure in measures
         for (solver, low, high), line in lines.items()
     ]
-    head = (f"`{name}` at scale …", "passes", *(f"{scale:g}" for scale in scales))
+    head = ("at scale …", "passes", "", *(f"{scale:g}" for scale in scales))
     said = f"{report['images']} images a cell; scale 1 is no guidance:"
     return f"{said}\n\n{in_markdown(head, rows)}"
 
