@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 from dvc.repo import Repo
@@ -205,17 +206,27 @@ def test_a_wrong_parameter_is_refused_before_anything_is_touched(clone, change, 
     assert clone.dvc("repro") == set()
 
 
-def test_what_a_refusal_advises_works_where_git_alone_sees_no_change(clone):
-    """A value of equal length, written within the second of the last look at the file."""
-    params = clone.path / "params.yaml"
-    whole = params.read_text()
-    clone.git("status")
-    times = params.stat()
-    params.write_text(whole.replace("rate: 0.75", "rate: 1.75"))
-    assert params.read_text() != whole
-    os.utime(params, ns=(times.st_atime_ns, times.st_mtime_ns))
-    clone.call("sh", "-c", re.search(r"'(.*)' undoes", UNDO)[1])
-    assert params.read_text() == whole
+def test_what_a_refusal_advises_works_where_git_alone_sees_no_change(tmp_path):
+    """A value of equal length; a second or less of difference, which git is told not to look at."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-c", "core.checkStat=minimal"]
+    git += ["-c", "core.trustctime=false"]
+
+    def call(*words):
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+
+    params, earlier = tmp_path / "params.yaml", (0, 10**18)
+    params.write_text("mask: {rate: 0.9}\n")
+    os.utime(params, ns=earlier)
+    call("git", "init", "--quiet")
+    call(*git, "add", "params.yaml")
+    call(*git, "commit", "--quiet", "--message", "x")
+    params.write_text("mask: {rate: 1.0}\n")
+    os.utime(params, ns=earlier)
+    call(*git, "checkout", "params.yaml")
+    assert "1.0" in params.read_text()  # git by itself took it for the old one
+    advised = re.search(r"'(.*)' undoes", UNDO)[1]
+    call("sh", "-c", advised.replace("git ", f"{' '.join(git)} "))
+    assert "0.9" in params.read_text()
 
 
 def test_a_mistyped_key_is_refused_by_dvc(clone):
