@@ -14,11 +14,11 @@ from pathlib import Path
 from re import fullmatch
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.runtime.files import BEGUN, remove_begun, replacing
+from maskdm.runtime.locks import held
 from maskdm.runtime.parent import SECONDS
 
 MOST = 1024  # pictures in a piece
@@ -149,7 +149,8 @@ def kept_pieces(root: Path, key: str, shape: tuple[int, int, int]) -> Iterator[P
         The pieces; None while another process prepares the same set, and so keeps them.
     """
     folder, whole = root / f"{PREFIX}{key[:16]}", False
-    with _held(folder, PATIENCE) as free:
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder / LOCK, PATIENCE) as free:
         if not free:
             yield None
             return
@@ -181,7 +182,7 @@ def sizes(folder: Path) -> list[int]:
 
 def in_use(folder: Path) -> bool:
     """Return whether a set is being prepared from a folder of pieces."""
-    with _held(folder) as free:
+    with held(folder / LOCK) as free:
         return not free
 
 
@@ -193,7 +194,7 @@ def clear(folder: Path) -> bool:
     Args:
         folder: as ``folders`` lists it.
     """
-    with _held(folder) as free:
+    with held(folder / LOCK) as free:
         if free:
             _remove(folder)
         return free
@@ -207,24 +208,3 @@ def _remove(folder: Path) -> None:
             path.unlink()
     with suppress(OSError):  # not empty
         folder.rmdir()
-
-
-@contextmanager
-def _held(folder: Path, patience: float = 0) -> Iterator[bool]:
-    """Hold a folder of pieces, made if it is missing; give whether no other process does.
-
-    Args:
-        folder: the folder.
-        patience: seconds to wait for it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()

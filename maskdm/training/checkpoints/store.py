@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import UNFINISHED, sync, write_tensors
+from maskdm.runtime.locks import held
 from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.remote import Remote
 
@@ -412,7 +413,7 @@ def last_step(root: Path) -> int:
 
 def in_use(folder: Path) -> bool:
     """Return whether a run holds a folder of checkpoints."""
-    with _held(folder) as free:
+    with held(folder / LOCK) as free:
         return not free
 
 
@@ -428,7 +429,7 @@ def clear(folder: Path, remote: str | None) -> bool:
     Raises:
         UserError: if the remote cannot be used.
     """
-    with _held(folder) as free:
+    with held(folder / LOCK) as free:
         if free:
             for path in folder.iterdir():
                 if _is_ours(path.name) and path.is_file() and not path.is_symlink():
@@ -446,21 +447,6 @@ def _is_ours(name: str) -> bool:
     if whole.endswith((TENSORS, METADATA, KEEP)) and Name.of(whole) is not None:
         return True
     return name in (LOCK, OWNER) or fnmatch(name, UNFINISHED)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold a folder of checkpoints; give whether no run does."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _names(folder: Path) -> list[Name]:
