@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +31,14 @@ from benchmarks.evidence.results import (
     linear,
     read_result,
     read_results,
-    read_step_times,
 )
 from benchmarks.evidence.summary import entries, transfers
 from maskdm.data.prepared import Sample, open_prepared, write_prepared
 from maskdm.runtime.errors import UserError
 from maskdm.training.flops import training_flops
-from tests.support.browser import drawings, needs_browser, visit
 from tests.support.clones import clone_tree
 from tests.support.preparing import save_images
-from tools.report.evidence import plus_minus, rows_of
+from tools.report.evidence import rows_of
 
 MATRIX = read_matrix()
 # Those that spend their budgets another way are in test_decision.py.
@@ -473,83 +469,3 @@ def test_a_run_that_fails_is_named_with_its_log(computed):
         (computed.path / name).write_text(text)
     assert "tiny/openmoji-few/scratch_0_batch-8_0 failed" in said
     assert os.sep + "work/" in said
-
-
-# The report
-
-
-@pytest.fixture(scope="module")
-def page(computed):
-    """The report of a clone, with the evidence that is committed."""
-    step_times = computed.path / "reports/timing/step_times.json"
-    step_times.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(results.STEP_TIMES, step_times)
-    computed.call("python", "-m", "tools.report.page")
-    return computed.path / "reports/index.html"
-
-
-@pytest.mark.slow
-def test_the_page_needs_nothing_but_itself(page):
-    text = page.read_text()
-    body = text[: text.index('<script type="application/json"')]
-    addresses = re.findall(r"""\b(?:src|href)=["']([^"']*)""", body)
-    assert len(addresses) >= 10  # pictures
-    assert all(address.startswith("data:") for address in addresses)
-    assert "url(" not in body
-    assert "@import" not in body
-
-
-@pytest.mark.slow
-def test_the_page_has_the_evidence_in_tables(page):
-    rows = re.findall(r"<tr>(.*?)</tr>", page.read_text())
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
-    found = entries(read_results("confirmation"), read_step_times())
-    wanted = [line for row in found for line in rows_of(row)]
-    assert len(wanted) == 8 * 3  # arms, sets and budgets × measures
-    assert all(line in cells for line in wanted)
-    gains = [row["improvement_percent"]["error"] for row in transfers(read_results("transfer"))]
-    assert len(gains) == 4
-    for gain in gains:
-        assert any(f"{plus_minus(gain)} %" in line for line in cells)
-
-
-@pytest.mark.slow
-@needs_browser
-def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(computed, page, tmp_path):
-    step_times = computed.path / "reports/timing/step_times.json"
-    step_times.unlink()
-    computed.call("python", "-m", "tools.report.page", "--out", f"{tmp_path}/other.html")
-    shutil.copy(results.STEP_TIMES, step_times)
-    dom, said = visit(tmp_path / "other.html", tmp_path / "profile", part="seconds")
-    assert said == []
-    assert 'data-axis="flops"' in dom
-    disabled = re.findall(r'value="(\w+)" disabled', dom)
-    assert disabled == ["seconds"]
-
-
-@pytest.mark.slow
-@needs_browser
-@pytest.mark.parametrize(
-    ("axis", "flags"),
-    [
-        ("flops", ["--window-size=1500,900"]),
-        ("images", ["--window-size=390,844"]),
-        ("seconds", ["--blink-settings=preferredColorScheme=0"]),  # dark
-    ],
-)
-def test_every_value_of_the_evidence_is_drawn_against_every_axis(page, tmp_path, axis, flags):
-    dom, said = visit(page, tmp_path, *flags, part=axis)
-    assert said == []
-    assert f'data-axis="{axis}"' in dom
-    specs = json.loads(re.search(r'id="charts">(.*?)</script', dom, re.DOTALL).group(1))
-    measures = {name.rpartition("-")[2] for name in specs if name.startswith("part-")}
-    assert measures == {"error", "fd", "kid"}
-    drawn = drawings(dom)
-    assert f'data-drawn="{len(specs)}"' in dom
-    assert len(drawn) == len(specs)
-    for (name, spec), chart in zip(specs.items(), drawn, strict=True):
-        values = spec["data"]["values"]
-        shown = [row for row in values if "params" not in spec or row[axis]]
-        points = re.findall(r'aria-roledescription="(?:point|circle)" transform="([^"]*)"', chart)
-        assert len(points) == len(shown) > 0, name
-        assert "NaN" not in chart, name

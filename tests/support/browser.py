@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 
@@ -38,3 +39,20 @@ def visit(page, profile, *flags, part=""):
 def drawings(dom):
     """Return the charts that Vega has drawn."""
     return re.findall(r'<svg[^>]*class="marks".*?</svg>|<canvas', dom, re.DOTALL)
+
+
+def written(chart):
+    """Yield the texts of a chart that are seen: role, axis (``X``, ``Y`` or none), x, letters."""
+
+    def walk(node, x, axis, role):
+        moved = re.match(r"translate\(([-\d.]+)", node.get("transform", ""))
+        x += float(moved.group(1)) if moved else 0.0
+        if node.get("aria-roledescription") == "axis":
+            axis = node.get("aria-label")[0]
+        role = next((name[5:] for name in node.get("class", "").split() if "role-" in name), role)
+        if node.text and node.get("opacity") != "0":
+            yield role, axis, x, node.text
+        for child in node:
+            yield from walk(child, x, axis, role)
+
+    yield from walk(ElementTree.fromstring(chart), 0.0, "", "")

@@ -1,8 +1,8 @@
 """The charts of the report, in Vega-Lite, written by Altair.
 
 A chart against compute has a parameter ``axis`` (``flops``, ``seconds`` or ``images``) that the
-page's one switch sets in all of them. Both axes are logarithmic, so that equal speed-ups are equal
-distances.
+page's one switch sets in all of them, with the title of the axis. Both axes are logarithmic, so
+that equal speed-ups are equal distances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,11 @@ import altair as alt
 
 WIDTH, HEIGHT = 380, 260  # pixels
 LINE = 17  # pixels, of a name
+NARROW = 14  # letters of a name, of which two stand side by side
 AXES = {"flops": "training FLOPs", "seconds": "seconds", "images": "images"}
+APART = 10  # pixels between the numbers of an axis, at least
+# 1, 2, 3 and 5 of every decade: of all nine, the first that fit would be written.
+ROUND = "test(/^[1235]\\.0/, format(datum.value, '.1e')) ? datum.label : ''"
 
 Spec = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
@@ -30,7 +34,7 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
     lines = list(dict.fromkeys(row["line"] for row in rows))
     axis = alt.param(name="axis", value="flops")
     logarithmic = alt.Scale(type="log", nice=False)
-    x = alt.X("x:Q", title=None, scale=logarithmic, axis=alt.Axis(format="~s"))
+    x = alt.X("x:Q", title=AXES["flops"], scale=logarithmic, axis=_axis("~s", labelExpr=ROUND))
     # The start, at 0, has no logarithm.
     base = (
         alt.Chart(_data(rows))
@@ -42,20 +46,20 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
                 "line:N",
                 title=None,
                 scale=alt.Scale(domain=lines, scheme="tableau10"),
-                legend=alt.Legend(orient="bottom", columns=2, labelLimit=400),
+                legend=_legend(lines),
             ),
         )
     )
-    y = alt.Y("value:Q", title=title, scale=logarithmic, axis=alt.Axis(format="~g"))
+    y = alt.Y("value:Q", title=title, scale=logarithmic, axis=_axis("~g"))
     formats = {"x:Q": ".3~s", "value:Q": ".4~g"}
     tooltip = ["line:N", *(alt.Tooltip(name, format=how) for name, how in formats.items())]
-    line = base.mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.8).encode(
-        y=y, tooltip=tooltip
-    )
+    line = base.mark_line(strokeWidth=1.8).encode(y=y)
     if dashed:
-        legend = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeColor="gray")
+        legend = alt.Legend(orient="bottom", columns=1, symbolType="stroke", symbolSize=400)
         line = line.encode(strokeDash=alt.StrokeDash("phase:N", title=None, legend=legend))
-    layers = [line]
+    # A layer of their own: as the line's overlay, points would take its legend's strokes away.
+    points = base.mark_circle(size=14, opacity=1).encode(y=y, tooltip=tooltip)
+    layers = [line, points]
     if any("low" in row for row in rows):
         band = base.mark_area(opacity=0.18).encode(
             y=alt.Y("low:Q", scale=logarithmic), y2=alt.Y2("high:Q")
@@ -74,7 +78,7 @@ def side_by_side(charts: Mapping[str, Rows], columns: int = 2) -> Spec:
     """
     parts, shared = [], {}
     for title, rows in charts.items():
-        part = against_compute(rows, "") | {"title": f"{title}, against FLOPs", "width": WIDTH}
+        part = against_compute(rows, "") | {"title": title, "width": WIDTH}
         shared = {key: part.pop(key) for key in ("$schema", "config", "params")}
         parts.append(part)
     return {**shared, "concat": parts, "columns": columns, "background": "white"}
@@ -103,7 +107,7 @@ def dots(rows: Rows, title: str) -> Spec:
                 "kind:N",
                 title=None,
                 scale=alt.Scale(domain=kinds, scheme="tableau10"),
-                legend=alt.Legend(orient="bottom", columns=4),
+                legend=_legend(kinds),
             ),
             tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q")],
         )
@@ -157,6 +161,17 @@ def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
         .facet(column=alt.Column("tokens:N", title=None, sort=names))
     )
     return _spec(chart) | {"background": "white"}
+
+
+def _axis(numbers: str, **more: Any) -> alt.Axis:
+    """Return an axis with numbers of a format; those that would touch are left out."""
+    return alt.Axis(format=numbers, labelOverlap="greedy", labelSeparation=APART, **more)
+
+
+def _legend(names: Sequence[str]) -> alt.Legend:
+    """Return a legend that a telephone's screen holds, its marks in full colour."""
+    columns = 2 if max(map(len, names), default=0) <= NARROW else 1
+    return alt.Legend(orient="bottom", columns=columns, labelLimit=300, symbolOpacity=1)
 
 
 def _data(rows: Rows) -> alt.Data:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from math import floor, log10
+from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence import decided
@@ -16,6 +17,7 @@ from benchmarks.evidence.summary import (
     entries,
     transfers,
 )
+from tools.report import definitions
 from tools.report.charts import Spec, against_compute, dots
 from tools.tables import decision
 
@@ -31,6 +33,7 @@ COMPARED = {  # parts of the matrix → headings; the user's own runs first
 }
 DECIDED = ("reduced",)  # of these, compared as the deciding experiment is
 SCREENED = {"screening": "", "fine-screening": ", patches of 2 pixels"}  # parts → what to add
+REGIMES = Path("reports/regimes.png")
 NEVER = "never"
 NOTHING = "–"
 
@@ -38,8 +41,9 @@ NOTHING = "–"
 def comparisons() -> list[dict[str, Any]]:
     """Return a section for every compared part of the matrix of which there are runs.
 
-    Each has ``title``, ``head``, ``full`` and ``smaller`` (rows of the headline table at the whole
-    budget and below it), ``charts`` by dataset and measure, and ``samples`` by dataset.
+    Each has ``title``, ``decided`` (whether it is compared as the deciding experiment is),
+    ``head``, ``full`` and ``smaller`` (rows of the headline table at the whole budget and below
+    it), ``arms`` with what they do, ``charts`` by dataset and measure, and ``samples`` by dataset.
     """
     step_times = read_step_times()
     found = []
@@ -50,6 +54,8 @@ def comparisons() -> list[dict[str, Any]]:
         found.append(
             {
                 "title": title,
+                "decided": part in DECIDED,
+                "arms": definitions.arms(result.run.arm for result in results),
                 **(decisions(results) if part in DECIDED else speed_ups(results, step_times)),
                 "charts": {
                     dataset: {
@@ -69,6 +75,20 @@ def decisions(results: list[Result]) -> dict[str, Any]:
     """Return the table of differences to scratch of the whole budget, with their intervals."""
     rows = decision.rows_of(decided.comparisons(results))
     return {"head": decision.HEAD, "full": rows, "smaller": []}
+
+
+def deciding() -> dict[str, Any] | None:
+    """Return the deciding experiment's table and what its names mean, None if it was not made."""
+    if not decision.REPORT.exists():
+        return None
+    found = decision.read()["comparisons"]
+    return {
+        "head": decision.HEAD,
+        "rows": decision.rows_of(found),
+        "arms": definitions.arms(row["arm"] for row in found),
+        "tunings": definitions.tunings(row["against"] for row in found),
+        "map": inline(REGIMES.read_bytes()) if REGIMES.exists() else None,
+    }
 
 
 def speed_ups(results: list[Result], step_times: Mapping[Kind, float]) -> dict[str, Any]:
@@ -187,13 +207,19 @@ def inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def screening() -> dict[str, Spec]:
-    """Return a chart of the final errors of screening, by dataset."""
-    found: dict[str, Spec] = {}
+def screening() -> dict[str, Any]:
+    """Return charts of the final errors of screening by dataset, and what their names mean."""
+    charts: dict[str, Spec] = {}
+    results: list[Result] = []
     for part, what in SCREENED.items():
-        results = read_results(part)
-        found |= {f"{dataset}{what}": ends(results, dataset) for dataset in sets(results)}
-    return found
+        found = read_results(part)
+        charts |= {f"{dataset}{what}": ends(found, dataset) for dataset in sets(found)}
+        results += found
+    return {
+        "charts": charts,
+        "arms": definitions.arms(one.run.arm for one in results),
+        "tunings": definitions.tunings(one.run.tuning for one in results),
+    }
 
 
 def ends(results: list[Result], dataset: str) -> Spec:

@@ -41,6 +41,11 @@ class Experiment:
         """Return its metrics by dotted names."""
         return _flat(self.json("reports/metrics.json"))
 
+    def yardsticks(self) -> dict[str, dict[str, Any]]:
+        """Return what its yardsticks measure, each by dotted names."""
+        found = self.json("reports/yardsticks.json")
+        return {name: _flat(measured) for name, measured in found.items()}
+
     def curve(self, file: str, column: str) -> list[dict[str, Any]]:
         """Return a column of both phases' TSV files, over one axis each of compute.
 

@@ -19,12 +19,23 @@ function axis() {
   return document.querySelector('input[name=axis]:checked')?.value ?? 'flops';
 }
 
+// Vega-Lite takes no parameter for a title, so that of the axis is set in the chart's layers.
+function against_axis(spec) {
+  if (!spec.params) return spec;
+  const title = document.querySelector('input[name=axis]:checked')?.dataset.title;
+  const x = (layer) => ({ ...layer.encoding.x, title });
+  return {
+    ...spec,
+    params: spec.params.map((p) => (p.name === 'axis' ? { ...p, value: axis() } : p)),
+    layer: spec.layer.map((layer) => ({ ...layer, encoding: { ...layer.encoding, x: x(layer) } })),
+  };
+}
+
 async function draw() {
   const options = { renderer: 'svg', actions: false, theme: dark.matches ? 'dark' : undefined };
   const drawn = Object.entries(specs).map(([name, spec]) => {
-    const params = spec.params?.map((p) => (p.name === 'axis' ? { ...p, value: axis() } : p));
     const config = { ...spec.config, background: 'transparent' };
-    return vegaEmbed(document.getElementById(name), { ...spec, params, config }, options);
+    return vegaEmbed(document.getElementById(name), { ...against_axis(spec), config }, options);
   });
   views = (await Promise.all(drawn)).map((result) => result.view);
   page.dataset.drawn = views.length;

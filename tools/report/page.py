@@ -1,24 +1,27 @@
 """The report as one page: ``make report``, or ``python -m tools.report.page REVISION …``.
 
 Charts, pictures and the JavaScript that draws them are inside the page: it needs no internet.
-Without revisions it shows the evidence and the workspace's run, otherwise the runs of the revisions
-side by side.
+Without revisions it shows the workspace's run and then the evidence, otherwise the runs of the
+revisions side by side.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.presets import DEFAULTS, path_of
 from benchmarks.speed.machine import machine, versions
 from maskdm.runtime.command import run
 from maskdm.runtime.files import write_text
-from tools.report import evidence
+from tools.report import definitions, evidence
 from tools.report.charts import AXES, Spec, against_compute
 from tools.report.evidence import inline
 from tools.report.experiments import Experiment, experiments
+from tools.report.measures import measures
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
@@ -59,16 +62,22 @@ def main(
     found = {
         "revisions": revisions or [],
         "axes": AXES,
-        "comparisons": [] if revisions else evidence.comparisons(),
-        "screening": {} if revisions else evidence.screening(),
-        "transfer": None if revisions else evidence.transfer(),
         "runs": runs,
+        "defaults": DEFAULTS,
+        "differs": different(runs),
+        "measures": measures(runs),
         "curves": {file: chart for file in CURVES if (chart := curves(runs, file))},
+        "pictures": pictures(runs),
         "metrics": compared([one.metrics() for one in runs]),
         "params": compared([one.params() for one in runs]),
-        "pictures": pictures(runs),
+        "deciding": None if revisions else evidence.deciding(),
+        "comparisons": [] if revisions else evidence.comparisons(),
+        "screening": None if revisions else evidence.screening(),
+        "transfer": None if revisions else evidence.transfer(),
+        "defined": definitions.MEASURES,
         "machine": machine() | versions(),
         "draw": draw,
+        "link": lambda path: os.path.relpath(ROOT / path, out.resolve().parent),
     }
     write_text(out, html(found, charts))
     print(f"{out}: {len(charts)} charts, {out.stat().st_size / 2**20:.1f} MiB")
@@ -104,6 +113,18 @@ def curves(runs: Sequence[Experiment], file: str) -> Spec | None:
     return against_compute(rows, title, dashed=True) if rows else None
 
 
+def different(runs: Sequence[Experiment]) -> list[tuple[str, list[Any], bool]]:
+    """Return the parameters in which runs differ, as ``compared`` does.
+
+    One alone is compared with the preset of the defaults, whose values come second.
+    """
+    found = [one.params() for one in runs]
+    if len(found) == 1:
+        preset = path_of(DEFAULTS)
+        found.append(Experiment(DEFAULTS, lambda _: preset.read_bytes()).params())
+    return [row for row in compared(found) if row[2]]
+
+
 def compared(found: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool]]:
     """Return names, values in each of the runs, and whether these differ."""
     names = dict.fromkeys(name for one in found for name in one)
@@ -117,6 +138,8 @@ def pictures(runs: Sequence[Experiment]) -> list[tuple[str, list[tuple[str, str]
     for name, title in PICTURES.items():
         named: dict[bytes, list[str]] = {}
         for one in runs:
+            if name == "classes" and not one.params().get("data.classes"):
+                continue
             png = one.read(f"reports/{name}.png")
             if png is not None:
                 named.setdefault(png, []).append(one.name)

@@ -14,7 +14,7 @@ NAMES = {"error": "error", "kid": "KID", "fd": "FD"}
 
 def comparisons() -> str:
     """Return arms at their share of the budget against scratch at all of it, a measure a row."""
-    return in_markdown(HEAD, rows_of(_read()["comparisons"]))
+    return in_markdown(HEAD, rows_of(read()["comparisons"]))
 
 
 HEAD = (
@@ -47,7 +47,7 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def tuning() -> str:
     """Return the best cells of the tuning, for each set and arm, scratch's networks apart."""
-    cells = _read()["tuning"]
+    cells = read()["tuning"]
     best: dict[tuple[str, str, str], dict[str, Any]] = {}
     for cell in cells:
         # Scratch may choose another patch: that row stands for itself.
@@ -74,5 +74,6 @@ def tuning() -> str:
     )
 
 
-def _read() -> Any:
+def read() -> Any:
+    """Return what reports/decision.json holds."""
     return json.loads(REPORT.read_text(encoding="utf-8"))

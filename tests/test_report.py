@@ -1,0 +1,214 @@
+"""The report: one's own run first, beside yardsticks; the evidence with what its names mean."""
+
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+
+from benchmarks.evidence import results
+from benchmarks.evidence.plan import read_matrix
+from benchmarks.evidence.results import read_results, read_step_times
+from benchmarks.evidence.summary import entries, transfers
+from tests.support.browser import drawings, needs_browser, visit, written
+from tests.support.clones import ROOT, clone_tree
+from tools.report import definitions
+from tools.report.charts import AXES
+from tools.report.evidence import plus_minus, rows_of
+from tools.report.experiments import Experiment
+from tools.report.measures import measures
+from tools.report.page import DEFAULTS, different
+
+LETTER = 5.5  # pixels, of the charts' font of 10
+
+METRICS = {
+    "fd_efficientnet_lite0": 71.9269,
+    "kid_efficientnet_lite0": 0.0490027,
+    "kid_efficientnet_lite0_std": 0.00111694,
+    "manifold": {"recall": 0.12},
+    "kid_efficientnet_lite0_heldout": 0.052091,
+    "kid_efficientnet_lite0_std_heldout": 0.0018356,
+    "reference": {"hash": "one"},
+    "count": 1500,
+}
+YARDSTICKS = {
+    "heldout": {
+        "kid_efficientnet_lite0": 0.0065,
+        "kid_efficientnet_lite0_std": 0.0008,
+        "manifold": {"recall": 0.74},
+    },
+    "uniform_noise": {"kid_efficientnet_lite0": 0.617, "fd_efficientnet_lite0": 334.0},
+}
+
+
+def run(name: str, params: str = "", metrics=METRICS) -> Experiment:
+    files = {
+        "params.yaml": params.encode(),
+        "reports/metrics.json": json.dumps(metrics).encode(),
+        "reports/yardsticks.json": json.dumps(YARDSTICKS).encode(),
+    }
+    return Experiment(name, files.get)
+
+
+def test_a_measure_stands_beside_its_yardsticks_with_its_spread():
+    found = measures([run("workspace")])
+    assert found["head"] == ["workspace", "held-out images", "noise"]
+    rows = {name: (better, cells) for name, _, better, cells in found["rows"]}
+    assert rows["kid_efficientnet_lite0"] == (
+        "lower",
+        ["0.049 ± 0.001", "0.0065 ± 0.0008", "0.617"],
+    )
+    assert rows["fd_efficientnet_lite0"] == ("lower", ["71.9", None, "334"])
+    assert rows["manifold.recall"] == ("higher", ["0.12", "0.74", None])
+    assert rows["kid_efficientnet_lite0_heldout"][1][0] == "0.0521 ± 0.002"
+    assert not {name for name in rows if "_std" in name or name == "count"}
+
+
+def test_a_run_measured_against_other_images_is_named():
+    other = METRICS | {"reference": {"hash": "another"}}
+    assert measures([run("a"), run("b")])["other"] == []
+    assert measures([run("a"), run("b", metrics=other)])["other"] == ["b"]
+    assert measures([run("a", metrics={})]) is None
+
+
+def test_only_the_parameters_that_differ_come_first():
+    runs = [run("a", "mask: {rate: 0.75}\nseed: 0"), run("b", "mask: {rate: 0.6}\nseed: 0")]
+    assert different(runs) == [("mask.rate", [0.75, 0.6], True)]
+    defaults = (ROOT / f"presets/{DEFAULTS}.yaml").read_text()
+    assert different([run("workspace", defaults)]) == []
+    changed = defaults.replace("seed: 0  ", "seed: 7  ", 1)
+    assert different([run("workspace", changed)]) == [("seed", [7, 0], True)]
+
+
+def test_every_arm_and_tuning_of_the_matrix_has_words_of_its_own():
+    matrix = read_matrix()
+    arms, tunings = (
+        dict(what(matrix[key]))
+        for what, key in ((definitions.arms, "arms"), (definitions.tunings, "tunings"))
+    )
+    assert set(arms) == set(matrix["arms"])
+    assert set(tunings) == set(matrix["tunings"])
+    assert len(set(arms.values())) == len(arms)
+    assert "75 %" in arms["patch-75"]
+    assert "2×2" in arms["block-75"]
+    assert "90 % → 75 % → 50 %" in arms["staged-kept"]
+    assert "0.001" in tunings["lr-10_batch-8"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone with the reports that are committed."""
+    clone = clone_tree(tmp_path_factory.mktemp("report") / "clone", {"data.limit": 24})
+    shutil.copytree(ROOT / "reports", clone.path / "reports", dirs_exist_ok=True)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def page(clone):
+    """The report of the clone."""
+    clone.call("python", "-m", "tools.report.page")
+    return clone.path / "reports/index.html"
+
+
+@pytest.mark.slow
+def test_the_run_and_what_differs_come_before_the_evidence(page):
+    text = page.read_text()
+    places = [text.index(f'id="{part}"') for part in ("run", "evidence", "parameters", "machine")]
+    assert places == sorted(places)
+    run = text[places[0] : places[1]]
+    # The clone's parameters are those of a smaller preset.
+    assert run.index("What differs from the preset") < run.index("How good it is")
+    assert re.search(r'class="differs"><td>data.limit</td>', run)
+    assert "held-out images</th>" in run
+    metrics = json.loads((page.parent / "metrics.json").read_text())
+    assert f"<td>{metrics['fd_efficientnet_lite0']:.3g}</td>" in run
+    assert "A class a row" not in text  # it has none
+
+
+@pytest.mark.slow
+def test_the_page_needs_nothing_but_itself(page):
+    text = page.read_text()
+    body = text[: text.index('<script type="application/json"')]
+    pictures = re.findall(r"""\bsrc=["']([^"']*)""", body)
+    assert len(pictures) >= 10
+    assert all(address.startswith("data:") for address in pictures)
+    links = re.findall(r"""\bhref=["']([^"']*)""", body)
+    named = re.findall(r'id="([^"]*)"', body)
+    for address in links:  # to places on the page, and to files beside it
+        assert (
+            address.startswith("data:")
+            or (address.startswith("#") and address[1:] in named)
+            or (page.parent / address).is_file()
+        ), address
+    assert any(address.endswith("docs/evidence.md") for address in links)
+    assert "url(" not in body
+    assert "@import" not in body
+
+
+@pytest.mark.slow
+def test_the_page_has_the_evidence_in_tables(page):
+    rows = re.findall(r"<tr>(.*?)</tr>", page.read_text())
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    found = entries(read_results("confirmation"), read_step_times())
+    wanted = [line for row in found for line in rows_of(row)]
+    assert len(wanted) == 8 * 3  # arms, sets and budgets × measures
+    assert all(line in cells for line in wanted)
+    gains = [row["improvement_percent"]["error"] for row in transfers(read_results("transfer"))]
+    assert len(gains) == 4
+    for gain in gains:
+        assert any(f"{plus_minus(gain)} %" in line for line in cells)
+
+
+@pytest.mark.slow
+@needs_browser
+def test_an_axis_that_a_chart_has_no_values_for_is_not_offered(clone, page, tmp_path):
+    step_times = clone.path / "reports/timing/step_times.json"
+    step_times.unlink()
+    clone.call("python", "-m", "tools.report.page", "--out", f"{tmp_path}/other.html")
+    shutil.copy(results.STEP_TIMES, step_times)
+    dom, said = visit(tmp_path / "other.html", tmp_path / "profile", part="seconds")
+    assert said == []
+    assert 'data-axis="flops"' in dom
+    disabled = re.findall(r'value="(\w+)"[^>]* disabled', dom)
+    assert disabled == ["seconds"]
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(
+    ("axis", "flags"),
+    [
+        ("flops", ["--window-size=1500,900"]),
+        ("images", ["--window-size=390,844"]),
+        ("seconds", ["--blink-settings=preferredColorScheme=0"]),  # dark
+    ],
+)
+def test_every_value_of_the_evidence_is_drawn_against_every_axis(page, tmp_path, axis, flags):
+    dom, said = visit(page, tmp_path, *flags, part=axis)
+    assert said == []
+    assert f'data-axis="{axis}"' in dom
+    specs = json.loads(re.search(r'id="charts">(.*?)</script', dom, re.DOTALL).group(1))
+    measures = {name.rpartition("-")[2] for name in specs if name.startswith("part-")}
+    assert measures == {"error", "fd", "kid"}
+    drawn = drawings(dom)
+    assert f'data-drawn="{len(specs)}"' in dom
+    assert len(drawn) == len(specs)
+    for (name, spec), chart in zip(specs.items(), drawn, strict=True):
+        values = spec["data"]["values"]
+        shown = [row for row in values if "params" not in spec or row[axis]]
+        points = re.findall(r'aria-roledescription="(?:point|circle)" transform="([^"]*)"', chart)
+        assert len(points) == len(shown) > 0, name
+        assert "NaN" not in chart, name
+        texts = list(written(chart))
+        titles = [text for role, along, _, text in texts if (role, along) == ("axis-title", "X")]
+        assert titles == [AXES[axis]] or "params" not in spec, name
+        width = float(re.search(r'width="([\d.]+)"', chart).group(1))
+        legend = [(x, text) for role, _, x, text in texts if role == "legend-label"]
+        assert legend, name
+        assert all(x + LETTER * len(text) <= width for x, text in legend), name  # none is cut off
+        numbers = [
+            (x, text) for role, along, x, text in texts if (role, along) == ("axis-label", "X")
+        ]
+        for (x, text), (following, other) in pairwise(sorted(numbers)):  # nor do numbers touch
+            assert x + LETTER / 2 * len(text + other) < following, name
