@@ -32,7 +32,8 @@ def main() -> None:
     shape = (params.resolution, params.resolution, params.channels)
     key = shaped_by(params)  # first: files that change from here on make it another set
     source = open_source(params, DOWNLOADS)
-    duplicates = Duplicates() if params.duplicates == "exact" else None
+    rule = params.duplicates
+    duplicates = None if rule == "keep" else Duplicates(near=rule == "near")
     with kept_pieces(checkpoints_folder(), key, shape) as pieces:
         samples = tqdm(
             _announce_unreadable(read_samples(source, params, pieces)),
@@ -61,11 +62,8 @@ def main() -> None:
     if source.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.left_out.items()))
         print(f"not read, since their names are not those of images: {kinds} (docs/data.md)")
-    if duplicates is not None and duplicates.copies:
-        print(
-            f"{duplicates.copies} images equal an earlier one, {duplicates.moved} of them were put "
-            "on its side of the split (data.duplicates)"
-        )
+    if duplicates is not None and (said := duplicates.said()):
+        print(said)
 
 
 def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:

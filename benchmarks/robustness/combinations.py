@@ -59,7 +59,7 @@ VALUES: dict[str, dict[str, Sequence[Any]]] = {
         "background": ("white", "hsl(30, 50%, 50%)"),
         "heldout": (0.1, 0.5, 0.9),
         "group": ("file",),
-        "duplicates": ("exact", "keep"),
+        "duplicates": ("near", "exact", "keep"),
         "classes": (False, True),
         "limit": (96, 40),
         "max_pixels": (64_000_000,),

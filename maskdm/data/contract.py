@@ -44,8 +44,8 @@ class SourceParams(Section):
     )
     duplicates: DuplicateRule = Field(
         default="keep",
-        description="exact (copies of one image go to one side of the split) or keep (each stays "
-        "where its source puts it)",
+        description="near (copies of one image, and images that are nearly the same, go to one "
+        "side of the split), exact (only copies) or keep (each stays where its source puts it)",
     )
     classes: bool = Field(description="true or false; true needs a source with classes")
     limit: int | None = Field(ge=2, description="a whole number of images >= 2, or null for all")
