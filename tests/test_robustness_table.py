@@ -9,7 +9,7 @@ from tools.tables.pages import TABLES
 
 REPORT = {
     "inputs": {"cases": 5, "picture": 2, "skipped": 3},
-    "fuzzed_by_coverage": {"images": {"files": 12345, "seconds": 600, "defects": 1}},
+    "fuzzed_by_coverage": {"images": {"files": 12345, "seconds": 600, "found": 3, "defects": 1}},
     "combinations": {
         "pairs": 90,
         "pairs_run": 60,
@@ -41,7 +41,7 @@ def reports(tmp_path, monkeypatch):
     "row",
     [
         "| odd files | 5 | 2 picture, 3 skipped |",
-        "| fuzzing guided by coverage: images | 12,345 files in 10 minutes | 1 defects left |",
+        "guided by coverage: images | 12,345 files in 10 minutes | defects: 3 found, 1 left |",
         "| values of two parameters together | 90 of 90 pairs | 60 run, 30 refused in a sentence, ",
         "| `kill -9` under `dvc repro` | 6 | 0 files lost, 1 wrong |",
         "(4 × full disk, 5 × kill) | 9 | 2 files lost, 0 wrong, 0 left over; 0 ",

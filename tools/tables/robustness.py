@@ -51,8 +51,8 @@ def _writes(report: Mapping[str, Any]) -> Iterator[Row]:
 def _fuzzed(report: Mapping[str, Any]) -> Iterator[Row]:
     for name, own in report.items():
         often = f"{own['files']:,} files in {own['seconds'] / 60:.0f} minutes"
-        defects = own["defects"]
-        yield f"fuzzing guided by coverage: {name}", often, f"{defects} defects left"
+        came = f"defects: {own['found']} found, {own['defects']} left"
+        yield f"fuzzing guided by coverage: {name}", often, came
 
 
 def _combined(report: Mapping[str, Any]) -> Iterator[Row]:
