@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.robustness.inputs import REPORT
+from benchmarks.robustness.report import write_report
 from benchmarks.robustness.targets import TARGETS
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
@@ -52,7 +52,8 @@ def main(
         shutil.rmtree(KEPT, ignore_errors=True)
     for name in chosen:
         _lay_seeds(name)
-    figures: dict[str, Any] = _read(KEPT / "figures.json")
+    kept = KEPT / "figures.json"
+    figures = dict[str, Any](json.loads(kept.read_text()) if kept.exists() else {})
     defects = {name: {path for path in _found(name) if _still(name, path)} for name in chosen}
     for name in figures.keys() & defects.keys():
         _note(figures, name, defects[name])
@@ -70,11 +71,6 @@ def main(
         raise UserError(f"Some files are not read as they should be: {', '.join(unread)}.")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return what a JSON holds so far."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
 def _found(name: str) -> set[Path]:
     """Return the files of a target that were not read as they should be, when they were found."""
     return set((KEPT / name).glob("*-*"))
@@ -90,7 +86,7 @@ def _note(figures: dict[str, Any], name: str, defects: set[Path]) -> None:
     kept = sum(1 for _ in (KEPT / name / "kept").iterdir())
     figures[name] |= {"kept": kept, "found": len(_found(name)), "defects": len(defects)}
     write_json(KEPT / "figures.json", figures)
-    write_json(REPORT, _read(REPORT) | {FIGURES: figures})
+    write_report(**{FIGURES: figures})
 
 
 def _lay_seeds(name: str) -> None:
