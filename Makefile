@@ -36,7 +36,7 @@ $(VENV)/.packages: requirements.lock
 	$(PYTHON) -m venv --clear $(VENV)
 	@# A package that is a source archive is built with setuptools, which has its hash like all others.
 	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock | $(PIP) install --require-hashes -r /dev/stdin
-	$(PIP) install --require-hashes --no-build-isolation -r requirements.lock
+	PIP_USE_PEP517=1 $(PIP) install --require-hashes --no-build-isolation -r requirements.lock
 	@touch $@
 
 $(VENV)/.complete: $(VENV)/.packages pyproject.toml

@@ -330,6 +330,33 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pret
     assert_agree(workspace, pretrained(1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "3"])
+@pytest.mark.parametrize("launcher", [None, "torchrun --standalone --nproc-per-node 4"])
+def test_one_of_four_that_dies_ends_the_others_and_the_same_command_goes_on_to_the_same_bytes(
+    rank, launcher, workspace, pretrained
+):
+    path = {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])}
+    how = {"count": None, "MASKDM_LAUNCHER": launcher, **path} if launcher else {"count": 4}
+    process = started(workspace, **how)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    (died,) = (child for child in workers if child.environ().get("RANK") == rank)
+    died.kill()
+    status, said = ended(process)
+    assert status not in (0, None), said
+    assert living(workspace) == []
+    assert "The same command goes on from the last checkpoint." in said
+    if not launcher:  # torchrun says much itself
+        assert_nothing_twice(said)
+        assert f"Process {rank} was killed by SIGKILL" in said
+        assert "Traceback" not in said
+    again = run(workspace, **how)
+    step = int(re.search(r"Going on from the checkpoint after step (\d+) of", again)[1])
+    assert 0 < step < STEPS
+    assert processes_of(workspace) == [4]
+    assert_same_bytes(workspace, pretrained(4))
+
+
 # How they are started
 
 

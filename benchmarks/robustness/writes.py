@@ -17,9 +17,8 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +42,7 @@ ERRORS = {
 SIGNALS = {number.name: number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}
 OF_MAKING = ("full", "quota")  # what is there can be renamed and removed
 ONCE = ("failing",)
+COUNTED = ("rounds", "of_all_faults", "longest")
 FIGURES = "faults_at_writes"
 MAKING, CHANGING = ("open", "os.mkdir"), ("os.rename", "os.remove", "os.rmdir")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -142,31 +142,38 @@ def main(
     if before.get("every", every) != every:
         raise UserError(f"--every was {before['every']} before: go on with it, or begin --anew.")
     storm, started, rounds = Storm.of(before), time.monotonic(), list[dict[str, int]]()
+    counted: dict[str, Any] = {"every": every} | {
+        name: before[name] for name in COUNTED if name in before
+    }
+
+    def note() -> dict[str, Any]:
+        figures = counted | storm.figures()
+        write_report(**{FIGURES: figures})
+        return figures
+
     with tempfile.TemporaryDirectory() as made:
+        folder = Path(made).resolve()
         while not rounds or time.monotonic() - started < 60 * minutes:
-            done = before.get("rounds", 0) + len(rounds)
-            rounds.append(sweep(Path(made).resolve(), storm, every, stages or STAGES, done))
+            done = counted.get("rounds", 0)
+            rounds.append(sweep(folder, storm, every, stages or STAGES, done, note))
             seconds = round(time.monotonic() - started)
-            figures = {
-                "every": every,
-                "rounds": done + 1,
-                "of_all_faults": min(1.0, (done + 1) / every),
-                "seconds": before.get("seconds", 0) + seconds,
-                "longest": max(
-                    before.get("longest", {"seconds": 0}),
-                    {"seconds": seconds, "first_round": rounds[0], "last_round": rounds[-1]},
-                    key=itemgetter("seconds"),
-                ),
-                **storm.figures(),
-            }
-            write_report(**{FIGURES: figures})
+            longest = {"seconds": seconds, "first_round": rounds[0], "last_round": rounds[-1]}
+            if seconds >= counted.get("longest", longest)["seconds"]:
+                counted["longest"] = longest
+            counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}
+            figures = note()
     print(json.dumps(figures))
     if storm.lost or storm.wrong or storm.left or storm.unclear:
         raise UserError(f"Not all was as it should be: see {FIGURES} in {REPORT}.")
 
 
 def sweep(
-    folder: Path, storm: Storm, every: int, chosen: Sequence[str], shift: int
+    folder: Path,
+    storm: Storm,
+    every: int,
+    chosen: Sequence[str],
+    shift: int,
+    note: Callable[[], Any],
 ) -> dict[str, int]:
     """Run the stages, each undisturbed and with a fault at its writes.
 
@@ -176,6 +183,7 @@ def sweep(
         every: one fault of so many is tried.
         chosen: the stages that are struck.
         shift: which of ``every`` faults is the first.
+        note: called behind each stage that was struck, so that a stop loses little.
 
     Returns:
         The most memory (MiB) and handles that a command had at its end; how many temporary files
@@ -204,6 +212,7 @@ def sweep(
                 storm.unclear.add(f"{where}: {first.said[-600:]} {second.said[-600:]}")
             storm.compare(where, expected, results(struck))
             most |= Counter(mib=second.mib, handles=second.handles)
+        note()
     left = [path for path in (folder / TEMPORARY).rglob("*") if path.is_file()]
     there = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return dict(most) | {"temporary_files": len(left), "kib_on_disk": sum(there) // 1024}
