@@ -18,10 +18,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed import DistError
 
 from benchmarks.robustness.torture import ROOT
 from maskdm.backbones.model_folder import load_model
-from maskdm.runtime.distributed import ALONE, NAMES, Processes, Worker, worker
+from maskdm.runtime.distributed import (
+    ALONE,
+    NAMES,
+    Processes,
+    Worker,
+    another_has_ended,
+    worker,
+)
 from tests.support.workspaces import checkpointed, like
 
 STEPS, CUT = 50, 20
@@ -431,6 +439,24 @@ def test_a_worker_knows_its_numbers_and_those_of_a_batch_script_count_only_if_th
     assert worker() == (Worker(5, 8, 1) if names[0] == "RANK" else None)
     monkeypatch.setenv("MASKDM_WORKER", "1")
     assert worker() == Worker(5, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"),
+    [
+        ("[third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]", True),
+        ("a defect", False),
+    ],
+)
+def test_only_a_worker_may_have_lost_another_one(said, gone, monkeypatch):
+    for name in {*sum(NAMES, ()), "MASKDM_WORKER"}:
+        monkeypatch.delenv(name, raising=False)
+    assert not another_has_ended(RuntimeError(said))
+    for name, number in zip(NAMES[0], ("0", "4", "0"), strict=True):
+        monkeypatch.setenv(name, number)
+    assert another_has_ended(RuntimeError(said)) == gone
+    assert another_has_ended(DistError("a store that is gone"))
+    assert not another_has_ended(ValueError(said))
 
 
 def test_one_process_works_on_items_in_order():
