@@ -8,12 +8,13 @@ PIP := python -m pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench gpu torture evidence evidence-gpu report docs preset clean
+.PHONY: help setup demo test lint audit bench gpu torture evidence evidence-gpu report docs preset clean
 
 help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (about a quarter of an hour on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
 	@echo 'make setup           only the environment: .venv from requirements.lock'
+	@echo 'make audit           look the packages of requirements.lock up among known vulnerabilities'
 	@echo 'make preset NAME=…   write params.yaml from a preset ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
 	@echo 'make gpu             exactness and speed on the GPU that is there, into reports/gpu/ (9 minutes; goes on where it was)'
@@ -33,7 +34,9 @@ $(VENV)/.packages: requirements.lock
 	       'Name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
 	@echo 'Installing the packages of requirements.lock into $(VENV): some five minutes, 6.4 GB.'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -r requirements.lock
+	@# A package that is a source archive is built with setuptools, which has its hash like all others.
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock | $(PIP) install --require-hashes -r /dev/stdin
+	PIP_USE_PEP517=1 $(PIP) install --require-hashes --no-build-isolation -r requirements.lock
 	@touch $@
 
 $(VENV)/.complete: $(VENV)/.packages pyproject.toml
@@ -59,6 +62,9 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+audit: setup
+	python -m tools.audit
 
 bench: setup
 	python -m benchmarks.speed.bench

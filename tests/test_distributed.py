@@ -18,10 +18,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed import DistError
 
 from benchmarks.robustness.torture import ROOT
 from maskdm.backbones.model_folder import load_model
-from maskdm.runtime.distributed import ALONE, NAMES, Processes, Worker, worker
+from maskdm.runtime.distributed import (
+    ALONE,
+    NAMES,
+    Processes,
+    Worker,
+    another_has_ended,
+    worker,
+)
 from tests.support.workspaces import checkpointed, like
 
 STEPS, CUT = 50, 20
@@ -330,6 +338,33 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pret
     assert_agree(workspace, pretrained(1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "3"])
+@pytest.mark.parametrize("launcher", [None, "torchrun --standalone --nproc-per-node 4"])
+def test_one_of_four_that_dies_ends_the_others_and_the_same_command_goes_on_to_the_same_bytes(
+    rank, launcher, workspace, pretrained
+):
+    path = {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])}
+    how = {"count": None, "MASKDM_LAUNCHER": launcher, **path} if launcher else {"count": 4}
+    process = started(workspace, **how)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    (died,) = (child for child in workers if child.environ().get("RANK") == rank)
+    died.kill()
+    status, said = ended(process)
+    assert status not in (0, None), said
+    assert living(workspace) == []
+    assert "The same command goes on from the last checkpoint." in said
+    if not launcher:  # torchrun says much itself
+        assert_nothing_twice(said)
+        assert f"Process {rank} was killed by SIGKILL" in said
+        assert "Traceback" not in said
+    again = run(workspace, **how)
+    step = int(re.search(r"Going on from the checkpoint after step (\d+) of", again)[1])
+    assert 0 < step < STEPS
+    assert processes_of(workspace) == [4]
+    assert_same_bytes(workspace, pretrained(4))
+
+
 # How they are started
 
 
@@ -404,6 +439,24 @@ def test_a_worker_knows_its_numbers_and_those_of_a_batch_script_count_only_if_th
     assert worker() == (Worker(5, 8, 1) if names[0] == "RANK" else None)
     monkeypatch.setenv("MASKDM_WORKER", "1")
     assert worker() == Worker(5, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"),
+    [
+        ("[third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]", True),
+        ("a defect", False),
+    ],
+)
+def test_only_a_worker_may_have_lost_another_one(said, gone, monkeypatch):
+    for name in {*sum(NAMES, ()), "MASKDM_WORKER"}:
+        monkeypatch.delenv(name, raising=False)
+    assert not another_has_ended(RuntimeError(said))
+    for name, number in zip(NAMES[0], ("0", "4", "0"), strict=True):
+        monkeypatch.setenv(name, number)
+    assert another_has_ended(RuntimeError(said)) == gone
+    assert another_has_ended(DistError("a store that is gone"))
+    assert not another_has_ended(ValueError(said))
 
 
 def test_one_process_works_on_items_in_order():

@@ -48,24 +48,42 @@ def test_a_full_disk_stays_full_but_lets_files_be_renamed(tmp_path):
         happens(read_only, "a", event="os.rename")
 
 
-def test_a_kill_strikes_once_at_its_write(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", writes.SIGNALS)
+def test_a_signal_strikes_once_at_its_write(kind, tmp_path, monkeypatch):
     sent = []
     monkeypatch.setattr(os, "kill", lambda *given: sent.append(given))
-    happens(Fault(tmp_path, "killed", 2), "a", "b", "c")
-    assert sent == [(os.getpid(), signal.SIGKILL)]
+    happens(Fault(tmp_path, kind, 2), "a", "b", "c")
+    assert sent == [(os.getpid(), writes.SIGNALS[kind])]
+
+
+def test_a_disk_that_fails_once_works_again_and_handles_are_needed_to_open_only(tmp_path):
+    failing, handles = Fault(tmp_path, "failing", 2), Fault(tmp_path, "handles", 1)
+    happens(failing, "a")
+    with pytest.raises(OSError, match="Input/output"):
+        happens(failing, "a", event="os.rename")
+    happens(failing, "a")
+    happens(handles, "a", event="os.mkdir")
+    with pytest.raises(OSError, match="Too many open files"):
+        happens(handles, "a")
 
 
 def test_rounds_of_some_faults_are_all_of_them_in_the_end():
     rounds = [set(strikes(5, 4, shift)) for shift in range(4)]
-    assert set.union(*rounds) == {(k, n) for k in ("killed", *writes.ERRORS) for n in range(1, 6)}
-    assert sum(map(len, rounds)) == 15
+    kinds = (*writes.SIGNALS, *writes.ERRORS)
+    assert set.union(*rounds) == {(kind, number) for kind in kinds for number in range(1, 6)}
+    assert sum(map(len, rounds)) == 40
 
 
 @pytest.mark.parametrize(
     ("kind", "status", "said", "wrong"),
     [
-        ("killed", -signal.SIGKILL, "", False),
-        ("killed", 0, "", True),
+        ("SIGKILL", -signal.SIGKILL, "", False),
+        ("SIGKILL", 0, "", True),
+        ("SIGTERM", -signal.SIGTERM, "", False),
+        ("SIGTERM", 143, "Stopped after step 3", False),
+        ("SIGTERM", 0, "", False),
+        ("SIGTERM", 1, "error: x", True),
+        ("SIGINT", 130, "Traceback", True),
         ("full", 1, "error: The disk is full", False),
         ("full", 0, "", False),
         ("full", 1, "", True),
@@ -83,22 +101,25 @@ def test_a_storm_tells_lost_files_from_wrong_and_from_left_ones():
     storm = Storm()
     storm.compare("here", {"a": b"1", "b": b"1", "c": b"1"}, {"b": b"2", "c": b"1", "d": b""})
     assert (storm.lost, storm.wrong, storm.left) == ({"here: a"}, {"here: b"}, {"here: d"})
+    assert Storm.of(storm.figures()) == storm
 
 
 @pytest.mark.slow
 def test_whatever_befalls_the_first_stages_their_files_are_those_of_a_calm_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks.robustness.writes", "--every", "2"]
     command += ["--stages", "check", "--stages", "prepare"]
-    ended = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    figures = json.loads((tmp_path / "reports/robustness.json").read_text())["faults_at_writes"]
-    assert figures["faults"] >= 10
-    assert {"killed", *writes.ERRORS} <= figures["kinds"].keys()
-    assert [figures[name] for name in ("lost", "wrong", "left", "unclear")] == [[]] * 4
-    assert figures["first_round"]["mib"] > 100
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for rounds in (1, 2):  # the second command goes on where the first was
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        figures = json.loads((tmp_path / "reports/robustness.json").read_text())[writes.FIGURES]
+        assert figures["rounds"] == rounds
+        assert [figures[name] for name in ("lost", "wrong", "left", "unclear")] == [[]] * 4
+    assert figures["of_all_faults"] == 1
+    assert figures["faults"] >= 60
+    assert {*writes.SIGNALS, *writes.ERRORS} == figures["kinds"].keys()
+    measured = figures["longest"]["first_round"]
+    assert measured["mib"] > 100 < measured["kib_on_disk"]
+    assert measured["temporary_files"] == 0

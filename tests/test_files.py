@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and what is linked into a cache is never written to."""
 
 import ast
+import errno
 import json
 import math
 import os
@@ -244,6 +245,9 @@ def test_a_report_is_written_by_the_one_function_that_knows_what_json_lacks() ->
         (OSError(28, "No space left on device", "a"), "disk is full (a)"),
         (OSError(30, "Read-only file system", "a"), "Read-only file system (a)"),
         (PermissionError(13, "Permission denied", "a"), "Permission denied (a)"),
+        (OSError(errno.EIO, "Input/output error", "a"), "Input/output error (a): the disk, or the"),
+        (OSError(errno.ESTALE, "Stale file handle", "a"), "Stale file handle (a): the disk, or"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), "Too many files are open at once (a)"),
         (MemoryError(), "MASKDM_MICRO_BATCH"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "MASKDM_MICRO_BATCH"),
         (torch.OutOfMemoryError("CUDA out of memory."), "MASKDM_MICRO_BATCH"),

@@ -89,14 +89,28 @@ def test_a_turn_of_fuzzing_is_written_down_and_a_defect_is_kept(tmp_path, defect
         (tmp_path / "sitecustomize.py").write_text("import sys\n" + DEFECT)
     command = [sys.executable, "-m", "benchmarks.robustness.fuzz", "--only", "archives"]
     command += ["--only", "pickles"] * (not defect) + ["--runs", "300"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    def fuzzed(*more):
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        ended = subprocess.run([*command, *more], **options)
+        report = json.loads((tmp_path / "reports/robustness.json").read_text())
+        return ended, report[fuzz.FIGURES]
+
+    ended, figures = fuzzed()
     assert ended.returncode == int(defect), ended.stderr
-    figures = json.loads((tmp_path / "reports/robustness.json").read_text())[fuzz.FIGURES]
-    assert all(own["defects"] == int(defect) for own in figures.values())
+    assert all(own["found"] == own["defects"] == int(defect) for own in figures.values())
     if defect:
         assert "not read as they should be" in ended.stderr
         (found,) = (tmp_path / fuzz.KEPT / "archives").glob("crash-*")
         assert found.read_bytes()[:2] == b"PK"
+        (again, same), files = fuzzed("--minutes", "0"), figures["archives"]["files"]
+        assert again.returncode == 1
+        assert same == figures
+        (tmp_path / "sitecustomize.py").unlink()  # the defect is mended
+        mended, figures = fuzzed("--minutes", "0")
+        assert mended.returncode == 0, mended.stderr
+        counted = {name: figures["archives"][name] for name in ("files", "found", "defects")}
+        assert counted == {"files": files, "found": 1, "defects": 0}
     else:
         assert figures.keys() == {"archives", "pickles"}
         assert all(own["files"] >= 300 and own["edges"] > 50 for own in figures.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from maskdm.training.checkpoints.store import METADATA
-from tests.support.clones import SMALLER, clone_tree
+from tests.support.clones import SMALLER, Clone, clone_tree
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +112,62 @@ def test_two_queue_workers_compute_what_they_share_once(pretrained):
         with suppress(OSError):  # it has ended, as it should; at times a worker of DVC's stays
             if "queue-worker" in Path(f"/proc/{process}/cmdline").read_text():
                 os.kill(int(process), signal.SIGKILL)
+
+
+def start(clone, **environment):
+    """Start pretraining under DVC in a clone."""
+    return subprocess.Popen(
+        ["dvc", "repro", "pretrain"],
+        cwd=clone.path,
+        env=clone.environment | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def fresh(clone, tmp_path):
+    """Return a function that makes clones in which nothing has run."""
+
+    def fresh(name):
+        clone.git("reset", "--quiet", "--hard")
+        clone.git("clone", "--quiet", str(clone.path), str(tmp_path / name / "clone"))
+        return Clone(tmp_path / name / "clone")
+
+    return fresh
+
+
+def test_of_two_at_once_in_one_working_copy_one_computes_and_the_other_says_why_not(
+    fresh, pretrained
+):
+    copy, expected = fresh("one"), contents_of_pretraining(pretrained)
+    processes = [start(copy), start(copy)]
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    statuses = [process.returncode for process in processes]
+    assert 0 in statuses, said
+    for status, words in zip(statuses, said, strict=True):
+        assert "Traceback" not in words
+        assert status == 0 or "ERROR" in words, words
+    assert copy.dvc("repro", "pretrain") == set()
+    assert contents_of_pretraining(copy) == expected
+
+
+def test_two_at_once_in_two_working_copies_share_what_they_compute(fresh, pretrained, tmp_path):
+    """They have one folder of checkpoints and one cache of DVC's."""
+    expected, copies = contents_of_pretraining(pretrained), [fresh("one"), fresh("two")]
+    for copy in copies:
+        copy.call("dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
+    processes = [start(copy, MASKDM_CHECKPOINTS=str(tmp_path / "checkpoints")) for copy in copies]
+    for process in processes:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+    timings = [json.loads((copy.path / TIMING).read_text()) for copy in copies]
+    assert sum(timing["steps_computed"] for timing in timings) == SMALLER["pretrain.steps"]
+    assert [contents_of_pretraining(copy) for copy in copies] == [expected, expected]
+
+
+def contents_of_pretraining(clone):
+    """Return the digests of the images, the model and the curves."""
+    parts = ("data/prepared/", "models/pretrain/", "reports/pretrain/")
+    return {name: digest for name, digest in contents(clone).items() if name.startswith(parts)}

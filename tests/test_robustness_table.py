@@ -7,9 +7,10 @@ import pytest
 from tools.tables import robustness
 from tools.tables.pages import TABLES
 
+MEASURED = {"mib": 100, "handles": 8, "temporary_files": 0, "kib_on_disk": 12345}
 REPORT = {
     "inputs": {"cases": 5, "picture": 2, "skipped": 3},
-    "fuzzed_by_coverage": {"images": {"files": 12345, "seconds": 600, "defects": 1}},
+    "fuzzed_by_coverage": {"images": {"files": 12345, "seconds": 600, "found": 3, "defects": 1}},
     "combinations": {
         "pairs": 90,
         "pairs_run": 60,
@@ -17,10 +18,22 @@ REPORT = {
         "rows_with_nonsense_refused": 7,
         "faults": ["one"],
     },
-    "kills_under_dvc_repro": {"kills": 6, "lost": [], "wrong": ["a"]},
+    "kills_under_dvc": {
+        "queue": {
+            "kills": {"SIGINT to all": 2, "SIGKILL to all": 4},
+            "lost": [],
+            "wrong": ["a"],
+            "left_running": [],
+        }
+    },
     "faults_at_writes": {
         "faults": 9,
-        "kinds": {"full": 4, "killed": 5},
+        "kinds": {"full": 4, "SIGKILL": 5},
+        "longest": {
+            "seconds": 1800,
+            "first_round": MEASURED,
+            "last_round": MEASURED | {"mib": 101, "kib_on_disk": 23456},
+        },
         "lost": ["a", "b"],
         "wrong": [],
         "left": [],
@@ -41,10 +54,12 @@ def reports(tmp_path, monkeypatch):
     "row",
     [
         "| odd files | 5 | 2 picture, 3 skipped |",
-        "| fuzzing guided by coverage: images | 12,345 files in 10 minutes | 1 defects left |",
+        "guided by coverage: images | 12,345 files in 10 minutes | defects: 3 found, 1 left |",
         "| values of two parameters together | 90 of 90 pairs | 60 run, 30 refused in a sentence, ",
-        "| `kill -9` under `dvc repro` | 6 | 0 files lost, 1 wrong |",
-        "(4 × full disk, 5 × kill) | 9 | 2 files lost, 0 wrong, 0 left over; 0 ",
+        "under `dvc queue start -j 2` (2 × SIGINT to all, 4 × SIGKILL to all) | 6 | 0 files",
+        "| 0 files lost, 1 wrong; 0 processes left |",
+        "| 30 minutes | MiB of memory 100 → 101, open files 8 → 8, temporary files 0 → 0, KiB on ",
+        "(4 × full disk, 5 × SIGKILL) | 9 | 2 files lost, 0 wrong, 0 left over; 0 ",
     ],
 )
 def test_what_was_tried_is_a_row(row, reports):

@@ -24,7 +24,7 @@ import typer
 
 from benchmarks.presets import read_preset
 from benchmarks.robustness.forks import STAGES, begin_anew, run
-from benchmarks.robustness.inputs import REPORT
+from benchmarks.robustness.report import REPORT, write_report
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
@@ -287,8 +287,7 @@ def _names(row: Row) -> str:
 
 
 def _write(tally: Tally) -> None:
-    kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
-    write_json(REPORT, kept | {"combinations": tally.figures()})
+    write_report(combinations=tally.figures())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Coverage-guided fuzzing of every reader: ``python -m benchmarks.robustness.fuzz`` (an hour).
 
 The readers of strangers' bytes (``targets.py``) take turns under atheris, which wraps libFuzzer
-(``pip install atheris``; Linux). What is found, and the files that reached new code, stay in
-.dvc/tmp/fuzz. The figures are in reports/robustness.json after every turn, and the next command
-goes on from them: a stop loses nothing. ``--anew`` forgets them.
+(``pip install atheris``; Linux). The files that reached new code, those that were not read as they
+should be, and the figures stay in .dvc/tmp/fuzz; the figures are in reports/robustness.json after
+every turn, too. The next command goes on from them: a stop loses nothing. ``--anew`` forgets them.
+It begins by reading again what was found before: what is mended since is no defect any more.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.robustness.inputs import REPORT
+from benchmarks.robustness.report import write_report
 from benchmarks.robustness.targets import TARGETS
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
@@ -49,30 +50,43 @@ def main(
         raise UserError(f"There is no target '{unknown[0]}'. There are: {', '.join(TARGETS)}.")
     if anew:
         shutil.rmtree(KEPT, ignore_errors=True)
-    figures: dict[str, Any] = _report().get(FIGURES, {}) if KEPT.exists() else {}
-    started, turns = time.monotonic(), 0
     for name in chosen:
         _lay_seeds(name)
+    kept = KEPT / "figures.json"
+    figures = dict[str, Any](json.loads(kept.read_text()) if kept.exists() else {})
+    defects = {name: {path for path in _found(name) if _still(name, path)} for name in chosen}
+    for name in figures.keys() & defects.keys():
+        _note(figures, name, defects[name])
+    started, turns = time.monotonic(), 0
     while (left := 60 * minutes - (time.monotonic() - started)) > 0:
         name = min(chosen, key=lambda name: figures.get(name, {}).get("seconds", 0))
+        before = _found(name)
         figures[name] = _added(figures.get(name, {}), *_turn(name, round(min(turn, left)), runs))
-        figures[name] |= {"kept": _count(name, "kept/*"), "defects": _count(name, "*-*")}
-        write_json(REPORT, _report() | {FIGURES: figures})
+        defects[name] |= _found(name) - before
+        _note(figures, name, defects[name])
         turns += 1
         if runs >= 0 and turns == len(chosen):
             break
-    if any(_count(name, "*-*") for name in chosen):
-        raise UserError(f"Some files are not read as they should be: look at {KEPT}/*/*-*.")
+    if unread := sorted(str(path) for paths in defects.values() for path in paths):
+        raise UserError(f"Some files are not read as they should be: {', '.join(unread)}.")
 
 
-def _report() -> dict[str, Any]:
-    """Return what the report holds so far."""
-    return dict(json.loads(REPORT.read_text(encoding="utf-8"))) if REPORT.exists() else {}
+def _found(name: str) -> set[Path]:
+    """Return the files of a target that were not read as they should be, when they were found."""
+    return set((KEPT / name).glob("*-*"))
 
 
-def _count(name: str, pattern: str) -> int:
-    """Return how many files of a target there are."""
-    return sum(1 for _ in (KEPT / name).glob(pattern))
+def _still(name: str, found: Path) -> bool:
+    """Return whether such a file is not read as it should be by today's code either."""
+    return _guided(name, *LIMITS, str(found)).returncode != 0
+
+
+def _note(figures: dict[str, Any], name: str, defects: set[Path]) -> None:
+    """Count what was found for a target, and write all figures."""
+    kept = sum(1 for _ in (KEPT / name / "kept").iterdir())
+    figures[name] |= {"kept": kept, "found": len(_found(name)), "defects": len(defects)}
+    write_json(KEPT / "figures.json", figures)
+    write_report(**{FIGURES: figures})
 
 
 def _lay_seeds(name: str) -> None:
@@ -91,20 +105,24 @@ def _turn(name: str, seconds: int, runs: int) -> tuple[float, str]:
     Raises:
         UserError: if it ended without a file that shows why.
     """
-    folder, before = KEPT / name, _count(name, "*-*")
+    folder, before = KEPT / name, _found(name)
     limits = [*LIMITS, f"-max_total_time={max(1, seconds)}", f"-runs={runs}"]
     places = [f"-artifact_prefix={folder}/", f"-dict={folder}/words", str(folder / "kept")]
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        module = [sys.executable, "-m", "benchmarks.robustness.guided", name, scratch]
-        words = [*module, *limits, "-print_final_stats=1", *places]
-        ended = subprocess.run(words, capture_output=True, check=False)
+    ended = _guided(name, *limits, "-print_final_stats=1", *places)
     said = ended.stdout.decode(errors="replace") + ended.stderr.decode(errors="replace")
-    if ended.returncode and _count(name, "*-*") == before:
+    if ended.returncode and _found(name) == before:
         raise UserError(f"The target {name} ended with {ended.returncode}:\n{said[-3000:]}")
     if ended.returncode:
         (folder / "said.txt").write_text(said, encoding="utf-8")
     return time.monotonic() - started, said
+
+
+def _guided(name: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a target under atheris to its end, with arguments of libFuzzer."""
+    with tempfile.TemporaryDirectory() as scratch:
+        module = [sys.executable, "-m", "benchmarks.robustness.guided", name, scratch]
+        return subprocess.run([*module, *arguments], capture_output=True, check=False)
 
 
 def _added(figures: dict[str, Any], seconds: float, said: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Reads every case of the corpus as ``prepare`` does and compares it with what was
 some time on files that are damaged at random. Writes reports/robustness.json.
 """
 
-import json
 import resource
 import sys
 import tempfile
@@ -19,16 +18,15 @@ import typer
 
 from benchmarks.robustness import corpus
 from benchmarks.robustness.corpus import DAMAGED, Case
+from benchmarks.robustness.report import write_report
 from maskdm.data.contract import Source
 from maskdm.data.images import read_image
 from maskdm.data.inventory import inventory
 from maskdm.data.registry import DataParams, open_source
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_json
 from maskdm.runtime.params import validate
 
-REPORT = Path("reports/robustness.json")
 MEMORY = 2 * 2**30  # bytes that reading may take, beyond what the process has
 SIDE = 1024  # nothing in the corpus is decoded smaller
 PARAMS = {
@@ -55,14 +53,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         made, source = opened(Path(folder) / "images")
         became = Counter(outcome(source, case) for case in made)
-    kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
-    report = kept | {
+    report = {
         "inputs": {"cases": len(made), **dict(sorted(became.items()))},
         "left_out": dict(sorted(source.left_out.items())),
         "looking_at_a_folder": looking(names),
         "damaged_at_random": damaged_at_random(seconds),
     }
-    write_json(REPORT, report)
+    write_report(**report)
     print(report)
     if wrong := [name for name in became if name.startswith("wrong")]:
         raise UserError(f"Some inputs were not treated as they should be: {', '.join(wrong)}.")

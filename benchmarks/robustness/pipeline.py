@@ -1,24 +1,32 @@
-"""A kill storm over the whole pipeline: ``python -m benchmarks.robustness.pipeline``.
+"""Kill storms over the whole pipeline: ``python -m benchmarks.robustness.pipeline``.
 
-``dvc repro`` runs the preset tiny and is killed with all that it has started, at random moments,
-again and again: between stages, within them, while DVC writes. What is there in the end must be
-the bytes of an undisturbed run. Writes its figures into reports/robustness.json.
+DVC runs the preset tiny in three ways: ``dvc repro``, ``dvc exp run``, and two experiments at once
+by two workers of its queue. Again and again something is killed at a random moment: between stages,
+within them, while DVC writes. No process may go on without DVC, the same command must go on, and
+what is there in the end must be the bytes of an undisturbed run. The next command goes on from the
+figures in reports/robustness.json; ``--anew`` forgets them.
 """
 
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import typer
+from ruamel.yaml import YAML
 
 from benchmarks.presets import read_preset
-from benchmarks.robustness.inputs import REPORT
+from benchmarks.robustness.report import read_report, write_report
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
@@ -26,74 +34,254 @@ from maskdm.runtime.files import write_json
 ROOT = Path(__file__).parent.parent.parent
 # All but the Swiss roll, which no parameter makes shorter.
 TARGETS = ("masks", "curves", "pictures", "fid", "neighbours")
+EXPERIMENTS = {"first": "mask.rate=0.5", "second": "mask.rate=0.6"}
 LONGEST = 30.0  # seconds before a kill, at most
+PATIENCE = 120.0  # seconds in which what was left behind must have ended
 ASIDE = "dvc.lock.damaged"
+FIGURES = "kills_under_dvc"
+KINDS = {
+    "SIGKILL to all": signal.SIGKILL,
+    "SIGTERM to DVC alone": signal.SIGTERM,
+    "SIGINT to all": signal.SIGINT,  # as a terminal sends it
+}
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="how many")] = 40,
-    seed: Annotated[int, typer.Option(help="of the moments")] = 0,
+    kills: Annotated[int, typer.Option(help="how many, in each way")] = 20,
+    ways: Annotated[list[str] | None, typer.Option(help="repro, exp run, queue; else all")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the moments")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="forget what was found before")] = False,
 ) -> None:
     """Run the pipeline undisturbed and under kills, compare, and write what happened."""
-    with tempfile.TemporaryDirectory() as folder:
-        calm, struck = (clone(Path(folder) / name) for name in ("calm", "struck"))
-        repro(calm).wait()
-        moments, hit, damaged, rounds = random.Random(seed), 0, 0, 0
-        force = False
+    chosen = ways or list(WAYS)
+    if unknown := sorted(set(chosen) - WAYS.keys()):
+        raise UserError(f"There is no way '{unknown[0]}'. There are: {', '.join(WAYS)}.")
+    for way in chosen:
+        before = {} if anew else read_report().get(FIGURES, {})
+        storm = Storm(before.get(way, {}))
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made).resolve()
+            storm.blow(WAYS[way], folder, kills, random.Random(seed))
+        write_report(**{FIGURES: before | {way: storm.figures()}})
+        anew = False
+        print(way, storm.figures())
+        if storm.lost or storm.wrong or storm.left_running:
+            raise UserError(f"Not all is as in an undisturbed run: see {FIGURES}.")
+
+
+class Storm:
+    """Kills in one way of running the pipeline, and what came of them.
+
+    Args:
+        before: the figures to go on from.
+    """
+
+    def __init__(self, before: dict[str, Any]) -> None:
+        self.kills = Counter[str](before.get("kills", {}))
+        self.counts = Counter[str](before.get("counts", {}))
+        self.lost, self.wrong, self.left_running = (
+            set(before.get(name, ())) for name in ("lost", "wrong", "left_running")
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is written into the report."""
+        names = ("lost", "wrong", "left_running")
+        found = {name: sorted(getattr(self, name)) for name in names}
+        return {"kills": dict(sorted(self.kills.items())), "counts": dict(self.counts), **found}
+
+    def blow(
+        self, way: "Callable[[Path], Way]", folder: Path, kills: int, draw: random.Random
+    ) -> None:
+        """Kill so many times, and compare with what nobody disturbs."""
+        calm, struck = (way(clone(folder / name)) for name in ("calm", "struck"))
+        calm.start()
+        calm.finish()
+        expected, hit = calm.results(), 0
         while hit < kills:
-            damaged += mended(struck)
-            process = repro(struck, force)
-            force = False
-            try:
-                status = process.wait(moments.uniform(0, LONGEST))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                hit += 1
+            struck.start()
+            if struck.ended_within(draw.uniform(0, LONGEST)):
+                self.counts["finished_in_between"] += 1
+                self.compare(expected, struck.results())
+                struck.begin_anew()
                 continue
-            if status:
-                raise UserError(f"dvc repro ended with {status} after {hit} kills.")
-            rounds, force = rounds + 1, True  # all is there: from the beginning again
-        damaged += mended(struck)
-        if status := repro(struck).wait():
-            raise UserError(f"dvc repro ended with {status} after the last kill.")
-        expected, found = results(calm), results(struck)
-    wrong = sorted(name for name in expected if found.get(name, expected[name]) != expected[name])
-    lost = sorted(expected.keys() - found.keys())
-    report = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
-    report["kills_under_dvc_repro"] = {
-        "kills": kills,
-        "finished_in_between": rounds,
-        "locks_damaged_and_mended": damaged,
-        "files_compared": len(expected),
-        "lost": lost,
-        "wrong": wrong,
-    }
-    write_json(REPORT, report)
-    print(report["kills_under_dvc_repro"])
-    if lost or wrong:
-        raise UserError(f"Files differ from those of an undisturbed run: {lost + wrong}.")
+            kind = draw.choice(list(KINDS))
+            self.left_running |= strike(struck.folder, kind)
+            self.kills[kind] += 1
+            hit += 1
+            self.counts["locks_damaged_and_mended"] += mended(struck.folder)
+        struck.start()
+        struck.finish()
+        self.compare(expected, struck.results())
+
+    def compare(self, expected: dict[str, Any], found: dict[str, Any]) -> None:
+        """Note what is not as in an undisturbed run."""
+        self.counts["files_compared"] += len(expected)
+        self.lost |= expected.keys() - found.keys()
+        both = expected.keys() & found.keys()
+        self.wrong |= {name for name in both if expected[name] != found[name]}
+
+
+class Way:
+    """A way of running the pipeline in a clone.
+
+    Args:
+        folder: the clone.
+        words: of the command.
+    """
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder, self.words, self.force = folder, words, False
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it."""
+        force = ["--force"] if self.force else []
+        self.process = begin(self.folder, "dvc", *self.words, *force, *TARGETS)
+        self.force = False
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait at most so long; return whether it came to its end.
+
+        Raises:
+            UserError: if it failed.
+        """
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        if status:
+            raise UserError(f"dvc {self.words[0]} ended with {status}:\n{said(self.folder)}")
+        return True
+
+    def finish(self) -> None:
+        """Wait until it has come to its end."""
+        while not self.ended_within(600):
+            pass
+
+    def begin_anew(self) -> None:
+        """Let the next start compute everything again."""
+        self.force = True
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    def results(self) -> dict[str, Any]:
+        """Return the results by their names."""
+        return results(self.folder)
+
+
+class Queue(Way):
+    """Two experiments, by two workers of DVC's queue.
+
+    A worker that is killed leaves its experiment behind as running; it is queued again.
+    """
+
+    def start(self) -> None:
+        """Queue what is neither done nor queued, and start the workers."""
+        there = call(self.folder, "dvc", "queue", "status").splitlines()
+        queued = {line.split()[1] for line in there if line.endswith("Queued")}
+        for name in EXPERIMENTS.keys() - queued - self.done().keys():
+            words = ("--queue", "--name", name, "--set-param", EXPERIMENTS[name], *TARGETS)
+            call(self.folder, "dvc", "exp", "run", *words)
+        call(self.folder, "dvc", "queue", "start", "--jobs", str(len(EXPERIMENTS)))
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait at most so long; return whether both experiments are done.
+
+        Raises:
+            UserError: if no worker is there any more, and an experiment is not done.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and living(self.folder):
+            time.sleep(0.2)
+        if living(self.folder):
+            return False
+        if self.done().keys() < EXPERIMENTS.keys():
+            raise UserError(
+                f"The queue ended early:\n{call(self.folder, 'dvc', 'queue', 'status')}"
+            )
+        return True
+
+    def begin_anew(self) -> None:
+        """Remove the experiments and what they have kept."""
+        call(self.folder, "dvc", "exp", "remove", *EXPERIMENTS)
+        for kept in ("checkpoints", ".dvc/cache/runs"):
+            shutil.rmtree(self.folder / kept, ignore_errors=True)
+
+    def done(self) -> dict[str, str]:
+        """Return the git references of the experiments that are done, by their names."""
+        words = ("git", "for-each-ref", "--format=%(refname)", "refs/exps")
+        there = {name.rpartition("/")[2]: name for name in call(self.folder, *words).split()}
+        return {name: there[name] for name in EXPERIMENTS if name in there}
+
+    def results(self) -> dict[str, Any]:
+        """Return the hash of every file and folder that a stage wrote, but for seconds."""
+        found: dict[str, str] = {}
+        for name, reference in self.done().items():
+            lock = YAML(typ="safe").load(call(self.folder, "git", "show", f"{reference}:dvc.lock"))
+            outs = (out for stage in lock["stages"].values() for out in stage.get("outs", ()))
+            found |= {f"{name}: {out['path']}": out["md5"] for out in outs}
+        return {name: md5 for name, md5 in found.items() if "timing" not in name}
+
+
+WAYS: dict[str, Callable[[Path], Way]] = {
+    "repro": lambda folder: Way(folder, "repro"),
+    "exp run": lambda folder: Way(folder, "exp", "run"),
+    "queue": Queue,
+}
 
 
 def clone(path: Path) -> Path:
     """Return a clone of this repository in which nothing has been run."""
+    git = ("git", "-C", str(path))
     for words in (
-        ["git", "clone", "--quiet", str(ROOT), str(path)],
-        ["git", "-C", str(path), "rm", "--quiet", "-r", "dvc.lock", "reports"],
+        ("git", "clone", "--quiet", str(ROOT), str(path)),
+        (*git, "config", "user.name", "storm"),
+        (*git, "config", "user.email", "storm@localhost"),
+        (*git, "rm", "--quiet", "-r", "dvc.lock", "reports"),
     ):
         subprocess.run(words, check=True)
     write_json(path / "params.yaml", read_preset("tiny"))
+    subprocess.run((*git, "commit", "--quiet", "--all", "--message", "tiny"), check=True)
     return path
 
 
-def repro(folder: Path, force: bool = False) -> subprocess.Popen[bytes]:
-    """Start ``dvc repro`` in a process group of its own, with its cache and its checkpoints."""
-    words = ["dvc", "repro", "--quiet", *(["--force"] if force else []), *TARGETS]
-    return subprocess.Popen(words, cwd=folder, env=environment(folder), start_new_session=True)
+def begin(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start a command in a clone, in a process group of its own, with its cache."""
+    with said_in(folder).open("wb") as file:
+        return subprocess.Popen(
+            words,
+            cwd=folder,
+            env=environment(folder),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def call(folder: Path, *words: str) -> str:
+    """Run a command in a clone and return what it said.
+
+    Raises:
+        UserError: if it fails.
+    """
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
+    ended = subprocess.run(words, cwd=folder, env=environment(folder), **options)
+    if ended.returncode:
+        raise UserError(f"{' '.join(words)} ended with {ended.returncode}:\n{ended.stderr}")
+    return str(ended.stdout)
+
+
+def said_in(folder: Path) -> Path:
+    """Return the file in which a clone's last command said what it had to say."""
+    return folder.parent / f"{folder.name}.said"
+
+
+def said(folder: Path) -> str:
+    """Return the end of what a clone's last command said."""
+    return said_in(folder).read_text(errors="replace")[-4000:]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return what a clone's commands see: nothing of the user's settings, two threads at most."""
+    """Return what a clone's commands see: nothing of the user's settings, one thread."""
     usual = {name: value for name, value in os.environ.items() if "MASKDM" not in name}
     own = {name: str(folder.parent / folder.name) + f"-{name.lower()}" for name in SITES}
     return usual | own | {"TQDM_DISABLE": "1", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
@@ -102,11 +290,50 @@ def environment(folder: Path) -> dict[str, str]:
 SITES = ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR")
 
 
+def living(folder: Path) -> list[psutil.Process]:
+    """Return the processes that run in a folder or below it, whoever their parents are."""
+    there = psutil.process_iter(["cwd", "status"])
+    return [
+        process
+        for process in there
+        if Path(process.info["cwd"] or "/").is_relative_to(folder)
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def strike(folder: Path, kind: str) -> set[str]:
+    """Send a signal to what runs in a folder; return what does not end, and kill it."""
+    for process in living(folder):
+        with suppress(psutil.NoSuchProcess):
+            if KINDS[kind] != signal.SIGTERM or is_dvc(process):
+                process.send_signal(KINDS[kind])
+    end = time.monotonic() + PATIENCE
+    while living(folder) and time.monotonic() < end:
+        if KINDS[kind] == signal.SIGKILL:  # what was just being started, too
+            kill(folder)
+        time.sleep(0.1)
+    return kill(folder)
+
+
+def is_dvc(process: psutil.Process) -> bool:
+    """Return whether a process is one of DVC's own, and not a stage."""
+    return any(Path(word).name == "dvc" for word in process.cmdline())
+
+
+def kill(folder: Path) -> set[str]:
+    """Kill what runs in a folder; return their commands."""
+    killed = set()
+    for process in living(folder):
+        with suppress(psutil.NoSuchProcess):
+            killed.add(" ".join(process.cmdline()))
+            process.kill()
+    return killed
+
+
 def mended(folder: Path) -> bool:
     """Put a damaged dvc.lock aside, as ``make demo`` does; return whether it was damaged."""
     (folder / ASIDE).unlink(missing_ok=True)
-    words = [sys.executable, "-m", "tools.mend_lock"]
-    subprocess.run(words, cwd=folder, env=environment(folder), check=True, capture_output=True)
+    call(folder, sys.executable, "-m", "tools.mend_lock")
     return (folder / ASIDE).exists()
 
 

@@ -5,7 +5,6 @@ moments, again and again; once it has finished, it begins anew. What it leaves m
 an undisturbed run. Writes its figures into reports/robustness.json.
 """
 
-import json
 import os
 import random
 import re
@@ -26,7 +25,7 @@ import typer
 from PIL import Image
 
 from benchmarks.presets import read_preset
-from benchmarks.robustness.inputs import REPORT
+from benchmarks.robustness.report import write_report
 from benchmarks.robustness.torture import ROOT, SIGNALS
 from maskdm.data.pieces import MOST, PIECE
 from maskdm.runtime import command
@@ -49,8 +48,7 @@ def main(
     """Kill prepare at random moments, compare with an undisturbed run, and write what happened."""
     with tempfile.TemporaryDirectory() as folder:
         result = storm(Path(folder), images, kills, seed)
-    report = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
-    write_json(REPORT, report | {"kills_of_prepare": result})
+    write_report(kills_of_prepare=result)
     print(result)
     if result["differing"] or result["left_over"]:
         raise UserError("It did not leave what an undisturbed run leaves.")

@@ -1,11 +1,12 @@
 """A fault at every write of every stage: ``python -m benchmarks.robustness.writes``.
 
 The stages of the preset tiny run in turn. At the first, the second, … write of each something goes
-wrong: the process is killed, the disk is full from now on, the folder cannot be written to. Then
-the same command runs once more, undisturbed, and what is there must be the bytes of a run that
-nothing befell. Writes are counted, not timed: Python tells of every file that is
-opened for writing, renamed or removed (PEP 578). It goes round and round, and measures what grows:
-the memory and the handles of commands, the files that they leave.
+wrong: the process gets a signal, the disk is full from now on or fails once, the folder cannot be
+written to, no more files can be opened. Then the same command runs once more, undisturbed, and what
+is there must be the bytes of a run that nothing befell. Writes are counted, not timed: Python tells
+of every file that is opened for writing, renamed or removed (PEP 578). It goes round and round, and
+measures what grows: the memory and the handles of commands, the files that they leave, the disk.
+The next command goes on from the figures in reports/robustness.json; ``--anew`` forgets them.
 """
 
 import errno
@@ -16,7 +17,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,14 +26,24 @@ import typer
 
 from benchmarks.presets import read_preset
 from benchmarks.robustness.forks import STAGES, TEMPORARY, Ended, begin_anew, run
-from benchmarks.robustness.inputs import REPORT
 from benchmarks.robustness.pipeline import results
+from benchmarks.robustness.report import REPORT, read_report, write_report
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 
-ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS}
-KILLED = "killed"
+ERRORS = {
+    "full": errno.ENOSPC,
+    "quota": errno.EDQUOT,
+    "read-only": errno.EROFS,
+    "failing": errno.EIO,
+    "handles": errno.EMFILE,
+}
+SIGNALS = {number.name: number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)}
+OF_MAKING = ("full", "quota")  # what is there can be renamed and removed
+ONCE = ("failing",)
+COUNTED = ("rounds", "of_all_faults", "longest")
+FIGURES = "faults_at_writes"
 MAKING, CHANGING = ("open", "os.mkdir"), ("os.rename", "os.remove", "os.rmdir")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -55,6 +66,12 @@ class Storm:
     left: set[str] = field(default_factory=set)
     unclear: set[str] = field(default_factory=set)
 
+    @classmethod
+    def of(cls, figures: dict[str, Any]) -> "Storm":
+        """Return the storm that goes on from figures of before."""
+        names = {name: set(figures.get(name, ())) for name in ("lost", "wrong", "left", "unclear")}
+        return cls(Counter(figures.get("kinds", {})), **names)
+
     def compare(self, where: str, expected: dict[str, bytes], found: dict[str, bytes]) -> None:
         """Note what is not as in an undisturbed run."""
         self.lost |= {f"{where}: {name}" for name in expected.keys() - found.keys()}
@@ -74,7 +91,7 @@ class Fault:
 
     Args:
         folder: the workspace: writes elsewhere are none.
-        kind: ``killed``, ``full`` or ``read-only``; None only counts.
+        kind: of ``SIGNALS`` or ``ERRORS``; None only counts.
         at: the number of the write, from 1.
     """
 
@@ -86,14 +103,19 @@ class Fault:
         if not self.concerns(event, arguments):
             return
         self.writes += 1
-        if self.kind == KILLED and self.writes == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        # On a full disk, what is there can be renamed and removed.
-        if self.kind in ERRORS and self.writes >= self.at:
-            if self.kind == "full" and event not in MAKING:
-                return
+        if self.kind in SIGNALS and self.writes == self.at:
+            os.kill(os.getpid(), SIGNALS[self.kind])
+        if self.kind in ERRORS and self.strikes(event):
             number = ERRORS[self.kind]
             raise OSError(number, os.strerror(number), str(arguments[0]))
+
+    def strikes(self, event: str) -> bool:
+        """Return whether a write fails now."""
+        if self.kind in OF_MAKING and event not in MAKING:
+            return False
+        if self.kind == "handles" and event != "open":
+            return False
+        return self.writes == self.at or (self.writes > self.at and self.kind not in ONCE)
 
     def concerns(self, event: str, arguments: tuple[Any, ...]) -> bool:
         """Return whether an event is a write in the workspace."""
@@ -112,31 +134,47 @@ def main(
     minutes: Annotated[float, typer.Option(help="at least; 0: one round")] = 0.0,
     every: Annotated[int, typer.Option(help="a round tries one fault of so many")] = 10,
     stages: Annotated[list[str] | None, typer.Option(help="that are struck; else all")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="forget what was found before")] = False,
 ) -> None:
     """Strike at the writes of the stages, round by round at others, and write what came of it."""
     begin_anew()
-    storm, rounds, started = Storm(), list[Counter[str]](), time.monotonic()
+    before = {} if anew else read_report().get(FIGURES, {})
+    if before.get("every", every) != every:
+        raise UserError(f"--every was {before['every']} before: go on with it, or begin --anew.")
+    storm, started, rounds = Storm.of(before), time.monotonic(), list[dict[str, int]]()
+    counted: dict[str, Any] = {"every": every} | {
+        name: before[name] for name in COUNTED if name in before
+    }
+
+    def note() -> dict[str, Any]:
+        figures = counted | storm.figures()
+        write_report(**{FIGURES: figures})
+        return figures
+
     with tempfile.TemporaryDirectory() as made:
+        folder = Path(made).resolve()
         while not rounds or time.monotonic() - started < 60 * minutes:
-            rounds.append(sweep(Path(made).resolve(), storm, every, stages or STAGES, len(rounds)))
-            figures = {
-                "minutes": round((time.monotonic() - started) / 60),
-                "rounds": len(rounds),
-                "first_round": dict(rounds[0]),
-                "last_round": dict(rounds[-1]),
-                "of_all_faults": min(1.0, len(rounds) / every),
-                **storm.figures(),
-            }
-            kept = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
-            write_json(REPORT, kept | {"faults_at_writes": figures})
+            done = counted.get("rounds", 0)
+            rounds.append(sweep(folder, storm, every, stages or STAGES, done, note))
+            seconds = round(time.monotonic() - started)
+            longest = {"seconds": seconds, "first_round": rounds[0], "last_round": rounds[-1]}
+            if seconds >= counted.get("longest", longest)["seconds"]:
+                counted["longest"] = longest
+            counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}
+            figures = note()
     print(json.dumps(figures))
     if storm.lost or storm.wrong or storm.left or storm.unclear:
-        raise UserError(f"Not all was as it should be: see faults_at_writes in {REPORT}.")
+        raise UserError(f"Not all was as it should be: see {FIGURES} in {REPORT}.")
 
 
 def sweep(
-    folder: Path, storm: Storm, every: int, chosen: Sequence[str], shift: int
-) -> Counter[str]:
+    folder: Path,
+    storm: Storm,
+    every: int,
+    chosen: Sequence[str],
+    shift: int,
+    note: Callable[[], Any],
+) -> dict[str, int]:
     """Run the stages, each undisturbed and with a fault at its writes.
 
     Args:
@@ -145,9 +183,11 @@ def sweep(
         every: one fault of so many is tried.
         chosen: the stages that are struck.
         shift: which of ``every`` faults is the first.
+        note: called behind each stage that was struck, so that a stop loses little.
 
     Returns:
-        The most memory and handles that a command had at its end, and what they left on the disk.
+        The most memory (MiB) and handles that a command had at its end; how many temporary files
+        they left, and the bytes (KiB) on the disk in the end.
     """
     calm, struck, before = (folder / name for name in ("calm", "struck", "before"))
     most = Counter[str]()
@@ -172,13 +212,15 @@ def sweep(
                 storm.unclear.add(f"{where}: {first.said[-600:]} {second.said[-600:]}")
             storm.compare(where, expected, results(struck))
             most |= Counter(mib=second.mib, handles=second.handles)
+        note()
     left = [path for path in (folder / TEMPORARY).rglob("*") if path.is_file()]
-    return most + Counter(temporary_files=len(left))
+    there = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return dict(most) | {"temporary_files": len(left), "kib_on_disk": sum(there) // 1024}
 
 
 def strikes(writes: int, every: int, shift: int) -> Iterator[tuple[str, int]]:
     """Yield kinds of faults and the numbers of the writes they strike at."""
-    every_one = [(kind, at) for at in range(1, writes + 1) for kind in (KILLED, *ERRORS)]
+    every_one = [(kind, at) for at in range(1, writes + 1) for kind in (*SIGNALS, *ERRORS)]
     yield from every_one[shift % every :: every]
 
 
@@ -186,8 +228,10 @@ def unclear(ended: Ended, kind: str | None = None) -> bool:
     """Return whether a command ended otherwise than a fault allows, or without a sentence."""
     if "Traceback" in ended.said:
         return True
-    if kind == KILLED:
+    if kind == "SIGKILL":
         return ended.status != -signal.SIGKILL
+    if kind in SIGNALS:  # one that comes behind the last step stops nothing any more
+        return ended.status not in (0, -SIGNALS[kind], 128 + SIGNALS[kind])
     if kind in ERRORS and ended.status:  # what need not be written may fail without harm
         return ended.status != 1 or "error: " not in ended.said
     return ended.status != 0

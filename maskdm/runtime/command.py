@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from maskdm.runtime.distributed import rank
-from maskdm.runtime.environment import WORKER, refuse_former_names
+from maskdm.runtime.distributed import ENDED, another_has_ended, rank
+from maskdm.runtime.environment import PARENT, WORKER, refuse_former_names
 from maskdm.runtime.errors import StoppedError, UserError
 from maskdm.runtime.packages import require_package
 from maskdm.runtime.parent import leave_with
@@ -59,6 +59,10 @@ def run_commands(app: typer.Typer) -> None:
         say(f"error: {error}")
         sys.exit(1)
     except (OSError, MemoryError, RuntimeError) as error:
+        if another_has_ended(error):
+            if PARENT.get() is None:  # otherwise that knows which one, and says it
+                print(f"\nProcess {rank()} ended, because another has. {ENDED}\n", file=sys.stderr)
+            sys.exit(1)
         sentence = _fault_of_the_machine(error)
         if sentence is None:
             raise
@@ -72,6 +76,16 @@ def _fault_of_the_machine(error: Exception) -> str | None:
         file = f" ({error.filename})" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"The disk is full{file}: make room; the same command then goes on."
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return (
+                f"Too many files are open at once{file}: allow more (ulimit -n), or close other "
+                "programs; the same command then goes on."
+            )
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+            return (
+                f"{error.strerror}{file}: the disk, or the way to it, fails. See the system's log; "
+                "once it works, the same command goes on."
+            )
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             return (
                 f"{error.strerror}{file}: give this user the right to read and write there; the "

@@ -31,6 +31,8 @@ NAMES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 )
+ENDED = "The same command goes on from the last checkpoint."
+GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 PATIENCE = timedelta(hours=2)  # one process may write or download while the others wait
 
 
@@ -246,6 +248,18 @@ def rank() -> int:
     except UserError:  # said by whoever needs more than the number
         numbers = None
     return numbers.rank if numbers else 0
+
+
+def another_has_ended(error: Exception) -> bool:
+    """Return whether an error comes of another of the processes, which is there no longer."""
+    if not isinstance(error, RuntimeError) or worker() is None:
+        return False
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return False
+    # gloo's are plain RuntimeErrors.
+    return isinstance(error, dist.DistError) or any(said in str(error) for said in GLOO)
 
 
 def join(device: torch.device, sharded: bool = False) -> Processes:

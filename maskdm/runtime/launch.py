@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from maskdm.runtime.distributed import leave, rank, worker
+from maskdm.runtime.distributed import ENDED, leave, rank, worker
 from maskdm.runtime.environment import DEVICE, LAUNCHER, PARENT, PROCESSES, WORKER
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.parent import leave_with
@@ -153,12 +153,14 @@ def start_here(count: int) -> NoReturn:
         except SignalException as stopped:
             sys.exit(128 + stopped.sigval)
         except ChildFailedError as failed:
-            number, failure = failed.get_first_failure()
+            # Who was killed is the cause; others may have ended of it before anybody looked.
+            killed = ((n, each) for n, each in failed.failures.items() if each.exitcode < 0)
+            number, failure = next(killed, failed.get_first_failure())
             status = failure.exitcode
             if status < 0:
+                name = failure.signal_name()
                 print(
-                    f"\nProcess {number} was killed by {failure.signal_name()}, and the others "
-                    "ended: the same command goes on from the last checkpoint.\n",
+                    f"\nProcess {number} was killed by {name}, and the others ended. {ENDED}\n",
                     file=sys.stderr,
                 )
             sys.exit(status if status > 0 else 128 - status)

@@ -24,8 +24,14 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _kills(report: Mapping[str, Any]) -> Iterator[Row]:
-    lost, wrong = len(report["lost"]), len(report["wrong"])
-    yield "`kill -9` under `dvc repro`", f"{report['kills']}", f"{lost} files lost, {wrong} wrong"
+    for way, own in report.items():
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in own["kills"].items())
+        counts = {name: len(own[name]) for name in ("lost", "wrong", "left_running")}
+        came = "{lost} files lost, {wrong} wrong; {left_running} processes left".format(**counts)
+        yield f"kills under `{WAYS[way]}` ({kinds})", f"{sum(own['kills'].values())}", came
+
+
+WAYS = {"repro": "dvc repro", "exp run": "dvc exp run", "queue": "dvc queue start -j 2"}
 
 
 def _prepare(report: Mapping[str, Any]) -> Iterator[Row]:
@@ -41,18 +47,37 @@ def _torture(report: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _writes(report: Mapping[str, Any]) -> Iterator[Row]:
-    names = {"killed": "kill", "full": "full disk", "read-only": "read-only folder"}
-    kinds = ", ".join(f"{count} × {names[kind]}" for kind, count in report["kinds"].items())
+    kinds = ", ".join(f"{count} × {FAULTS.get(k, k)}" for k, count in report["kinds"].items())
     counts = {name: len(report[name]) for name in ("lost", "wrong", "left", "unclear")}
     came = "{lost} files lost, {wrong} wrong, {left} left over; {unclear} messages unclear"
     yield f"a fault at a write of a stage ({kinds})", f"{report['faults']}", came.format(**counts)
+    if longest := report.get("longest"):
+        first, last = longest["first_round"], longest["last_round"]
+        grown = (f"{name} {first[key]:,} → {last[key]:,}" for key, name in MEASURED.items())
+        often = f"{longest['seconds'] / 60:.0f} minutes"
+        yield "such faults without a pause, first round → last", often, ", ".join(grown)
+
+
+FAULTS = {
+    "full": "full disk",
+    "quota": "full quota",
+    "read-only": "read-only folder",
+    "failing": "I/O error",
+    "handles": "too many open files",
+}
+MEASURED = {
+    "mib": "MiB of memory",
+    "handles": "open files",
+    "temporary_files": "temporary files",
+    "kib_on_disk": "KiB on the disk",
+}
 
 
 def _fuzzed(report: Mapping[str, Any]) -> Iterator[Row]:
     for name, own in report.items():
         often = f"{own['files']:,} files in {own['seconds'] / 60:.0f} minutes"
-        defects = own["defects"]
-        yield f"fuzzing guided by coverage: {name}", often, f"{defects} defects left"
+        came = f"defects: {own['found']} found, {own['defects']} left"
+        yield f"fuzzing guided by coverage: {name}", often, came
 
 
 def _combined(report: Mapping[str, Any]) -> Iterator[Row]:
@@ -76,6 +101,6 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "combinations": _combined,
     "kills_of_prepare": _prepare,
     "torture": _torture,
-    "kills_under_dvc_repro": _kills,
+    "kills_under_dvc": _kills,
     "faults_at_writes": _writes,
 }

@@ -1,0 +1,166 @@
+"""requirements.lock: whole, with hashes, and what is installed must have one of them."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from maskdm.runtime.errors import UserError
+from tests.support.clones import ROOT
+from tools import audit, lock
+
+PIN = re.compile(
+    r"^([a-z0-9-]+)==(\S+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+)
+
+
+def asked_for():
+    """Return the requirements in pyproject.toml that `make setup` installs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"].values()
+    named = [project["build-system"]["requires"], project["project"]["dependencies"], *extras]
+    named.append(project["dependency-groups"]["dev"])
+    return [Requirement(text) for part in named for text in part]
+
+
+def test_every_line_of_the_lock_is_a_version_with_hashes():
+    rest = (ROOT / "requirements.lock").read_text()
+    assert rest.startswith(lock.HEAD)
+    rest, pinned = rest.removeprefix(lock.HEAD), {}
+    while rest:
+        found = PIN.match(rest)
+        assert found, rest[:300]
+        pinned[found[1]] = found[2]
+        rest = rest[found.end() :]
+    for requirement in asked_for():
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} is {version}"
+
+
+# How it is made anew
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Put a program of a name on the path, which runs some Python, and work in a folder."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+
+    def program(name, code):
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!{sys.executable}\nimport sys\n{code}")
+        path.chmod(0o755)
+
+    return program
+
+
+UV = """
+import pathlib
+made = pathlib.Path(sys.argv[sys.argv.index("--output-file") + 1])
+made.write_text("\\n".join([made.read_text(), sys.stdin.read(), *sys.argv]))
+"""
+
+
+def test_it_is_resolved_from_the_versions_that_are_there(program):
+    program("uv", UV)
+    lock.LOCK.write_text("old==1")
+    lock.main(["small"])
+    made = lock.LOCK.read_text()
+    assert made.startswith(lock.HEAD + "old==1\nsetuptools>=")
+    for word in ("--generate-hashes", "--no-emit-index-url", "--upgrade-package=small"):
+        assert f"\n{word}\n" in made
+
+
+def test_what_cannot_be_resolved_leaves_the_lock(program):
+    program("uv", "sys.exit('a and b do not fit')")
+    lock.LOCK.write_text("old==1")
+    with pytest.raises(UserError, match="a and b do not fit"):
+        lock.main()
+    assert lock.LOCK.read_text() == "old==1"
+
+
+# What is installed
+
+
+def wheel(folder, name, content):
+    """Write a package of one module and return its hash."""
+    about, kind = f"{name}-1.0.dist-info", "py3-none-any"
+    files = {
+        f"{name}.py": content,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{about}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {kind}\n",
+        f"{about}/RECORD": "",
+    }
+    path = folder / f"{name}-1.0-{kind}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for within, text in files.items():
+            archive.writestr(zipfile.ZipInfo(within), text)  # whose time is always the same
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["setuptools", "small"])
+def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp_path, other):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    hashes = {name: wheel(tmp_path, name, "") for name in ("setuptools", "small")}
+    lines = [f"{name}==1.0 \\\n    --hash=sha256:{of}\n" for name, of in hashes.items()]
+    (tmp_path / "requirements.lock").write_text("".join(lines))
+    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+
+    def install():
+        words = ["make", ".venv/.packages", f"PYTHON={sys.executable}"]
+        return subprocess.run(
+            words, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True
+        )
+
+    whole = wheel(tmp_path, other, "changed = True")
+    refused = install()
+    assert refused.returncode
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert not (tmp_path / ".venv/.packages").exists()
+    assert wheel(tmp_path, other, "") == hashes[other] != whole
+    taken = install()
+    assert taken.returncode == 0, taken.stderr
+    assert list((tmp_path / ".venv").rglob("small.py"))
+
+
+# What is known of it
+
+
+def audited(program, *packages):
+    program("pip-audit", f"print('''{json.dumps({'dependencies': packages, 'fixes': []})}''')")
+    audit.main()
+
+
+FINE = {"name": "fine", "version": "1", "vulns": []}
+UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
+KINDS = [{"id": "X-1", "fix_versions": ["3", "2.1"]}, {"id": "X-2", "fix_versions": []}]
+
+
+def test_packages_that_could_not_be_looked_up_are_not_called_safe(program, capsys):
+    audited(program, FINE, UNKNOWN, UNKNOWN)
+    assert capsys.readouterr().out == "1 of 3 packages looked up among known vulnerabilities.\n"
+
+
+def test_a_vulnerable_package_is_an_error_that_says_what_mends_it(program):
+    with pytest.raises(UserError) as found:
+        audited(program, FINE, {"name": "bad", "version": "1", "vulns": KINDS}, UNKNOWN)
+    said = "  bad 1: X-1 (mended in 3, 2.1), X-2 (mended in no version yet)"
+    assert str(found.value).splitlines()[1:] == [said]
+
+
+def test_no_network_is_a_sentence_and_no_error(program, capsys):
+    program("pip-audit", "sys.exit('many lines\\nConnection refused')")
+    audit.main()
+    assert "No package could be looked up" in capsys.readouterr().out
