@@ -114,10 +114,12 @@ def test_grey_images_are_taken_by_grey_models_and_by_colour_models(model, tmp_pa
     (drawn,) = maskdm.load(saved(tmp_path, channels=1), device="cpu").inpaint(grey, DISC, nfe=2)
     assert drawn.mode == "L"
     assert np.array_equal(np.asarray(drawn)[~DISC], grey[~DISC])
-    by_picture, by_array = (
-        arrays(model.inpaint(image, DISC, nfe=2)) for image in (Image.fromarray(grey), grey)
+    picture = Image.fromarray(grey)
+    by_picture, by_palette, by_array = (
+        arrays(model.inpaint(image, DISC, nfe=2)) for image in (picture, picture.convert("P"), grey)
     )
     assert np.array_equal(by_picture, by_array)
+    assert np.array_equal(by_palette, by_array)
     assert np.array_equal(by_array[0][~DISC], np.repeat(grey[:, :, None], 3, axis=2)[~DISC])
 
 
@@ -138,7 +140,8 @@ def test_classes_and_guides_act_as_in_sampling(conditional, model):
     [
         (PICTURE[:, :8], DISC, r"image has 8x16 pixels, and the model draws 16x16: resize it, im"),
         (PICTURE, DISC[:8], r"mask has 16x8 pixels.*mask\.resize\(\(16, 16\)\)"),
-        (Image.new("RGBA", (16, 16)), DISC, r"mode RGBA, and the model draws RGB: convert it"),
+        (Image.new("RGBA", (16, 16)), DISC, r"mode RGBA, transparent in part, and the model draws"),
+        (Image.new("CMYK", (16, 16)), DISC, r"mode CMYK, and the model draws RGB: convert it"),
         (PICTURE / 255, DISC, r"array \(16, 16, 3\) of float64: give a PIL image, or uint8"),
         (PICTURE[:, :, :2], DISC, r"array \(16, 16, 2\) of uint8"),
         (PICTURE[0, 0], DISC, r"array \(3,\) of uint8"),

@@ -10,6 +10,7 @@ RePaint also goes back and forth between levels, at a multiple of the cost; that
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from maskdm.sampling.solvers import X0Denoiser
 
 Picture = Image.Image | np.ndarray
 MODES = {1: "L", 3: "RGB"}  # channels: mode
+EXACT = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB")}  # what becomes that without loss
 HALF = 128  # grey levels from here on are white
 
 
@@ -51,11 +53,25 @@ class Known:
         return lambda x, time: torch.where(self.where, self.tokens, denoise(x, time))
 
 
+def opened(path: Path) -> Image.Image:
+    """Return the image in a file.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no image that can be read: {error}.") from None
+
+
 def known_part(image: Picture, mask: Picture, size: int, channels: int, patch: int) -> Known:
     """Return what is known of an image: all pixels where the mask is black.
 
     Args:
-        image: PIL (L or RGB), or uint8 ``(size, size)`` or ``(size, size, channels)``.
+        image: PIL, opaque, or uint8 ``(size, size)`` or ``(size, size, channels)``.
         mask: white where new pixels are wanted: PIL, or bool or uint8 ``(size, size)``. Grey from
             128 on is white. A pixel can be known whose neighbour in the patch is not, since tokens
             are pixels.
@@ -81,10 +97,12 @@ def _pixels(image: Picture, size: int, channels: int) -> np.ndarray:
     """Return an image as uint8 ``(size, size, channels)``."""
     mode = MODES[channels]
     if isinstance(image, Image.Image):
-        if image.mode not in ("L", mode):
+        # Others lose something on the way, and could not come back as they were.
+        if image.mode not in EXACT[mode] or image.has_transparency_data:
             raise UserError(
-                f"The image is of mode {image.mode}, and the model draws {mode}: convert it, "
-                f"image.convert('{mode}')."
+                f"The image is of mode {image.mode}"
+                f"{', transparent in part' if image.has_transparency_data else ''}, and the model "
+                f"draws {mode}: convert it, image.convert('{mode}')."
             )
         image = np.asarray(image.convert(mode))
     pixels = image[:, :, None] if image.ndim == 2 else image

@@ -51,6 +51,13 @@ class Drawing(TypedDict, total=False):
     guide_interval: tuple[float, float]
 
 
+def for_inpainting(drawing: Drawing) -> Drawing:
+    """Return how ``TrainedModel.inpaint`` draws, with its own solver where none is named."""
+    if "solver" in drawing:
+        return drawing
+    return {"solver": INPAINT_SOLVER, "nfe": INPAINT_NFE, **drawing}
+
+
 class TrainedModel:
     """A model that draws images.
 
@@ -218,7 +225,7 @@ class TrainedModel:
         """Draw a part of an image anew, so that it fits the rest (maskdm/sampling/inpainting.py).
 
         Args:
-            image: of the model's size: PIL, mode RGB or L, or a uint8 array ``(H, W)`` or
+            image: of the model's size: PIL, opaque, or a uint8 array ``(H, W)`` or
                 ``(H, W, C)``.
             mask: white where new pixels are wanted, of any shape: PIL, or a bool or uint8 array
                 ``(H, W)``. Pixels where it is black (below 128, or False) stay as they are, to the
@@ -238,10 +245,9 @@ class TrainedModel:
         """
         config = self.config
         known = known_part(image, mask, config.size, config.channels, config.model.patch)
-        if "solver" not in drawing:
-            drawing = {"solver": INPAINT_SOLVER, "nfe": INPAINT_NFE, **drawing}
         model = self._guided(guide)
-        return model._pictures(model.settings(count, seed, **drawing), label, known)
+        params = model.settings(count, seed, **for_inpainting(drawing))
+        return model._pictures(params, label, known)
 
     def settings(
         self,
