@@ -236,6 +236,21 @@ def export(
     print(f"{out} is a pipeline of diffusers. Read {out / 'README.md'} before it goes anywhere.")
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="what maskdm export made, its card read")],
+    repo: Annotated[str, typer.Argument(help="NAME or OWNER/NAME; made if it is not there")],
+    public: Annotated[bool, typer.Option("--public", help="anybody may see it")] = False,
+) -> None:
+    """Upload an exported folder to a model hub; private, unless it is to be public.
+
+    maskdm push emoji OWNER/emoji
+    """
+    from maskdm.exchange.pushing import push_to_hub
+
+    print(push_to_hub(folder, repo, public))
+
+
 def main() -> None:
     """Run the command."""
     run_commands(app)

@@ -130,7 +130,14 @@ def test_what_is_wrong_is_one_sentence(models: Path, words: tuple[str, ...], sen
 
 @pytest.mark.parametrize(
     "example",
-    ["sample models", "inpaint models", "info models", "export models", "import cifar10"],
+    [
+        "sample models",
+        "inpaint models",
+        "info models",
+        "export models",
+        "import cifar10",
+        "push emoji",
+    ],
 )
 def test_help_has_an_example(example: str) -> None:
     said = call(example.split()[0], "--help")
