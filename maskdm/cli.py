@@ -14,41 +14,50 @@ from maskdm.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from maskdm.backbones.model_folder import Weights
+    from maskdm.sampling.images import Images
+    from maskdm.sampling.model import TrainedModel
 
-COLUMNS = 8  # images in a row of the grid
 app = plain_app()
 
 
+Model = Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")]
+Out = Annotated[Path, typer.Option(help="the folder for the images; made if missing")]
+Seed = Annotated[int, typer.Option(help="of the noise; image i is the same in any count")]
+Label = Annotated[
+    str | None, typer.Option(help="a class by name or number; default: as in training")
+]
+Nfe = Annotated[
+    int | None, typer.Option(help="network evaluations an image; default: as recommended")
+]
+Eta = Annotated[float, typer.Option(help="noise that ddim adds, 0 to 1")]
+GuidanceScale = Annotated[float, typer.Option(help="towards the class; 1: none")]
+Guide = Annotated[
+    Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
+]
+GuideScale = Annotated[float | None, typer.Option(help="by that model; default: 2.5")]
 Times = Annotated[
     tuple[float, float],
     typer.Option(help="two times between which it acts, from 0 (image) to 1 (noise)"),
 ]
+WhichWeights = Annotated[str, typer.Option(help="averaged or raw")]
 
 
 @app.command()
 def sample(
-    model: Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")],
+    model: Model,
     count: Annotated[int, typer.Option(help="how many images")] = 16,
-    out: Annotated[Path, typer.Option(help="the folder for the images; made if missing")] = Path(
-        "samples"
-    ),
-    seed: Annotated[int, typer.Option(help="of the noise; image i is the same in any count")] = 0,
-    label: Annotated[
-        str | None, typer.Option(help="a class by name or number; default: as in training")
-    ] = None,
+    out: Out = Path("samples"),
+    seed: Seed = 0,
+    label: Label = None,
     solver: Annotated[str, typer.Option(help="dpmpp-2m, unipc, heun, ddim, ddpm, …")] = "dpmpp-2m",
-    nfe: Annotated[
-        int | None, typer.Option(help="network evaluations an image; default: as recommended")
-    ] = None,
-    eta: Annotated[float, typer.Option(help="noise that ddim adds, 0 to 1")] = 0.0,
-    guidance_scale: Annotated[float, typer.Option(help="towards the class; 1: none")] = 1.0,
+    nfe: Nfe = None,
+    eta: Eta = 0.0,
+    guidance_scale: GuidanceScale = 1.0,
     guidance_interval: Times = (0.0, 1.0),
-    guide: Annotated[
-        Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
-    ] = None,
-    guide_scale: Annotated[float | None, typer.Option(help="by that model; default: 2.5")] = None,
+    guide: Guide = None,
+    guide_scale: GuideScale = None,
     guide_interval: Times = (0.2, 0.9),
-    weights: Annotated[str, typer.Option(help="averaged or raw")] = "averaged",
+    weights: WhichWeights = "averaged",
 ) -> None:
     """Draw images from a model.
 
@@ -56,18 +65,6 @@ def sample(
 
     maskdm sample models/finetune --count 64 --guide models/pretrain --solver ddpm --nfe 25
     """
-    import numpy as np
-
-    from maskdm.figures import grid, save
-    from maskdm.runtime.files import write_json
-    from maskdm.sampling.model import load
-
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out is '{out}', which is a file: name a folder.")
-    chosen = cast("Weights", weights)  # load refuses others
-    trained = load(model, chosen)
-    if guide is not None:
-        trained = trained.guided_by(load(guide, chosen))
     settings: dict[str, Any] = {
         "solver": solver,
         "nfe": nfe,
@@ -77,21 +74,84 @@ def sample(
         "guide_scale": guide_scale,
         "guide_interval": guide_interval,
     }
+    trained = _loaded(model, guide, weights, out)
+    drawn = trained.sample(count, seed, label=_class(trained, label), **settings)
     made = trained.settings(count, seed, **settings).model_dump(mode="json")
-    by_name = label is None or label in trained.classes or not label.isdecimal()
-    drawn = trained.sample(count, seed, label=label if by_name else int(label or 0), **settings)
-    for number, image in enumerate(drawn):
-        save(image, out / f"{number:05}.png")
-    pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
-    save(grid(pixels, COLUMNS, scale=max(1, 128 // trained.config.size)), out / "grid.png")
     made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
-    write_json(out / "samples.json", {"model": f"{model}", **made, "training": trained.config.cost})
-    print(f"{count} images, grid.png and samples.json in {out}")
+    _write(drawn, out, {"model": f"{model}", **made, "training": trained.config.cost})
+
+
+@app.command()
+def inpaint(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="of the size that the model draws")],
+    mask: Annotated[Path, typer.Argument(help="of that size, white where to draw anew")],
+    count: Annotated[int, typer.Option(help="how many answers")] = 1,
+    out: Out = Path("inpainted"),
+    seed: Seed = 0,
+    label: Label = None,
+    solver: Annotated[str | None, typer.Option(help="default: ddpm")] = None,
+    nfe: Annotated[
+        int | None, typer.Option(help="network evaluations an image; default: 50, or the solver's")
+    ] = None,
+    guidance_scale: GuidanceScale = 1.0,
+    guide: Guide = None,
+    guide_scale: GuideScale = None,
+    weights: WhichWeights = "averaged",
+) -> None:
+    """Draw a part of an image anew, so that it fits the rest, which stays as it is.
+
+    Writes 00000.png …, grid.png and samples.json, which says how they were made.
+
+    maskdm inpaint models/finetune emoji.png mask.png --count 8
+    """
+    from maskdm.sampling.inpainting import opened
+    from maskdm.sampling.model import for_inpainting
+
+    given = {"solver": solver, "nfe": nfe}
+    settings: Any = {name: value for name, value in given.items() if value is not None}
+    settings |= {"guidance_scale": guidance_scale, "guide_scale": guide_scale}
+    trained = _loaded(model, guide, weights, out)
+    name = _class(trained, label)
+    drawn = trained.inpaint(opened(image), opened(mask), count, seed, label=name, **settings)
+    made = trained.settings(count, seed, **for_inpainting(settings)).model_dump(mode="json")
+    made |= {"image": f"{image}", "mask": f"{mask}"}
+    made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
+    _write(drawn, out, {"model": f"{model}", **made, "training": trained.config.cost})
+
+
+def _loaded(model: Path, guide: Path | None, weights: str, out: Path) -> "TrainedModel":
+    """Return a model with its guide, once it is clear that images can be written."""
+    from maskdm.sampling.model import load
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is '{out}', which is a file: name a folder.")
+    chosen = cast("Weights", weights)  # load refuses others
+    trained = load(model, chosen)
+    return trained if guide is None else trained.guided_by(load(guide, chosen))
+
+
+def _class(model: "TrainedModel", label: str | None) -> int | str | None:
+    """Return what was typed as a class: a name if there is such a one, else a number."""
+    by_name = label is None or label in model.classes or not label.isdecimal()
+    return label if by_name else int(label or 0)
+
+
+def _write(images: "Images", folder: Path, about: dict[str, Any]) -> None:
+    """Write images, their grid, and how they were made."""
+    from maskdm.figures import save
+    from maskdm.runtime.files import write_json
+
+    for number, image in enumerate(images):
+        save(image, folder / f"{number:05}.png")
+    save(images.grid(), folder / "grid.png")
+    write_json(folder / "samples.json", about)
+    print(f"{len(images)} images, grid.png and samples.json in {folder}")
 
 
 @app.command()
 def info(
-    model: Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")],
+    model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="all of its config, as JSON")] = False,
 ) -> None:
     """Say what is in a model folder: network, classes, how it was trained and what that cost.
@@ -154,13 +214,11 @@ def import_model(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")],
+    model: Model,
     out: Annotated[Path, typer.Argument(help="the folder to make")],
     to: Annotated[str, typer.Option(help="for whom: diffusers")] = "diffusers",
-    guide: Annotated[
-        Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="averaged or raw")] = "averaged",
+    guide: Guide = None,
+    weights: WhichWeights = "averaged",
     data: Annotated[str | None, typer.Option(help="for the card: the images, in words")] = None,
     licence: Annotated[str | None, typer.Option(help="for the card: cc-by-sa-4.0, …")] = None,
     metrics: Annotated[Path | None, typer.Option(help="for the card: reports/metrics.json")] = None,
@@ -176,6 +234,21 @@ def export(
     chosen = cast("Weights", weights)  # load refuses others
     export_to_diffusers(model, out, guide, chosen, data, licence, metrics)
     print(f"{out} is a pipeline of diffusers. Read {out / 'README.md'} before it goes anywhere.")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="what maskdm export made, its card read")],
+    repo: Annotated[str, typer.Argument(help="NAME or OWNER/NAME; made if it is not there")],
+    public: Annotated[bool, typer.Option("--public", help="anybody may see it")] = False,
+) -> None:
+    """Upload an exported folder to a model hub; private, unless it is to be public.
+
+    maskdm push emoji OWNER/emoji
+    """
+    from maskdm.exchange.pushing import push_to_hub
+
+    print(push_to_hub(folder, repo, public))
 
 
 def main() -> None:

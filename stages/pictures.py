@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from maskdm.figures import grid, rows, save
 from maskdm.runtime.command import run
@@ -43,26 +42,17 @@ def denoising(model: TrainedModel, params: SampleParams) -> np.ndarray:
 def interpolation(model: TrainedModel, params: SampleParams) -> np.ndarray:
     """Return images from noise between the noises of pairs of samples, a pair a row.
 
-    The noise is interpolated on the sphere, which keeps its norm. Both ends have the first one's
-    label; no noise is added on the way (η = 0), or the images between would not be between.
+    Both ends have the first one's label; no noise is added on the way (η = 0), or the images
+    between would not be between.
     """
     smooth = params.model_copy(update={"solver": "dpmpp-2m", "eta": 0.0})
     noise = starting_noise(params.seed, model.shape, range(2 * ROWS))
     images = []
-    for row in range(ROWS):
-        one, other = noise[2 * row], noise[2 * row + 1]
-        between = torch.stack([slerp(one, other, s) for s in np.linspace(0, 1, COLUMNS)])
-        labels = model.labels(None, params.seed, range(2 * row, 2 * row + 1))
-        same = None if labels is None else labels.expand(COLUMNS)
-        images.append(model.draw(smooth, range(COLUMNS), same, between))
+    for first in range(0, 2 * ROWS, 2):
+        one, other = noise[first : first + 2]
+        label = model.labels(None, params.seed, range(first, first + 1))
+        images.append(model.draw_between(one, other, COLUMNS, smooth, label))
     return np.concatenate(images)
-
-
-def slerp(one: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
-    """Return the point at ``share`` of the great circle from one noise to another."""
-    cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
-    angle = torch.acos(cosine.clamp(-1, 1))
-    return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / angle.sin()
 
 
 def by_class(model: TrainedModel, params: SampleParams) -> list[tuple[str, np.ndarray]]:

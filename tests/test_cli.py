@@ -70,6 +70,29 @@ def test_what_was_not_said_is_written_down_as_it_was_used(models: Path, tmp_path
     assert about["guide_scale"] == GUIDE_SCALE
 
 
+def test_inpainting_is_that_of_python(models: Path, tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
+    mask = Image.new("1", (16, 16))
+    mask.paste(1, (5, 3, 12, 11))
+    image.save(tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    words = ("inpaint", models / "finetune", tmp_path / "image.png", tmp_path / "mask.png")
+    said = call(
+        *(*words, "--count", 2, "--seed", 5, "--label", "1", "--nfe", 3),
+        *("--guide", models / "pretrain", "--guide-scale", 1.5, "--out", tmp_path / "out"),
+    )
+    assert "2 images, grid.png and samples.json" in said
+    guide = models / "pretrain"
+    drawn = maskdm.load(models / "finetune").inpaint(
+        image, mask, 2, 5, label="dog", nfe=3, guide=guide, guide_scale=1.5
+    )
+    for number, expected in enumerate(drawn):
+        with Image.open(tmp_path / f"out/{number:05}.png") as written:
+            assert np.array_equal(np.asarray(written), np.asarray(expected))
+    about = json.loads((tmp_path / "out/samples.json").read_text())
+    assert (about["solver"], about["nfe"], about["mask"]) == ("ddpm", 3, str(tmp_path / "mask.png"))
+
+
 def test_info_says_what_a_model_is(models: Path) -> None:
     said = call("info", models / "finetune")
     assert "classes: cat, dog" in said
@@ -90,6 +113,12 @@ def test_info_says_what_a_model_is(models: Path) -> None:
         (("sample", "{}/finetune", "--label", "7"), "There is no class 7"),
         (("sample", "{}/finetune/config.json"), "give its folder"),
         (("info", "{}/finetune/model.safetensors"), "give its folder"),
+        (("inpaint", "{}/finetune", "{}/none.png", "{}/none.png"), "is no image that can be read"),
+        (("inpaint", "{}/finetune", "{}", "{}/none.png"), "is no image that can be read"),
+        (
+            ("inpaint", "{}/finetune", "{}/finetune/config.json", "{}/none.png"),
+            "config.json is no image that can be read",
+        ),
         (("sample", "{}/finetune", "--out", "{}/finetune/config.json"), "is a file: name a folder"),
     ],
 )
@@ -100,7 +129,15 @@ def test_what_is_wrong_is_one_sentence(models: Path, words: tuple[str, ...], sen
 
 
 @pytest.mark.parametrize(
-    "example", ["sample models", "info models", "export models", "import cifar10"]
+    "example",
+    [
+        "sample models",
+        "inpaint models",
+        "info models",
+        "export models",
+        "import cifar10",
+        "push emoji",
+    ],
 )
 def test_help_has_an_example(example: str) -> None:
     said = call(example.split()[0], "--help")

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import weakref
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import maskdm
 from maskdm.runtime.errors import UserError
+from maskdm.sampling.images import GAP, SIDE, Images
 from maskdm.sampling.model import sample_batches
 from tests.support.graph import ROOT
 from tests.support.models import arrays, drawing, saved
@@ -78,9 +81,25 @@ def test_an_image_is_the_same_in_any_count_and_another_with_another_seed(model, 
     assert not np.array_equal(arrays(model.sample(3, seed=4, nfe=4)), images[:3])
 
 
+def test_a_notebook_shows_images_as_a_grid(model):
+    images = model.sample(3, nfe=2)
+    with Image.open(BytesIO(images._repr_png_())) as shown:
+        pixels = np.asarray(shown)
+    scale, step = SIDE // 16, 16 + GAP
+    assert pixels.shape == ((step + GAP) * scale, (3 * step + GAP) * scale, 3)
+    for number, image in enumerate(images):
+        first = (GAP + number * step) * scale
+        part = pixels[GAP * scale :: scale, first::scale][:16, :16]
+        assert np.array_equal(part, np.asarray(image))
+    assert (pixels[:, : GAP * scale] == 255).all()
+    assert images.grid(columns=1).height > 2 * images.grid().height
+    assert Images()._repr_png_() is None
+
+
 def test_grey_models_give_grey_images(tmp_path):
     (image,) = maskdm.load(saved(tmp_path, channels=1), device="cpu").sample(1, nfe=2)
     assert (image.mode, image.size) == ("L", (16, 16))
+    assert Images([image]).grid().mode == "L"
 
 
 def test_a_class_is_asked_for_by_name_or_number(conditional):

@@ -6,7 +6,7 @@ The stages draw their images through the same class, so the same settings give t
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
@@ -21,16 +21,41 @@ from maskdm.runtime.environment import SAMPLE_BATCH
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import validate
 from maskdm.sampling.guidance import X0Network
+from maskdm.sampling.images import Images
+from maskdm.sampling.inpainting import Known, Picture, known_part
+from maskdm.sampling.interpolation import between
 from maskdm.sampling.sampler import (
     SampleParams,
     check_sampling,
     draw_labels,
     estimates,
+    starting_noise,
 )
 from maskdm.sampling.solvers import SOLVERS
 
 # What guidance by the primer did best with; at all times this scale gains nothing (docs/speed.md).
 GUIDE_SCALE, GUIDE_INTERVAL = 2.5, (0.2, 0.9)
+# Fresh noise on the way lets what is drawn come to fit what is known.
+INPAINT_SOLVER, INPAINT_NFE = "ddpm", 50
+
+
+class Drawing(TypedDict, total=False):
+    """How to draw; ``TrainedModel.sample`` says what each means."""
+
+    solver: str
+    nfe: int | None
+    eta: float
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    guide_scale: float | None
+    guide_interval: tuple[float, float]
+
+
+def for_inpainting(drawing: Drawing) -> Drawing:
+    """Return how ``TrainedModel.inpaint`` draws, with its own solver where none is named."""
+    if "solver" in drawing:
+        return drawing
+    return {"solver": INPAINT_SOLVER, "nfe": INPAINT_NFE, **drawing}
 
 
 class TrainedModel:
@@ -107,7 +132,7 @@ class TrainedModel:
         guide: "TrainedModel | Path | str | None" = None,
         guide_scale: float | None = None,
         guide_interval: tuple[float, float] = GUIDE_INTERVAL,
-    ) -> list[Image.Image]:
+    ) -> Images:
         """Draw images.
 
         Args:
@@ -126,17 +151,12 @@ class TrainedModel:
             guide_interval: the times between which it acts.
 
         Returns:
-            PIL images, mode RGB or L.
+            PIL images, mode RGB or L, which a notebook shows as a grid.
 
         Raises:
             UserError: if a setting is out of range or does not fit the model.
         """
-        model = self
-        if guide is not None:
-            given = (
-                guide if isinstance(guide, TrainedModel) else load(guide, device=f"{self.device}")
-            )
-            model = self.guided_by(given)
+        model = self._guided(guide)
         params = model.settings(
             count,
             seed,
@@ -148,11 +168,86 @@ class TrainedModel:
             guide_scale=guide_scale,
             guide_interval=guide_interval,
         )
-        images = []
-        for indices in sample_batches(count):
-            drawn = model.draw(params, indices, self.labels(label, seed, indices))
-            images += [Image.fromarray(image.squeeze()) for image in drawn]
-        return images
+        return model._pictures(params, label)
+
+    def interpolate(
+        self,
+        one: int,
+        other: int,
+        count: int = 10,
+        *,
+        label: int | str | None = None,
+        guide: "TrainedModel | Path | str | None" = None,
+        **drawing: Unpack[Drawing],
+    ) -> Images:
+        """Draw images from noise between the noises of two seeds, along a great circle.
+
+        Args:
+            one: a seed; the first image is that of ``sample(1, one)``, up to rounding.
+            other: another seed; the last image is that of ``sample(1, other)`` with the class of
+                the first.
+            count: how many, evenly spaced, both ends included.
+            label: a class, by number or name; by default that of the first image.
+            guide: a worse model or its folder, as in ``sample``.
+            **drawing: solver, NFE, strengths and times of guidance, as in ``sample``.
+
+        Returns:
+            PIL images, which a notebook shows as a grid.
+
+        Raises:
+            UserError: as ``sample``, or if the solver adds noise, or the seeds are one.
+        """
+        model = self._guided(guide)
+        params, _ = (model.settings(count, seed, **drawing) for seed in (one, other))
+        if SOLVERS[params.solver].stochastic or params.eta > 0:
+            still = ", ".join(name for name, solver in SOLVERS.items() if not solver.stochastic)
+            raise UserError(
+                f"The solver {params.solver} adds noise on the way, so that the images would not "
+                f"be between two: take {still}, with eta 0."
+            )
+        if one == other:
+            raise UserError(f"Both seeds are {one}: between two equal noises there is nothing.")
+        begin, end = (starting_noise(seed, self.shape, range(1))[0] for seed in (one, other))
+        given = self.labels(label, one, range(1))
+        return _pil(model.draw_between(begin, end, count, params, given))
+
+    def inpaint(
+        self,
+        image: Picture,
+        mask: Picture,
+        count: int = 1,
+        seed: int = 0,
+        *,
+        label: int | str | None = None,
+        guide: "TrainedModel | Path | str | None" = None,
+        **drawing: Unpack[Drawing],
+    ) -> Images:
+        """Draw a part of an image anew, so that it fits the rest (maskdm/sampling/inpainting.py).
+
+        Args:
+            image: of the model's size: PIL, opaque, or a uint8 array ``(H, W)`` or
+                ``(H, W, C)``.
+            mask: white where new pixels are wanted, of any shape: PIL, or a bool or uint8 array
+                ``(H, W)``. Pixels where it is black (below 128, or False) stay as they are, to the
+                bit.
+            count: how many answers.
+            seed: of the noise; answer i is the same in any count.
+            label: a class, by number or name; by default classes come as often as in training.
+            guide: a worse model or its folder, as in ``sample``.
+            **drawing: solver, NFE, strengths and times of guidance, as in ``sample``; by default
+                ``INPAINT_NFE`` evaluations of ``INPAINT_SOLVER``.
+
+        Returns:
+            PIL images, which a notebook shows as a grid.
+
+        Raises:
+            UserError: as ``sample``, or if image or mask do not fit the model.
+        """
+        config = self.config
+        known = known_part(image, mask, config.size, config.channels, config.model.patch)
+        model = self._guided(guide)
+        params = model.settings(count, seed, **for_inpainting(drawing))
+        return model._pictures(params, label, known)
 
     def settings(
         self,
@@ -240,6 +335,7 @@ class TrainedModel:
         indices: range,
         labels: Tensor | None = None,
         start: Tensor | None = None,
+        known: Known | None = None,
     ) -> np.ndarray:
         """Return samples ``indices``.
 
@@ -249,6 +345,7 @@ class TrainedModel:
             labels: their classes, as ``labels`` returns them.
             start: standard normal noise to start from instead of the samples' own,
                 ``(len(indices), N, p²·C)``.
+            known: what is known of an image, to be kept in all of them.
 
         Returns:
             uint8 ``(len(indices), H, W, C)``.
@@ -256,9 +353,31 @@ class TrainedModel:
         Raises:
             UserError: if one is not finite.
         """
-        for estimate in self._estimates(params, indices, labels, start):
+        for estimate in self._estimates(params, indices, labels, start, known):
             last = estimate
         return self._images(last)
+
+    def draw_between(
+        self, one: Tensor, other: Tensor, count: int, params: SampleParams, label: Tensor | None
+    ) -> np.ndarray:
+        """Return images from noise between two noises, along a great circle.
+
+        Args:
+            one: standard normal noise, ``(N, p²·C)``.
+            other: another.
+            count: how many, both ends included.
+            params: the section ``sample``.
+            label: the class of all, ``(1,)`` int64, or None without classes.
+
+        Returns:
+            uint8 ``(count, H, W, C)``.
+        """
+        noise, images = between(one, other, count), []
+        for indices in sample_batches(count):
+            labels = None if label is None else label.expand(len(indices))
+            start = noise[indices.start : indices.stop]
+            images.append(self.draw(params, indices, labels, start))
+        return np.concatenate(images)
 
     def path(
         self, params: SampleParams, indices: range, labels: Tensor | None = None
@@ -270,10 +389,32 @@ class TrainedModel:
             indices: of the samples.
             labels: their classes, as ``labels`` returns them.
         """
-        return map(self._images, self._estimates(params, indices, labels, None))
+        return map(self._images, self._estimates(params, indices, labels))
+
+    def _guided(self, guide: "TrainedModel | Path | str | None") -> "TrainedModel":
+        """Return this model with a guide or what is in its folder; itself without."""
+        if guide is None:
+            return self
+        if not isinstance(guide, TrainedModel):
+            guide = load(guide, device=f"{self.device}")
+        return self.guided_by(guide)
+
+    def _pictures(
+        self, params: SampleParams, label: int | str | None, known: Known | None = None
+    ) -> Images:
+        images = Images()
+        for indices in sample_batches(params.count):
+            labels = self.labels(label, params.seed, indices)
+            images += _pil(self.draw(params, indices, labels, known=known))
+        return images
 
     def _estimates(
-        self, params: SampleParams, indices: range, labels: Tensor | None, start: Tensor | None
+        self,
+        params: SampleParams,
+        indices: range,
+        labels: Tensor | None,
+        start: Tensor | None = None,
+        known: Known | None = None,
     ) -> Iterator[Tensor]:
         return estimates(
             self.backbone,
@@ -285,6 +426,7 @@ class TrainedModel:
             labels,
             start,
             self.guide.x0_network if self.guide else None,
+            known,
         )
 
     def _images(self, tokens: Tensor) -> np.ndarray:
@@ -295,6 +437,11 @@ class TrainedModel:
             )
         images = to_images(tokens, self.config.model.patch, self.config.channels)
         return images.cpu().numpy()
+
+
+def _pil(images: np.ndarray) -> Images:
+    """Return uint8 ``(count, H, W, C)`` as PIL images."""
+    return Images(Image.fromarray(image.squeeze()) for image in images)
 
 
 def check_guide(guide: ModelConfig, model: ModelConfig) -> None:

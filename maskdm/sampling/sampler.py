@@ -18,6 +18,7 @@ from maskdm.diffusion.reverse import sampling_grid
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Section
 from maskdm.sampling.guidance import Guidance, X0Network, x0_denoiser
+from maskdm.sampling.inpainting import Known
 from maskdm.sampling.solvers import SOLVERS
 
 # The model that draws. DVC needs a path where a stage depends on a parameter, null will not do.
@@ -184,6 +185,7 @@ def estimates(
     labels: Tensor | None = None,
     start: Tensor | None = None,
     guide: X0Network | None = None,
+    known: Known | None = None,
 ) -> Iterator[Tensor]:
     """Yield the x0 estimates of samples ``indices`` at every level; the last are the samples.
 
@@ -200,6 +202,7 @@ def estimates(
         labels: their classes, ``(len(indices),)`` int64; None for an unconditional model.
         start: standard normal noise to start from instead of the samples' own.
         guide: the network to be led away from, on ``device``; None for none.
+        known: what is known of an image, to be kept in all samples; None for nothing.
 
     Yields:
         ``(len(indices), N, p²·C)``, once a level.
@@ -219,4 +222,7 @@ def estimates(
 
     first = starting_noise(params.seed, shape, indices) if start is None else start
     x = grid[0].sigma * first.to(device)
+    if known is not None:
+        known = known.to(device)
+        x, denoise = known.noisy(x, first.to(device), grid[0]), known.kept(denoise)
     yield from solver.solve(denoise, x, grid, params.eta, noise)

@@ -1,0 +1,37 @@
+"""Images as a list that a notebook shows as a grid."""
+
+from io import BytesIO
+
+from PIL import Image
+
+COLUMNS = 8  # images in a row
+GAP = 2  # pixels between images, which are white
+SIDE = 128  # pixels of an image's side at least, as it is shown
+
+
+class Images(list[Image.Image]):
+    """PIL images of one size; as the last value of a notebook's cell they are shown as a grid."""
+
+    def grid(self, columns: int = COLUMNS) -> Image.Image:
+        """Return the images side by side on white, row by row, small ones enlarged.
+
+        Args:
+            columns: images in a row, at least 1; fewer if there are not so many.
+        """
+        columns = min(columns, len(self))
+        scale = max(1, SIDE // self[0].width)
+        width, height = (side + GAP for side in self[0].size)
+        rows = -(-len(self) // columns)
+        sheet = Image.new(self[0].mode, (columns * width + GAP, rows * height + GAP), "white")
+        for index, image in enumerate(self):
+            row, column = divmod(index, columns)
+            sheet.paste(image, (column * width + GAP, row * height + GAP))
+        return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the grid as a PNG, which is what Jupyter asks for; None of no images."""
+        if not self:
+            return None
+        file = BytesIO()
+        self.grid().save(file, "png")
+        return file.getvalue()
