@@ -244,7 +244,10 @@ def test_neither_git_nor_dvc_sees_anything_of_it(tmp_path):
     assert "pretrain" in clone.dvc(*run, **asked)
     assert logged(clone.path / "live/shown/pretrain")[0]["training/loss"]
     assert clone.git("status", "--porcelain") == ""
-    changed = set(clone.git("diff", "--name-only", "HEAD", "shown").split())
+    (experiment,) = clone.git(
+        "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/shown"
+    ).split()
+    changed = set(clone.git("diff", "--name-only", "HEAD", experiment).split())
     assert {"params.yaml", "dvc.lock"} < changed
     assert not any("live" in name for name in changed)
     assert clone.dvc("repro", "pretrain", **asked) == set()
