@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskdm.evaluation.distances import FidParams, measure
+from maskdm.evaluation.extrapolation import extrapolated
 from maskdm.evaluation.features.extraction import extract
 from maskdm.evaluation.features.registry import load_network
 from maskdm.evaluation.manifold import manifold
@@ -29,7 +30,8 @@ def main() -> None:
     """Read params fid, data/samples and data/reference; write reports/metrics.json.
 
     Distances to the training images stand under their plain names, those to the held-out images
-    end in _heldout. A Fréchet distance is left out where there are not more images than features.
+    end in _heldout. A Fréchet distance is left out where there are not more images than features;
+    beside it stands what infinitely many samples would have (_infinity), with its interval.
     Precision, recall, density and coverage stand under manifold.
     """
     prefer_huge_pages()
@@ -63,8 +65,10 @@ def main() -> None:
     if kernel in to_train and kernel not in to_heldout:
         print(f"Distances to the held-out images are left out: there is only {len(heldout)}.")
     spans = manifold(features, train)
+    limit = extrapolated(features, train, network.extractor)
     metrics = {
         **to_train,
+        **limit,
         "manifold": spans,
         **{f"{name}_heldout": value for name, value in to_heldout.items()},
         "features": {"extractor": network.extractor.name, "side": network.extractor.side},
@@ -72,7 +76,7 @@ def main() -> None:
         **about,
     }
     write_json(METRICS, metrics)
-    print("  ".join(f"{key} {value:g}" for key, value in (to_train | spans).items()))
+    print("  ".join(f"{key} {value}" for key, value in (to_train | limit | spans).items()))
 
 
 def load(path: Path) -> Any:

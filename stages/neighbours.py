@@ -26,7 +26,8 @@ def main() -> None:
     Reads params fid.features, data/samples, data/prepared and data/reference. Writes
     reports/neighbours.png (samples at the left, their nearest training images beside them) and
     reports/neighbours.json (mean distance to the nearest training image, of samples and of
-    held-out images, and their ratio: about 0 for a model that copies).
+    held-out images, their ratio: about 0 for a model that copies, and between what values it would
+    be for images that are as new as the held-out ones).
     """
     params = read_section(PARAMS, "fid.features", FeatureParams)
     network = load_network(params.extractor, choose_device())
@@ -49,11 +50,13 @@ def main() -> None:
     }
     found = copying(features, heldout, train)
     write_json(Path("reports/neighbours.json"), about | found)
-    ratio = found["ratio"]
+    ratio, null = found["ratio"], found["ratio_null"]
+    of_chance = f" (new images: {null[0]:.2f} to {null[1]:.2f})" if null else ""
     print(
         f"nearest training image: samples {found['distance']:.2f}, held-out images "
         f"{found['distance_heldout']:.2f}, "
         + ("every held-out image is a training image" if ratio is None else f"ratio {ratio:.2f}")
+        + of_chance
     )
 
 

@@ -12,10 +12,12 @@ from maskdm.runtime import environment
 from maskdm.runtime.command import run_commands
 from maskdm.runtime.environment import RENAMED, VARIABLES, checkpoints_folder
 from maskdm.runtime.errors import UserError
+from maskdm.training.live import TRACKERS
 from tests.support.clones import ROOT
 
 BY_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 WHOLE, FEW, SWITCH = "a whole number from 1 to 999999999", "a whole number from 1 to 64", "0 or 1"
+TRACKER = "dvclive, wandb or mlflow"
 # name: what it is if unset; texts and their values; what is allowed, None where any text is
 TABLE = {
     "MASKDM_CHECKPOINTS": ("checkpoints", {"/a/b": "/a/b"}, None),
@@ -30,6 +32,7 @@ TABLE = {
     "MASKDM_COMPILE": (True, {"0": False, "1": True}, SWITCH),
     "MASKDM_REPLAY": (True, {"0": False, "1": True}, SWITCH),
     "MASKDM_SAMPLE_BATCH": (64, {"8": 8}, WHOLE),
+    "MASKDM_LIVE": (None, {"dvclive": "dvclive", "mlflow": "mlflow"}, TRACKER),
     "MASKDM_EXACT": (False, {"0": False, "1": True}, SWITCH),
     "MASKDM_PARENT": (None, {"7": 7}, WHOLE),
     "MASKDM_WORKER": (False, {"0": False, "1": True}, SWITCH),
@@ -38,6 +41,7 @@ WRONG = {
     WHOLE: ("0", "-1", "1.5", "many", " 1", "1e3", "٣", "²", "1" * 5000),
     FEW: ("0", "65", "1000", "²"),
     SWITCH: ("2", "yes", "true", "01", " 1", "-0"),
+    TRACKER: ("1", "tensorboard", "DVCLive", " dvclive"),
     None: (),
 }
 
@@ -65,6 +69,13 @@ def test_every_variable_is_in_the_table_once_and_says_what_it_does():
     names = [variable.name for variable in VARIABLES]
     assert sorted(names) == sorted(variable.name for variable in defined) == sorted(TABLE)
     assert all(variable.meaning and variable.otherwise for variable in VARIABLES)
+
+
+def test_every_tracker_can_be_asked_for(monkeypatch):
+    for name in TRACKERS:
+        monkeypatch.setenv("MASKDM_LIVE", name)
+        assert environment.LIVE.get() == name
+    assert set(TRACKERS) == set(re.findall(r"\w+", TRACKER)) - {"or"}
 
 
 @pytest.fixture

@@ -37,13 +37,33 @@ def test_a_copier_is_told_from_a_model_whose_samples_are_new(copied, ratio, clos
     assert told["ratio"] == pytest.approx(ratio, abs=0.02)
     assert told["close"] == pytest.approx(close, abs=0.01)
     assert told["distance_heldout"] > 1
+    low, high = told["ratio_null"]
+    assert low < 1 < high
+    assert (low <= told["ratio"] <= high) == (not copied)
+    assert (told["close_null"][0] <= told["close"] <= told["close_null"][1]) == (not copied)
     json.dumps(told)
+
+
+@pytest.mark.parametrize(("samples", "heldout"), [(40, 200), (200, 40)])
+def test_new_samples_are_in_the_null_interval_as_often_as_it_says(samples, heldout):
+    """95 % of the time: of 60 draws 57 on average."""
+    rng, inside, widths = np.random.default_rng(5), 0, []
+    for draw in range(60):
+        new, held = (rng.standard_normal((n, 12)).astype(np.float32) for n in (samples, heldout))
+        told = copying(new, held, TRAIN, seed=draw)
+        low, high = told["ratio_null"]
+        inside += low <= told["ratio"] <= high
+        widths.append(high - low)
+    assert inside >= 52
+    _, distances = nearest(held, TRAIN, 1)
+    spread = distances.std() / distances.mean() * np.sqrt(1 / samples + 1 / heldout)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * spread, rel=0.15)
 
 
 def test_rounding_is_no_scale_of_copying():
     """Held-out images that are training images, up to the rounding of their features."""
     heldout = TRAIN[:40] + np.float32(1e-6)
     told = copying(TRAIN[:40] + 1, heldout, TRAIN)
-    assert told["ratio"] is None
+    assert told["ratio"] is told["ratio_null"] is None
     assert told["distance_heldout"] == 0
     assert told["distance"] > 1

@@ -1,8 +1,11 @@
 """Does the model copy? The training images that are nearest to its samples, in feature space.
 
 Held-out images are new by construction, so their distances to the training images are the scale:
-the samples of a model that copies are much nearer.
+the samples of a model that copies are much nearer. What chance alone makes of the comparison is
+told by held-out images in the place of the samples.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,8 @@ from numpy.typing import NDArray
 CHUNK = 256  # queries at a time
 BLOCK = 16384  # references at a time; their distances and features take 70 MB and more
 CLOSE = 0.01  # share of held-out images whose distances count as close
+RESAMPLED = 2000  # times that held-out images take the place of the samples
+INTERVAL = 0.025, 0.975  # quantiles: what 95 % of them lie between
 
 
 def nearest(
@@ -46,26 +51,44 @@ def nearest(
 
 
 def copying(
-    samples: NDArray[np.float32], heldout: NDArray[np.float32], train: NDArray[np.float32]
-) -> dict[str, float | None]:
+    samples: NDArray[np.float32],
+    heldout: NDArray[np.float32],
+    train: NDArray[np.float32],
+    seed: int = 0,
+) -> dict[str, Any]:
     """Compare samples with held-out images by their distances to the training images.
 
     Args:
         samples: features of the samples, ``(n, features)``.
         heldout: features of held-out images.
         train: features of the training images.
+        seed: of the null intervals.
 
     Returns:
         ``distance``, the mean distance to the nearest training image; ``distance_heldout``, the
         same of held-out images; ``ratio`` of the two, about 0 for a copier, None where held-out
         images are training images up to rounding, which is no scale; ``close``, the share of
-        samples as near as the nearest 1 % of held-out images.
+        samples as near as the nearest 1 % of held-out images. ``ratio_null`` and ``close_null`` say
+        between what values the two are, 95 % of the time, for samples that are as new as held-out
+        images.
     """
-    (_, ours), (_, theirs) = (nearest(queries, train, 1) for queries in (samples, heldout))
-    near, scale = np.quantile(theirs, CLOSE), round(float(theirs.mean()), 4)
+    ours, theirs = (nearest(queries, train, 1)[1].ravel() for queries in (samples, heldout))
+    scale = round(float(theirs.mean()), 4)
+    near = np.quantile(theirs, CLOSE)
+    # As many draws on each side as there are images, from the held-out ones on both (bootstrap).
+    rng = np.random.default_rng(seed)
+    drawn, known = (rng.choice(theirs, (RESAMPLED, len(side))) for side in (ours, theirs))
+    means, nears = known.mean(axis=1), np.quantile(known, CLOSE, axis=1)
     return {
         "distance": round(float(ours.mean()), 4),
         "distance_heldout": scale,
         "ratio": round(float(ours.mean() / theirs.mean()), 4) if scale else None,
+        "ratio_null": between(drawn.mean(axis=1) / means) if scale and means.all() else None,
         "close": float((ours <= near).mean()),
+        "close_null": between((drawn <= nears[:, None]).mean(axis=1)),
     }
+
+
+def between(values: NDArray[np.float64]) -> list[float]:
+    """Return the two values that 95 % of them lie between."""
+    return [round(float(value), 4) for value in np.quantile(values, INTERVAL)]

@@ -66,6 +66,12 @@ def _switch(text: str) -> bool:
     return text == "1"
 
 
+def _tracker(text: str) -> str:
+    if text not in ("dvclive", "wandb", "mlflow"):
+        raise ValueError("dvclive, wandb or mlflow")
+    return text
+
+
 CHECKPOINTS = Variable(
     "MASKDM_CHECKPOINTS", str, "checkpoints",
     "folder of the checkpoints of training, and of what `prepare` has read until it is finished",
@@ -112,6 +118,10 @@ REPLAY = Variable(
     "0: training on CUDA launches kernel by kernel, without CUDA graphs", "1",
 )  # fmt: skip
 SAMPLE_BATCH = Variable("MASKDM_SAMPLE_BATCH", _whole_number, 64, "images sampled at once", "64")
+LIVE = Variable[str | None](
+    "MASKDM_LIVE", _tracker, None,
+    "`dvclive`, `wandb` or `mlflow`: shows curves and previews while it trains (below)", "none",
+)  # fmt: skip
 EXACT = Variable("MASKDM_EXACT", _switch, False, "1: bit for bit or not at all (below)", "0")
 # Set by the launcher for the processes that it starts, never by people.
 PARENT = Variable[int | None](
@@ -121,7 +131,7 @@ WORKER = Variable("MASKDM_WORKER", _switch, False, "1 in a process that a launch
 
 VARIABLES: tuple[Variable[Any], ...] = (
     CHECKPOINTS, CHECKPOINTS_REMOTE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, PROCESSES,
-    LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY, SAMPLE_BATCH, EXACT, PARENT, WORKER,
+    LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY, SAMPLE_BATCH, LIVE, EXACT, PARENT, WORKER,
 )  # fmt: skip
 
 # Names of former versions → what they are called now.

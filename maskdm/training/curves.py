@@ -45,7 +45,14 @@ class Curves:
             log_every: steps between rows of the training curve.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        training = [
+        _write(folder / "training.tsv", TRAINING, self.training(history, log_every))
+        validation = self.validation(history)
+        _write(folder / "validation.tsv", list(validation[0]), validation)
+        _write_previews(folder / "previews", history.previews)
+
+    def training(self, history: History, log_every: int, after: int = 0) -> list[dict[str, float]]:
+        """Return the rows of the training curve that end after a step, values by column."""
+        return [
             {
                 **self._progress(row.step),
                 "loss": row.loss,
@@ -53,13 +60,13 @@ class Curves:
                 "lr": self.schedule.learning_rate(row.step - 1),
                 "skipped": row.skipped,
             }
-            for row in history.rows(log_every)
+            for row in history.rows(log_every, after)
         ]
-        _write(folder / "training.tsv", TRAINING, training)
+
+    def validation(self, history: History, after: int = -1) -> list[dict[str, float]]:
+        """Return the rows of the validation curve that come after a step, values by column."""
         errors = history.validations | history.final
-        validation = [self._progress(step) | errors[step] for step in sorted(errors)]
-        _write(folder / "validation.tsv", list(validation[0]), validation)
-        _write_previews(folder / "previews", history.previews)
+        return [self._progress(step) | errors[step] for step in sorted(errors) if step > after]
 
     def _progress(self, step: int) -> dict[str, float]:
         images = self.schedule.images_before(step)
@@ -82,9 +89,13 @@ def _write_previews(folder: Path, previews: Mapping[int, np.ndarray]) -> None:
     for path in set(folder.glob("*.png")) - set(wanted):
         path.unlink()
     for path, images in wanted.items():
-        row = np.hstack(list(images))
         with replacing(path) as begun:
-            Image.fromarray(row.squeeze()).save(begun, "png")
+            picture(images).save(begun, "png")
+
+
+def picture(preview: np.ndarray) -> Image.Image:
+    """Return a preview, uint8 ``(count, H, W, C)``, as one row of images."""
+    return Image.fromarray(np.hstack(list(preview)).squeeze())
 
 
 def _number(value: float) -> str:

@@ -90,11 +90,16 @@ class History:
             skipped=int((~self._finite()[part]).sum()),
         )
 
-    def rows(self, every: int) -> list[Row]:
-        """Return the rows of the training curve: one every ``every`` steps, and the last."""
+    def rows(self, every: int, after: int = 0) -> list[Row]:
+        """Return the rows of the training curve: one every ``every`` steps, and the last.
+
+        Args:
+            every: steps between rows.
+            after: rows that end at this step or before it are left out.
+        """
         self.fetch()
         steps = len(self.losses)
-        ends = [*range(every, steps, every), steps] if steps else []
+        ends = [*range((after // every + 1) * every, steps, every), steps] if steps > after else []
         return [self.row(end, every) for end in ends]
 
     def _finite(self) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A phase of training from its start to its files: what the stages pretrain and finetune share."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from maskdm.training.checkpoints.checkpointer import Checkpointer
 from maskdm.training.checkpoints.store import CheckpointStore
 from maskdm.training.curves import Curves
 from maskdm.training.flops import stretch_flops
+from maskdm.training.live import Live
 from maskdm.training.loop import train
 from maskdm.training.phases import PhaseParams, check_share
 from maskdm.training.schedule import Schedule
@@ -87,11 +89,19 @@ def train_phase(
         state, setup.batches, setup.validator, config.diffusion, params, execution, setup.previewer
     )
     curves = Curves(backbone, schedule, config.flops)
-    with checkpointer.watching():
+    sections = {"model": config.model, "diffusion": config.diffusion, phase: params}
+    about = {
+        f"{section}.{key}": value
+        for section, content in sections.items()
+        for key, value in content.model_dump(mode="json").items()
+    }
+    live = Live(phase, curves, params.log_every, about, processes.is_main)
+    with checkpointer.watching(), closing(live):
         for _ in progress(phase, steps, state, schedule, params.log_every, not processes.is_main):
             checkpointer.after_step()
             if processes.is_main and shows_something(state, params):
                 curves.write(outputs.curves, state.history, params.log_every)
+            live.show(state)
     raw = processes.gather(dict(backbone.named_parameters()), copied=False)
     averaged = processes.gather(state.averaged, copied=False)
     kept = processes.gather(state.optimiser.tensors() if outputs.keeps_optimiser else {}, False)
