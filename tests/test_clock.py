@@ -40,7 +40,7 @@ def calm(prepared, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", DAYS.values(), ids=DAYS)
+@pytest.mark.parametrize("moment", [DAYS["1970"], DAYS["2106"]])
 def test_a_run_goes_on_to_the_same_bytes_whatever_the_clock_says(moment, prepared, calm, tmp_path):
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock/sitecustomize.py").write_text(JUMPING)
@@ -62,12 +62,12 @@ def test_a_run_goes_on_to_the_same_bytes_whatever_the_clock_says(moment, prepare
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", DAYS.values(), ids=DAYS)
-def test_dvc_computes_nothing_for_another_day(moment, finished, tmp_path):
+def test_dvc_computes_nothing_for_another_day(finished, tmp_path):
     clone = finished[0].copied(tmp_path / "clone")
-    for folder in ("data", "models", "reports", "maskdm", "stages"):
-        assert set_times(clone.path / folder, moment)
-    assert clone.dvc("repro") == set()
+    for moment in DAYS.values():
+        for folder in ("data", "models", "reports", "maskdm", "stages"):
+            assert set_times(clone.path / folder, moment)
+        assert clone.dvc("repro") == set()
 
 
 @pytest.mark.parametrize("moment", DAYS.values(), ids=DAYS)

@@ -339,8 +339,9 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pret
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "3"])
-@pytest.mark.parametrize("launcher", [None, "torchrun --standalone --nproc-per-node 4"])
+@pytest.mark.parametrize(
+    ("rank", "launcher"), [("3", None), ("0", "torchrun --standalone --nproc-per-node 4")]
+)
 def test_one_of_four_that_dies_ends_the_others_and_the_same_command_goes_on_to_the_same_bytes(
     rank, launcher, workspace, pretrained
 ):

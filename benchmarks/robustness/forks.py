@@ -51,8 +51,12 @@ def begin_anew() -> None:
         own = {BEGUN: "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
         os.execve(sys.executable, sys.orig_argv, usual | own)
     del os.environ[BEGUN]
+    from maskdm.training.checkpoints.fingerprint import code_hash
+    from maskdm.training.setup import COMPUTES_STEPS
+
     for name in STAGES:
         importlib.import_module(f"stages.{name}")
+    code_hash(*COMPUTES_STEPS)  # takes half of such a small training; it is kept
 
 
 def run(name: str, folder: Path, hook: Hook | None = None, told: Callable[[], int] = int) -> Ended:

@@ -183,7 +183,7 @@ def sweep(
         every: one fault of so many is tried.
         chosen: the stages that are struck.
         shift: which of ``every`` faults is the first.
-        note: called behind each stage that was struck, so that a stop loses little.
+        note: called behind each fault, so that a stop loses nothing.
 
     Returns:
         The most memory (MiB) and handles that a command had at its end; how many temporary files
@@ -212,7 +212,7 @@ def sweep(
                 storm.unclear.add(f"{where}: {first.said[-600:]} {second.said[-600:]}")
             storm.compare(where, expected, results(struck))
             most |= Counter(mib=second.mib, handles=second.handles)
-        note()
+            note()
     left = [path for path in (folder / TEMPORARY).rglob("*") if path.is_file()]
     there = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return dict(most) | {"temporary_files": len(left), "kib_on_disk": sum(there) // 1024}
