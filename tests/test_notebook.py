@@ -1,0 +1,59 @@
+"""The notebook runs from its first cell to its last, and shows what it says it shows."""
+
+import base64
+from io import BytesIO
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from tests.support.clones import ROOT, SMALLER, clone_tree
+
+NOTEBOOK = ROOT / "docs/notebook.ipynb"
+
+
+def test_no_outputs_are_kept_that_could_be_stale():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_draws_interpolates_and_inpaints(tmp_path):
+    clone = clone_tree(tmp_path / "clone", SMALLER)
+    before = clone.git("status", "--porcelain")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": clone.path / "docs"}},
+    )
+    client.execute(env=clone.environment | {"TMPDIR": str(tmp_path), "MASKDM_DEVICE": "cpu"})
+    pictures = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                with Image.open(BytesIO(base64.b64decode(output.data["image/png"]))) as image:
+                    pictures[cell.source.splitlines()[-1]] = np.asarray(image)
+    step, scale = 34, 4  # 32 pixels and a gap, enlarged
+    sizes = {
+        code: (p.shape[1] // scale - 2, p.shape[0] // scale - 2) for code, p in pictures.items()
+    }
+    assert sizes == {
+        "images": (8 * step, 2 * step),
+        'model.sample(16, seed=0, solver="ddpm", nfe=25)': (8 * step, 2 * step),
+        "model.interpolate(0, 1, count=8)": (8 * step, step),
+        "Images([image, *answers])": (8 * step, step),
+    }
+    first, *answers = (
+        pictures["Images([image, *answers])"][2 * scale :: scale, (2 + n * step) * scale :: scale]
+        for n in range(8)
+    )
+    for answer in answers:
+        assert np.array_equal(answer[:32, :16], first[:32, :16])
+        assert not np.array_equal(answer[:32, 16:32], first[:32, 16:32])
+    assert clone.git("status", "--porcelain") == before == ""
