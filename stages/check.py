@@ -48,11 +48,13 @@ SECTIONS = {
 def main() -> None:
     """Check params.yaml.
 
-    Reads all of params.yaml. Writes data/checked, a file that is always the same: the other
-    stages come after it, so they start only once this one has passed, yet never rerun for it.
+    Reads all of params.yaml, and downloads the weights of fid.features.extractor if they are not
+    there yet. Writes data/checked, a file that is always the same: the other stages come after it,
+    so they start only once this one has passed, yet never rerun for it.
     """
     try:
         check(PARAMS)
+        EXTRACTORS[read_section(PARAMS, "fid", FidParams).features.extractor].weights()
     except UserError as error:
         raise UserError(f"{error}\nNothing was computed or deleted. {UNDO}") from None
     write_text(Path("data/checked"), "params.yaml was checked.\n")

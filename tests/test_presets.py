@@ -217,6 +217,7 @@ def test_it_makes_a_step_on_small_files_of_its_format(name, tmp_path, monkeypatc
             leg.update(steps=1, batch_size=1, warmup=0)
         params["pretrain"]["steps"] = len(params["pretrain"]["legs"])
     params["sample"].update(count=1, nfe=3)
+    params["fid"]["features"]["extractor"] = "efficientnet-lite0"  # the others are downloaded
     if params["finetune"]["init"] == "models/vggface2":
         params["finetune"]["init"] = "models/pretrain"  # where the transfer's model comes from
     write_json(tmp_path / "params.yaml", params)  # JSON is YAML too

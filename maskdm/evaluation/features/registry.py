@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from maskdm.evaluation.features.dinov2 import DINOV2
 from maskdm.evaluation.features.efficientnet import EFFICIENTNET_LITE0
 from maskdm.evaluation.features.extraction import FeatureNetwork
 from maskdm.evaluation.features.inception import INCEPTION
@@ -15,14 +16,15 @@ from maskdm.runtime.params import Section
 if TYPE_CHECKING:
     import torch
 
-EXTRACTORS = {extractor.name: extractor for extractor in (EFFICIENTNET_LITE0, INCEPTION)}
+EXTRACTORS = {extractor.name: extractor for extractor in (EFFICIENTNET_LITE0, INCEPTION, *DINOV2)}
 
 
 class FeatureParams(Section):
     """The section ``fid.features``: the features in which distances are measured."""
 
-    extractor: Literal["efficientnet-lite0", "inception"] = Field(
-        description="efficientnet-lite0 (embedded) or inception (FID; downloads 95 MB once)"
+    extractor: Literal["efficientnet-lite0", "inception", "dinov2-vits14", "dinov2-vitl14"] = Field(
+        description="efficientnet-lite0 (embedded), or, downloaded once, inception (FID; 95 MB), "
+        "dinov2-vits14 (88 MB) or dinov2-vitl14 (1.2 GB)"
     )
 
 
