@@ -1,10 +1,12 @@
 """A package that is not installed: one sentence that names it and the extra it is in."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
 from maskdm.backbones.registry import BACKBONES
+from maskdm.exchange.pushing import push_to_hub
 from maskdm.runtime.command import plain_app
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.packages import require_package
@@ -12,6 +14,7 @@ from maskdm.sampling.solvers import SOLVERS
 
 USES = {
     "diffusers": ("Solver 'unipc'", lambda: next(SOLVERS["unipc"].solve(None, None, [], 0, None))),
+    "huggingface_hub": ("maskdm push", lambda: push_to_hub(Path(), "emoji")),
     "timm": ("Backbone 'vit'", lambda: BACKBONES["vit"](32, 3, 4, 16, 1, 2)),
     "typer": ("A command", plain_app),
 }

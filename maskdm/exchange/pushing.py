@@ -27,8 +27,8 @@ def push_to_hub(folder: Path, repo: str, public: bool = False) -> str:
         UserError: if the folder was not exported or holds other files, there is no token, or the
             hub cannot be reached or refuses.
     """
-    files = exported_files(folder)
     require_package("huggingface_hub", "maskdm push", "pipeline")
+    files = exported_files(folder)
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     if get_token() is None:
@@ -77,7 +77,7 @@ def exported_files(folder: Path) -> list[str]:
         )
     paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
     names = [path.relative_to(folder).as_posix() for path in paths]
-    others = [name for name in names if Path(name).suffix not in TRAVELS or ".cache/" in name]
+    others = [name for name in names if Path(name).suffix not in TRAVELS]
     if others:
         raise UserError(
             f"{folder} holds what maskdm export does not write: {', '.join(others[:5])}"
@@ -91,9 +91,7 @@ def _sentence(error: Exception, repo: str, endpoint: str) -> str:
     """Return why nothing was pushed, and what to do."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
-        return (
-            f"The hub at {endpoint} does not know the token: 'hf auth login' again, or HF_TOKEN=…"
-        )
+        return f"{endpoint} does not know the token: say another by 'hf auth login' or HF_TOKEN=…"
     if status == 403:
         return (
             f"The token may not write to {repo}: make one that may in the hub's settings, or name "
