@@ -24,6 +24,8 @@ LETTER = 5.5  # pixels, of the charts' font of 10
 
 METRICS = {
     "fd_efficientnet_lite0": 71.9269,
+    "fd_efficientnet_lite0_infinity": 66.38,
+    "fd_efficientnet_lite0_infinity_interval": [64.51, 68.25],
     "kid_efficientnet_lite0": 0.0490027,
     "kid_efficientnet_lite0_std": 0.00111694,
     "manifold": {"recall": 0.12},
@@ -60,9 +62,11 @@ def test_a_measure_stands_beside_its_yardsticks_with_its_spread():
         ["0.049 ± 0.001", "0.0065 ± 0.0008", "0.617"],
     )
     assert rows["fd_efficientnet_lite0"] == ("lower", ["71.9", None, "334"])
+    limit = ["66.4 (64.5 … 68.2)", None, None]
+    assert rows["fd_efficientnet_lite0_infinity"] == ("lower", limit)
     assert rows["manifold.recall"] == ("higher", ["0.12", "0.74", None])
     assert rows["kid_efficientnet_lite0_heldout"][1][0] == "0.0521 ± 0.002"
-    assert not {name for name in rows if "_std" in name or name == "count"}
+    assert not {name for name in rows if "_std" in name or "interval" in name or name == "count"}
 
 
 def test_a_run_measured_against_other_images_is_named():

@@ -23,6 +23,7 @@ MEASURES = {
     "manifold.coverage": ("share of real images with a sample near them", "higher"),
 }
 HELDOUT, SPREAD = "_heldout", "_std"
+LIMIT, INTERVAL = "_infinity", "_interval"
 
 
 def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
@@ -44,6 +45,8 @@ def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
         what, better = about(name) or ("", "")
         if name.endswith(HELDOUT):
             what = "the same to the held-out images, which training never saw"
+        if name.endswith(LIMIT):
+            what = "what infinitely many samples of the model would have, with its 95 % interval"
         marks = [value(scale[key], name) for key in there]
         rows.append((name, what, better, [value(one, name) for one in found] + marks))
     hashes = [one.get("reference.hash") for one in found]
@@ -59,16 +62,18 @@ def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
 
 def about(name: str) -> tuple[str, str] | None:
     """Return what a metric measures and which way is better; None if it is no measure."""
-    if SPREAD in name:
+    if SPREAD in name or name.endswith(INTERVAL):
         return None
     return next((found for start, found in MEASURES.items() if name.startswith(start)), None)
 
 
 def value(found: Mapping[str, Any], name: str) -> str | None:
-    """Return a measure with its spread, if it has one; None if it was not measured."""
+    """Return a measure with its spread or interval, if any; None if it was not measured."""
     number = found.get(name)
     if number is None:
         return None
+    if interval := found.get(name + INTERVAL):
+        return f"{number:.3g} ({interval[0]:.3g} … {interval[1]:.3g})"
     base = name.removesuffix(HELDOUT)
     spread = found.get(base + SPREAD + name.removeprefix(base))
     return f"{number:.3g}" + (f" ± {spread:.1g}" if spread is not None else "")
