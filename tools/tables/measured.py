@@ -94,6 +94,24 @@ def guidance() -> str:
     return f"{said}\n\n{in_markdown(head, rows)}"
 
 
+def averages() -> str:
+    """Return what averages of reports/averages.json measure, by the cool-down of their run."""
+    report = _read("averages.json")
+    cells = report["cells"]
+    name = next(key for key in cells[0] if key.startswith("kid"))
+    rows = [
+        (
+            f"{cell['cooldown']:,} of {report['steps']:,} steps",
+            cell["average"],
+            f"{cell['error']:.4f}",
+            f"{cell[name]:.4f} ± {cell[f'{name}_std']:.4f}",
+        )
+        for cell in cells
+    ]
+    head = ("cool-down", "average", "error", f"`{name}` of {report['samples']} samples")
+    return in_markdown(head, rows)
+
+
 def scaling() -> str:
     """Return the cells of reports/scaling.json, the best first within a budget."""
     report = _read("scaling.json")

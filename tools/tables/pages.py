@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": measured.growth,
     "evaluations": measured.evaluations,
     "guidance": measured.guidance,
+    "averages": measured.averages,
     "scaling": measured.scaling,
     "gpu": kit.speed,
     "exactness": kit.exactness,
