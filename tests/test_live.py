@@ -19,6 +19,9 @@ from tests.support.training import DIFFUSION, IMAGES, MODEL, phase, whole
 
 ABOUT = {"size": 32, "channels": 3, "classes": None, "source": "test", "licence": "none"}
 SET = PreparedSet(IMAGES, IMAGES[:14], None, None, **ABOUT, skipped=0, hash="abc")
+CONFIG = ModelConfig(
+    size=32, channels=3, classes=None, seed=0, model=MODEL, diffusion=DIFFUSION, training=[]
+)
 PARAMS = phase(steps=9, preview_every=4, validate_every=3, log_every=2)
 
 
@@ -35,11 +38,8 @@ def train(tmp_path, monkeypatch):
         monkeypatch.chdir(root)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        config = ModelConfig(
-            size=32, channels=3, classes=None, seed=0, model=MODEL, diffusion=DIFFUSION, training=[]
-        )
         outputs = run.Outputs(root / "model", root / "curves", root / "timing.json", True)
-        run.train_phase("pretrain", config.backbone(), config, SET, whole(params), params, outputs)
+        run.train_phase("pretrain", CONFIG.backbone(), CONFIG, SET, whole(params), params, outputs)
         written = [path for out in ("model", "curves") for path in (root / out).rglob("*.*")]
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in written}
 
@@ -178,8 +178,8 @@ def test_only_the_main_process_shows_anything(monkeypatch, tmp_path):
     made = []
     monkeypatch.setitem(live.TRACKERS, "dvclive", lambda *given: made.append(given))
     for is_main in (False, True):
-        live.Live("pretrain", Curves(None, whole(PARAMS), 0), 2, {}, is_main)
-    assert made == [("workspace/pretrain", {})]
+        live.Live("pretrain", Curves(None, whole(PARAMS), 0), CONFIG, PARAMS, is_main)
+    assert [name for name, _ in made] == ["workspace/pretrain"]
 
 
 def record(calls, *names):

@@ -27,6 +27,8 @@ from maskdm.training.loop import WEIGHTS
 if TYPE_CHECKING:
     import numpy as np
 
+    from maskdm.backbones.model_folder import ModelConfig
+    from maskdm.training.phases import PhaseParams
     from maskdm.training.state import State
 
 SECONDS = 5  # at least between two updates of DVCLive's report and of DVC Studio
@@ -126,20 +128,26 @@ class Live:
     Args:
         phase: ``"pretrain"`` or ``"finetune"``.
         curves: whose rows are shown.
-        log_every: steps between rows of the training curve.
-        about: the parameters of the run by name, for trackers that show them.
+        config: of the model.
+        params: the phase's parameters.
         is_main: whether this process is the one that writes.
     """
 
     def __init__(
-        self, phase: str, curves: Curves, log_every: int, about: About, is_main: bool
+        self, phase: str, curves: Curves, config: ModelConfig, params: PhaseParams, is_main: bool
     ) -> None:
-        self.curves, self.log_every = curves, log_every
+        self.curves, self.log_every = curves, params.log_every
         self.shown = -1  # all up to this step is
         self.asked = LIVE.get() if is_main else None
         self.tracker: Tracker | None = None
         if self.asked:
             experiment = os.environ.get("DVC_EXP_NAME") or "workspace"  # as DVC calls it
+            sections = {"model": config.model, "diffusion": config.diffusion, phase: params}
+            about = {
+                f"{name}.{key}": value
+                for name, section in sections.items()
+                for key, value in section.model_dump(mode="json").items()
+            }
             with self._or_without():
                 self.tracker = TRACKERS[self.asked](f"{experiment}/{phase}", about)
 

@@ -89,13 +89,7 @@ def train_phase(
         state, setup.batches, setup.validator, config.diffusion, params, execution, setup.previewer
     )
     curves = Curves(backbone, schedule, config.flops)
-    sections = {"model": config.model, "diffusion": config.diffusion, phase: params}
-    about = {
-        f"{section}.{key}": value
-        for section, content in sections.items()
-        for key, value in content.model_dump(mode="json").items()
-    }
-    live = Live(phase, curves, params.log_every, about, processes.is_main)
+    live = Live(phase, curves, config, params, processes.is_main)
     with checkpointer.watching(), closing(live):
         for _ in progress(phase, steps, state, schedule, params.log_every, not processes.is_main):
             checkpointer.after_step()
