@@ -12,6 +12,7 @@ The next command goes on from the figures in reports/robustness.json; ``--anew``
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -221,6 +222,7 @@ def sweep(
 def strikes(writes: int, every: int, shift: int) -> Iterator[tuple[str, int]]:
     """Yield kinds of faults and the numbers of the writes they strike at."""
     every_one = [(kind, at) for at in range(1, writes + 1) for kind in (*SIGNALS, *ERRORS)]
+    random.Random(0).shuffle(every_one)  # so that all kinds come early
     yield from every_one[shift % every :: every]
 
 
