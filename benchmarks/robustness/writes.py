@@ -140,7 +140,7 @@ def main(
     """Strike at the writes of the stages, round by round at others, and write what came of it."""
     begin_anew()
     before = {} if anew else read_report().get(FIGURES, {})
-    if before.get("every", every) != every:
+    if before.get("rounds") and before["every"] != every:
         raise UserError(f"--every was {before['every']} before: go on with it, or begin --anew.")
     storm, started, rounds = Storm.of(before), time.monotonic(), list[dict[str, int]]()
     counted: dict[str, Any] = {"every": every} | {
