@@ -106,7 +106,7 @@ def test_a_storm_tells_lost_files_from_wrong_and_from_left_ones():
 
 @pytest.mark.slow
 def test_whatever_befalls_the_first_stages_their_files_are_those_of_a_calm_run(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.robustness.writes", "--every", "2"]
+    command = [sys.executable, "-m", "benchmarks.robustness.writes", "--every", "8"]
     command += ["--stages", "check", "--stages", "prepare"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for rounds in (1, 2):  # the second command goes on where the first was
@@ -117,9 +117,9 @@ def test_whatever_befalls_the_first_stages_their_files_are_those_of_a_calm_run(t
         figures = json.loads((tmp_path / "reports/robustness.json").read_text())[writes.FIGURES]
         assert figures["rounds"] == rounds
         assert [figures[name] for name in ("lost", "wrong", "left", "unclear")] == [[]] * 4
-    assert figures["of_all_faults"] == 1
-    assert figures["faults"] >= 60
-    assert {*writes.SIGNALS, *writes.ERRORS} == figures["kinds"].keys()
+    assert figures["of_all_faults"] == 2 / 8
+    assert figures["faults"] >= 15
+    assert len(figures["kinds"]) >= 5
     measured = figures["longest"]["first_round"]
     assert measured["mib"] > 100 < measured["kib_on_disk"]
     assert measured["temporary_files"] == 0

@@ -12,6 +12,7 @@ The next command goes on from the figures in reports/robustness.json; ``--anew``
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -139,7 +140,7 @@ def main(
     """Strike at the writes of the stages, round by round at others, and write what came of it."""
     begin_anew()
     before = {} if anew else read_report().get(FIGURES, {})
-    if before.get("every", every) != every:
+    if before.get("rounds") and before["every"] != every:
         raise UserError(f"--every was {before['every']} before: go on with it, or begin --anew.")
     storm, started, rounds = Storm.of(before), time.monotonic(), list[dict[str, int]]()
     counted: dict[str, Any] = {"every": every} | {
@@ -221,6 +222,7 @@ def sweep(
 def strikes(writes: int, every: int, shift: int) -> Iterator[tuple[str, int]]:
     """Yield kinds of faults and the numbers of the writes they strike at."""
     every_one = [(kind, at) for at in range(1, writes + 1) for kind in (*SIGNALS, *ERRORS)]
+    random.Random(0).shuffle(every_one)  # so that all kinds come early
     yield from every_one[shift % every :: every]
 
 

@@ -1,0 +1,48 @@
+"""The storm over DVC: it strikes whom it says, and tells what is lost, wrong or left running."""
+
+import signal
+import subprocess
+
+import pytest
+
+from benchmarks.robustness import pipeline
+from benchmarks.robustness.pipeline import KINDS, Storm, strike
+
+
+@pytest.fixture
+def both(tmp_path, monkeypatch):
+    """Two programs in a folder, DVC and a stage that ends when it does; and one elsewhere."""
+    monkeypatch.setattr(pipeline, "PATIENCE", 2)
+    (tmp_path / "folder/below").mkdir(parents=True)
+    dvc = subprocess.Popen(["dvc", "100"], executable="sleep", cwd=tmp_path / "folder")
+    stage = subprocess.Popen(["sleep", "100"], cwd=tmp_path / "folder/below")
+    elsewhere = subprocess.Popen(["sleep", "100"], cwd=tmp_path)
+    yield tmp_path / "folder", dvc, stage, elsewhere
+    for process in (dvc, stage, elsewhere):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("kind", ["SIGKILL to all", "SIGINT to all"])
+def test_all_that_runs_in_the_folder_gets_the_signal_and_nothing_else_does(kind, both):
+    folder, dvc, stage, elsewhere = both
+    assert strike(folder, kind) == set()
+    assert [dvc.wait(), stage.wait(), elsewhere.poll()] == [-KINDS[kind], -KINDS[kind], None]
+
+
+def test_a_stage_that_goes_on_without_dvc_is_named_and_killed(both):
+    folder, dvc, stage, _ = both
+    assert strike(folder, "SIGTERM to DVC alone") == {"sleep 100"}
+    assert [dvc.wait(), stage.wait()] == [-signal.SIGTERM, -signal.SIGKILL]
+
+
+def test_lost_and_wrong_files_are_told_and_figures_go_on():
+    storm = Storm({"kills": {"SIGINT to all": 2}, "counts": {"files_compared": 5}, "lost": ["x"]})
+    storm.compare({"a": 1, "b": 1, "c": 1}, {"b": 2, "c": 1, "d": 1})
+    assert storm.figures() == {
+        "kills": {"SIGINT to all": 2},
+        "counts": {"files_compared": 8},
+        "lost": ["a", "x"],
+        "wrong": ["b"],
+        "left_running": [],
+    }
