@@ -263,6 +263,7 @@ def test_what_the_machine_lacks_is_one_sentence(error: Exception, sentence: str 
 
 # Who waits for a lock is told who holds it: half of a name does no harm.
 IN_PLACE = {"maskdm/training/checkpoints/store.py": {"self.folder / OWNER.write_text"}}
+IN_MEMORY = (["begun"], ["buffer"])  # or beside its place
 WRITING = ("write_text", "write_bytes", "tofile", "savez", "savez_compressed", "save_file")
 
 
@@ -274,7 +275,7 @@ def writes(code: str) -> Iterator[str]:
         of, name = ast.unparse(node.func.value), node.func.attr
         given = [ast.unparse(argument) for argument in node.args]
         opened = name == "open" and any(mode[1:2] in "wax" for mode in given if mode[:1] in "'\"")
-        image = name == "save" and (of == "np" or "'png'" in given) and given[:1] != ["begun"]
+        image = name == "save" and (of == "np" or "'png'" in given) and given[:1] not in IN_MEMORY
         if of != "begun" and (name in WRITING or opened or image):
             yield f"{of}.{name}"
 

@@ -8,6 +8,7 @@ system: whichever is installed must be one of them.
 import subprocess
 import tomllib
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def main(
     with TemporaryDirectory() as folder:
         made = Path(folder) / LOCK.name
         if LOCK.exists():
-            made.write_bytes(LOCK.read_bytes())  # uv keeps the versions that it finds there
+            copyfile(LOCK, made)  # uv keeps the versions that it finds there
         words = [*COMPILE, *newest, "--output-file", str(made), str(PROJECT), "-"]
         ended = subprocess.run(words, input=builds, text=True, stderr=subprocess.PIPE, check=False)
         if ended.returncode:

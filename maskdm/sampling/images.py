@@ -32,6 +32,6 @@ class Images(list[Image.Image]):
         """Return the grid as a PNG, which is what Jupyter asks for; None of no images."""
         if not self:
             return None
-        file = BytesIO()
-        self.grid().save(file, "png")
-        return file.getvalue()
+        buffer = BytesIO()
+        self.grid().save(buffer, "png")
+        return buffer.getvalue()
