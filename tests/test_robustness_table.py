@@ -19,7 +19,7 @@ REPORT = {
         "faults": ["one"],
     },
     "kills_under_dvc": {
-        "queue": {
+        "exp run": {
             "kills": {"SIGINT to all": 2, "SIGKILL to all": 4},
             "lost": [],
             "wrong": ["a"],
@@ -56,7 +56,7 @@ def reports(tmp_path, monkeypatch):
         "| odd files | 5 | 2 picture, 3 skipped |",
         "guided by coverage: images | 12,345 files in 10 minutes | defects: 3 found, 1 left |",
         "| values of two parameters together | 90 of 90 pairs | 60 run, 30 refused in a sentence, ",
-        "under `dvc queue start -j 2` (2 × SIGINT to all, 4 × SIGKILL to all) | 6 | 0 files",
+        "under `dvc exp run` (2 × SIGINT to all, 4 × SIGKILL to all) | 6 | 0 files",
         "| 0 files lost, 1 wrong; 0 processes left |",
         "| 30 minutes | MiB of memory 100 → 101, open files 8 → 8, temporary files 0 → 0, KiB on ",
         "(4 × full disk, 5 × SIGKILL) | 9 | 2 files lost, 0 wrong, 0 left over; 0 ",

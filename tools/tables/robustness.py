@@ -28,10 +28,7 @@ def _kills(report: Mapping[str, Any]) -> Iterator[Row]:
         kinds = ", ".join(f"{count} × {kind}" for kind, count in own["kills"].items())
         counts = {name: len(own[name]) for name in ("lost", "wrong", "left_running")}
         came = "{lost} files lost, {wrong} wrong; {left_running} processes left".format(**counts)
-        yield f"kills under `{WAYS[way]}` ({kinds})", f"{sum(own['kills'].values())}", came
-
-
-WAYS = {"repro": "dvc repro", "exp run": "dvc exp run", "queue": "dvc queue start -j 2"}
+        yield f"kills under `dvc {way}` ({kinds})", f"{sum(own['kills'].values())}", came
 
 
 def _prepare(report: Mapping[str, Any]) -> Iterator[Row]:
