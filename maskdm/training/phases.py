@@ -83,7 +83,7 @@ class PretrainParams(PhaseParams):
         "throughout"
     )
     full_share: float = Field(
-        ge=0, lt=1, description="share of steps on whole images among the masked ones, 0 to 1"
+        ge=0, lt=1, description="share of steps on whole images among the masked ones, 0 to below 1"
     )
     noise_shift: float = Field(
         0.0,
