@@ -98,6 +98,18 @@ def test_outside_a_repository_of_dvc_nothing_happens(
     assert Path("dvc.lock").exists()
 
 
+@pytest.mark.parametrize("notes", ["", "{", '{"write": 3}', '{"write": {}, "read": {}}'])
+def test_notes_of_who_is_at_work_that_were_cut_short_are_removed(
+    repository: Path, notes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = repository / ".dvc/tmp/rwlock"
+    path.write_text(notes)
+    damaged = "read" not in notes
+    mend_lock.main()
+    assert path.exists() != damaged
+    assert ("rwlock was damaged" in capsys.readouterr().out) == damaged
+
+
 # Every run of a stage leaves a word in a file that DVC does not know.
 GRAPH = """
 stages:

@@ -31,6 +31,7 @@ REPORT = {
         "kinds": {"full": 4, "SIGKILL": 5},
         "longest": {
             "seconds": 1800,
+            "rounds": 2,
             "first_round": MEASURED,
             "last_round": MEASURED | {"mib": 101, "kib_on_disk": 23456},
         },

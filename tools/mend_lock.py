@@ -2,17 +2,21 @@
 
 DVC rewrites dvc.lock in place after every stage. If it is killed meanwhile, the file is cut short,
 and every command of DVC ends in an error before any stage starts. Without it ``dvc repro`` brings
-everything back from the run cache, and computes nothing.
+everything back from the run cache, and computes nothing. The same happens to .dvc/tmp/rwlock, where
+DVC notes who is at work: it is removed, since whoever had noted something was killed.
 """
 
+import json
 from pathlib import Path
 
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import DvcException
-from dvc.lock import LockError
+from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
 from dvc.utils.serialize import ParseError
 from dvc.utils.strictyaml import YAMLValidationError
+from voluptuous import Invalid
 
 from maskdm.runtime import command
 
@@ -21,12 +25,14 @@ ASIDE = "dvc.lock.damaged"
 
 
 def main() -> None:
-    """Move dvc.lock to dvc.lock.damaged if DVC cannot read it."""
+    """Move dvc.lock to dvc.lock.damaged if DVC cannot read it, and remove a damaged rwlock."""
     if put_aside(Path()):
         print(
             f"{LOCK} is damaged, perhaps because DVC was killed while it wrote it: it is {ASIDE} "
             "now, and the stages that are done are found again in DVC's cache."
         )
+    if remove_notes(Path()):
+        print(f".dvc/tmp/{RWLOCK_FILE} was damaged, perhaps because DVC was killed: it is removed.")
 
 
 def put_aside(root: Path) -> bool:
@@ -50,6 +56,27 @@ def put_aside(root: Path) -> bool:
         except LockError:
             return False  # DVC is at work there
     return damaged
+
+
+def remove_notes(root: Path) -> bool:
+    """Remove DVC's notes of who is at work if it cannot read them; return whether it could not.
+
+    Args:
+        root: the folder that holds dvc.yaml.
+    """
+    folder = root / ".dvc/tmp"
+    notes = folder / RWLOCK_FILE
+    if not notes.exists():
+        return False
+    try:
+        with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # nobody writes just now
+            SCHEMA(json.loads(notes.read_text(encoding="utf-8")))
+    except (ValueError, Invalid):
+        notes.unlink(missing_ok=True)
+        return True
+    except LockError:
+        return False  # DVC is at work there
+    return False
 
 
 def is_damaged(repository: Repo, path: Path) -> bool:

@@ -158,7 +158,8 @@ def main(
             done = counted.get("rounds", 0)
             rounds.append(sweep(folder, storm, every, stages or STAGES, done, note))
             seconds = round(time.monotonic() - started)
-            longest = {"seconds": seconds, "first_round": rounds[0], "last_round": rounds[-1]}
+            longest: dict[str, Any] = {"seconds": seconds, "rounds": len(rounds)}
+            longest |= {"first_round": rounds[0], "last_round": rounds[-1]}
             if seconds >= counted.get("longest", longest)["seconds"]:
                 counted["longest"] = longest
             counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}

@@ -48,7 +48,8 @@ def _writes(report: Mapping[str, Any]) -> Iterator[Row]:
     counts = {name: len(report[name]) for name in ("lost", "wrong", "left", "unclear")}
     came = "{lost} files lost, {wrong} wrong, {left} left over; {unclear} messages unclear"
     yield f"a fault at a write of a stage ({kinds})", f"{report['faults']}", came.format(**counts)
-    if longest := report.get("longest"):
+    longest = report.get("longest", {})
+    if longest.get("rounds", 1) > 1:  # one alone cannot show what grows
         first, last = longest["first_round"], longest["last_round"]
         grown = (f"{name} {first[key]:,} → {last[key]:,}" for key, name in MEASURED.items())
         often = f"{longest['seconds'] / 60:.0f} minutes"
