@@ -1,12 +1,20 @@
 """Tests compute little: on one thread they, and what they start, are faster than on several."""
 
 import os
+import signal
 
 import hypothesis
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# In the background, or under nohup, these are ignored; what a test starts must not inherit that.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 # No test measures time: on a busy machine an example may take seconds.
 hypothesis.settings.register_profile("maskdm", deadline=None)
 hypothesis.settings.load_profile("maskdm")
