@@ -6,34 +6,31 @@ functions, Karras et al. 2024, arXiv 2312.02696, section 3) sixteen times on the
 of other lengths together from these by least squares (their appendix C), and measures each: the
 error on held-out images and the kernel distance of samples drawn as the demo's. Beside them stand
 the last weights and the average that the pipeline keeps. ``--cooldown 0`` does the same with a
-learning rate that stays constant. Kept in reports/averages.json; half an hour on two cores.
+learning rate that stays constant. Every value is kept in
+reports/averages.json as soon as it is there.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.speed.solver_nfe import PARAMS, REFERENCE
+from benchmarks.speed.solver_nfe import PARAMS, REFERENCE, begun, compared
 from maskdm.backbones.model_folder import load_config, load_weights, weights_hash
 from maskdm.data.prepared import open_prepared
 from maskdm.diffusion.loss import DiffusionParams
-from maskdm.evaluation.distances import kernel_distance
-from maskdm.evaluation.features.extraction import extract
-from maskdm.evaluation.features.registry import load_network
 from maskdm.runtime.command import run
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.files import write_json
 from maskdm.runtime.params import read_section
-from maskdm.sampling.model import TrainedModel, load, sample_batches
+from maskdm.sampling.model import TrainedModel, load
 from maskdm.sampling.sampler import SampleParams
 from maskdm.training.ema import applied, update
 from maskdm.training.loop import train
@@ -101,25 +98,24 @@ def main(
     if cooldown is not None:
         params = params.model_copy(update={"cooldown": cooldown})
     drawn = read_section(PARAMS, "sample", SampleParams).model_copy(update={"count": count})
-    about = {
+    reference = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
+    common = {
         "primer": weights_hash(Path(params.init)),
-        "reference": json.loads((REFERENCE / "reference.json").read_text())["hash"],
+        "reference": reference["hash"],
         "steps": params.steps,
         "images": params.steps * params.batch_size,
         "samples": count,
     }
-    report: dict[str, Any] = {**about, "cells": []}
-    if REPORT.exists() and about.items() <= json.loads(REPORT.read_text()).items():
-        report = json.loads(REPORT.read_text())
+    report = begun(REPORT, common)
     report["cells"] = [cell for cell in report["cells"] if cell["cooldown"] != params.cooldown]
-    for cell in cells(params, drawn):
+    for cell in cells(params, drawn, reference["features"]["extractor"]):
         report["cells"].append({"cooldown": params.cooldown, **cell})
         write_json(REPORT, report)
         print(report["cells"][-1], file=sys.stderr)
 
 
-def cells(params: FinetuneParams, drawn: SampleParams) -> list[dict[str, Any]]:
-    """Finetune, and return what every average measures."""
+def cells(params: FinetuneParams, drawn: SampleParams, extractor: str) -> Iterator[dict[str, Any]]:
+    """Finetune, and yield what every average measures."""
     diffusion = read_section(PARAMS, "diffusion", DiffusionParams)
     prepared, init = open_prepared(Path("data/prepared")), Path(params.init)
     config = load_config(init)
@@ -129,37 +125,38 @@ def cells(params: FinetuneParams, drawn: SampleParams) -> list[dict[str, Any]]:
     execution = Execution.from_environment(params.precision)
     setup = set_up("finetune", backbone, config, prepared, schedule, params, "", execution)
     weights = dict(backbone.named_parameters())
-    averages = {width: {n: w.detach().clone() for n, w in weights.items()} for width in KEPT_WIDTHS}
+    averages = {
+        exponent(width): {name: weight.detach().clone() for name, weight in weights.items()}
+        for width in KEPT_WIDTHS
+    }
     snapshots: dict[tuple[int, float], Weights] = {}
     steps = train(setup.state, setup.batches, setup.validator, diffusion, params, execution)
     for step in tqdm(steps, total=schedule.steps, unit="step", mininterval=10):
-        for width, average in averages.items() if step else ():
-            beta = (1 - 1 / step) ** (exponent(width) + 1)
+        for gamma, average in averages.items() if step else ():
+            beta = (1 - 1 / step) ** (gamma + 1)
             update(average.values(), weights.values(), 1 - beta)
             if step % max(1, schedule.steps // SNAPSHOTS) == 0 or step == schedule.steps:
-                snapshots[step, exponent(width)] = {n: w.clone() for n, w in average.items()}
+                snapshots[step, gamma] = {name: w.clone() for name, w in average.items()}
 
     candidates: dict[str, Weights] = {
         "the last weights": {name: weight.detach().clone() for name, weight in weights.items()},
         f"over {params.ema_images} images": setup.state.averaged,
     }
-    kept = list(snapshots)
     for width in WIDTHS:
-        factors = combination(kept, schedule.steps, exponent(width))
+        factors = combination(list(snapshots), schedule.steps, exponent(width))
         candidates[f"power function, {width:g}"] = weighted(snapshots.values(), factors)
 
-    measured = []
     model = TrainedModel(backbone.eval(), config, execution.device)
     if drawn.guide is not None and drawn.guided:
         model = model.guided_by(load(drawn.guide, drawn.weights))
     for name, candidate in candidates.items():
         with applied(weights, candidate):
             error = setup.validator.errors(backbone)["mean"]
-            measured.append({"average": name, "error": round(error, 5), **kid(model, drawn)})
-    return measured
+            found = compared(model, drawn, extractor)
+        yield {"average": name, "error": round(error, 5), **found}
 
 
-def weighted(sets: Any, factors: NDArray[np.float64]) -> Weights:
+def weighted(sets: Iterable[Weights], factors: NDArray[np.float64]) -> Weights:
     """Return the sum of sets of weights times their factors, in float64 on the way."""
     total: Weights = {}
     for one, factor in zip(sets, factors, strict=True):
@@ -167,21 +164,6 @@ def weighted(sets: Any, factors: NDArray[np.float64]) -> Weights:
             part = weight.double() * float(factor)
             total[name] = total[name] + part if name in total else part
     return {name: weight.float() for name, weight in total.items()}
-
-
-@torch.no_grad()
-def kid(model: TrainedModel, params: SampleParams) -> Mapping[str, float]:
-    """Return the kernel distance of samples to the training images, by its honest name."""
-    about = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
-    network = load_network(about["features"]["extractor"], model.device)
-    drawn = [
-        model.draw(params, indices, model.labels(None, params.seed, indices))
-        for indices in sample_batches(params.count)
-    ]
-    features = extract(np.concatenate(drawn), network)
-    distance, spread = kernel_distance(features, np.load(REFERENCE / "train.npy"), seed=0)
-    name = network.extractor.kernel
-    return {name: float(f"{distance:.4g}"), f"{name}_std": float(f"{spread:.2g}")}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.files import write_bytes, write_json
 from maskdm.runtime.params import read_section
-from maskdm.sampling.model import load_guided, sample_batches
+from maskdm.sampling.model import TrainedModel, load_guided, sample_batches
 from maskdm.sampling.sampler import SampleParams, network_passes
 from maskdm.sampling.solvers import SOLVERS
 
@@ -96,6 +96,15 @@ def measured(params: SampleParams, extractor: str) -> dict[str, float]:
     The kernel distance by its honest name, precision, recall, density and coverage.
     """
     model = load_guided(MODEL, params)
+    path = PATHS[model.config.diffusion.path]
+    return {
+        "network_passes": network_passes(params, path, conditional=bool(model.classes)),
+        **compared(model, params, extractor),
+    }
+
+
+def compared(model: TrainedModel, params: SampleParams, extractor: str) -> dict[str, float]:
+    """Return how samples of a model compare with the training images, as ``measured`` does."""
     network = load_network(extractor, choose_device())
     drawn = []
     for indices in sample_batches(params.count):
@@ -104,9 +113,7 @@ def measured(params: SampleParams, extractor: str) -> dict[str, float]:
     train = np.load(REFERENCE / "train.npy")
     distance, deviation = kernel_distance(features, train, seed=0)
     name = network.extractor.kernel
-    path = PATHS[model.config.diffusion.path]
     return {
-        "network_passes": network_passes(params, path, conditional=bool(model.classes)),
         name: float(f"{distance:.4g}"),
         f"{name}_std": float(f"{deviation:.2g}"),
         **{key: round(value, 3) for key, value in manifold(features, train).items()},
