@@ -10,6 +10,11 @@ from tools.tables.pages import TABLES
 MEASURED = {"mib": 100, "handles": 8, "temporary_files": 0, "kib_on_disk": 12345}
 REPORT = {
     "inputs": {"cases": 5, "picture": 2, "skipped": 3},
+    "near_duplicates": {
+        "drawings": 1000,
+        "found": {"saved": 0.9928, "scaled": 1.0},
+        "taken_for_it": {"moved": 0.0},
+    },
     "fuzzed_by_coverage": {"images": {"files": 12345, "seconds": 600, "found": 3, "defects": 1}},
     "combinations": {
         "pairs": 90,
@@ -56,6 +61,8 @@ def reports(tmp_path, monkeypatch):
     [
         "| odd files | 5 | 2 picture, 3 skipped |",
         "guided by coverage: images | 12,345 files in 10 minutes | defects: 3 found, 1 left |",
+        "| drawings that were changed, found to be the same | 1,000 | saved: 99.3 %, scaled: 100 % |",
+        "| drawings that were changed, taken for the same | 1,000 | moved: 0 % |",
         "| values of two parameters together | 90 of 90 pairs | 60 run, 30 refused in a sentence, ",
         "under `dvc exp run` (2 × SIGINT to all, 4 × SIGKILL to all) | 6 | 0 files",
         "| 0 files lost, 1 wrong; 0 processes left |",

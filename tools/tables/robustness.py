@@ -93,8 +93,15 @@ def _inputs(report: Mapping[str, Any]) -> Iterator[Row]:
     yield "odd files", f"{report['cases']}", came
 
 
+def _alike(report: Mapping[str, Any]) -> Iterator[Row]:
+    for which, came in (("found", "found to be the same"), ("taken_for_it", "taken for the same")):
+        shares = ", ".join(f"{name}: {100 * share:.3g} %" for name, share in report[which].items())
+        yield f"drawings that were changed, {came}", f"{report['drawings']:,}", shares
+
+
 KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "inputs": _inputs,
+    "near_duplicates": _alike,
     "fuzzed_by_coverage": _fuzzed,
     "combinations": _combined,
     "kills_of_prepare": _prepare,
