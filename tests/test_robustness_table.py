@@ -61,7 +61,7 @@ def reports(tmp_path, monkeypatch):
     [
         "| odd files | 5 | 2 picture, 3 skipped |",
         "guided by coverage: images | 12,345 files in 10 minutes | defects: 3 found, 1 left |",
-        "| drawings that were changed, found to be the same | 1,000 | saved: 99.3 %, scaled: 100 % |",
+        "that were changed, found to be the same | 1,000 | saved: 99.3 %, scaled: 100 % |",
         "| drawings that were changed, taken for the same | 1,000 | moved: 0 % |",
         "| values of two parameters together | 90 of 90 pairs | 60 run, 30 refused in a sentence, ",
         "under `dvc exp run` (2 × SIGINT to all, 4 × SIGKILL to all) | 6 | 0 files",

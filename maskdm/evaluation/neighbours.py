@@ -83,12 +83,12 @@ def copying(
         "distance": round(float(ours.mean()), 4),
         "distance_heldout": scale,
         "ratio": round(float(ours.mean() / theirs.mean()), 4) if scale else None,
-        "ratio_null": between(drawn.mean(axis=1) / means) if scale and means.all() else None,
+        "ratio_null": interval(drawn.mean(axis=1) / means) if scale and means.all() else None,
         "close": float((ours <= near).mean()),
-        "close_null": between((drawn <= nears[:, None]).mean(axis=1)),
+        "close_null": interval((drawn <= nears[:, None]).mean(axis=1)),
     }
 
 
-def between(values: NDArray[np.float64]) -> list[float]:
+def interval(values: NDArray[np.float64]) -> list[float]:
     """Return the two values that 95 % of them lie between."""
     return [round(float(value), 4) for value in np.quantile(values, INTERVAL)]

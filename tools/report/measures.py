@@ -35,14 +35,14 @@ def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
         other real images, and cannot be compared with it.
     """
     found = [one.metrics() for one in runs]
-    known = list(dict.fromkeys(name for one in found for name in one if about(name)))
+    names = dict.fromkeys(name for one in found for name in one)
+    known = {name: what for name in names if (what := about(name))}
     if not known:
         return None
     scale = runs[0].yardsticks()
     there = [key for key in YARDSTICKS if key in scale]
     rows = []
-    for name in known:
-        what, better = about(name) or ("", "")
+    for name, (what, better) in known.items():
         if name.endswith(HELDOUT):
             what = "the same to the held-out images, which training never saw"
         if name.endswith(LIMIT):
