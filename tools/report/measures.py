@@ -36,7 +36,7 @@ def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
     """
     found = [one.metrics() for one in runs]
     names = dict.fromkeys(name for one in found for name in one)
-    known = {name: what for name in names if (what := about(name))}
+    known = {name: told for name in names if (told := about(name))}
     if not known:
         return None
     scale = runs[0].yardsticks()
