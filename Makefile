@@ -32,11 +32,9 @@ $(VENV)/.packages: requirements.lock
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'maskdm needs Python 3.11 or newer, which $(or $(PYTHON),the one asked for) is not.' \
 	       'Name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
-	@echo 'Installing the packages of requirements.lock into $(VENV): some five minutes, 6.4 GB.'
+	@echo 'Installing the packages of requirements.lock into $(VENV): 6.4 GB, a minute or as long as the download takes.'
 	$(PYTHON) -m venv --clear $(VENV)
-	@# A package that is a source archive is built with setuptools, which has its hash like all others.
-	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock | $(PIP) install --require-hashes -r /dev/stdin
-	PIP_USE_PEP517=1 $(PIP) install --require-hashes --no-build-isolation -r requirements.lock
+	python -m tools.install
 	@touch $@
 
 $(VENV)/.complete: $(VENV)/.packages pyproject.toml

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from maskdm.runtime.errors import UserError
 from tests.support.clones import ROOT
 from tools import audit, lock
+from tools.install import told_to_uv
 
 PIN = re.compile(
     r"^([a-z0-9-]+)==(\S+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
@@ -109,14 +110,29 @@ def wheel(folder, name, content):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+# python -m uv: the one of the tests, or one that fails.
+REAL = f"import os, sys; os.execv({shutil.which('uv')!r}, ['uv', *sys.argv[1:]])"
+FAILS = "import sys; sys.exit('no uv today')"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["setuptools", "small"])
-def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp_path, other):
+@pytest.mark.parametrize("uv", [REAL, FAILS], ids=["uv", "pip"])
+def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp_path, uv, other):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    hashes = {name: wheel(tmp_path, name, "") for name in ("setuptools", "small")}
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools/install.py", tmp_path / "tools")
+    contents = {"setuptools": "", "small": "", "uv": uv}
+    hashes = {name: wheel(tmp_path, name, content) for name, content in contents.items()}
     lines = [f"{name}==1.0 \\\n    --hash=sha256:{of}\n" for name, of in hashes.items()]
     (tmp_path / "requirements.lock").write_text("".join(lines))
-    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    own = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "PIP_CONFIG_FILE": os.devnull,
+        "UV_OFFLINE": "1",
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+    }
 
     def install():
         words = ["make", ".venv/.packages", f"PYTHON={sys.executable}"]
@@ -133,6 +149,29 @@ def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp
     taken = install()
     assert taken.returncode == 0, taken.stderr
     assert list((tmp_path / ".venv").rglob("small.py"))
+    assert ("pip installs the packages" in taken.stderr) == (uv == FAILS)
+
+
+def test_uv_is_told_what_pip_is_told_about_indexes():
+    told = told_to_uv(
+        ":env:.find-links='/env/wheels'\n"
+        ":env:.disable-pip-version-check='1'\n"
+        "global.cert='/etc/ca.pem'\n"
+        "global.extra-index-url='file:///a\\nfile:///b'\n"
+        "global.find-links='/global /wheels'\n"
+        'global.index-url="https://mirror.example/it\'s"\n'
+        "install.timeout='180'\n"
+        "download.index-url='https://other.example'\n"
+    )
+    assert told == {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": "/env/wheels",
+        "SSL_CERT_FILE": "/etc/ca.pem",
+        "UV_INDEX": "file:///a file:///b",
+        "UV_DEFAULT_INDEX": "https://mirror.example/it's",
+        "UV_HTTP_TIMEOUT": "180",
+    }
+    assert told_to_uv("") == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
 # What is known of it
