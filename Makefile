@@ -54,7 +54,7 @@ demo: setup
 	@echo 'Pictures: reports/*.png, all on one page by make report; yardsticks: reports/yardsticks.json'
 
 test: lint
-	pytest --numprocesses auto --dist loadfile
+	pytest --numprocesses auto --dist loadfile --durations 40 --durations-min 10
 
 lint: setup
 	ruff check .

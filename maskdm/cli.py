@@ -34,7 +34,10 @@ GuidanceScale = Annotated[float, typer.Option(help="towards the class; 1: none")
 Guide = Annotated[
     Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
 ]
-GuideScale = Annotated[float | None, typer.Option(help="by that model; default: 2.5")]
+GuideScale = Annotated[float | None, typer.Option(help="by that model; default: 3")]
+GuideClass = Annotated[
+    str, typer.Option(help="what that model sees: shown, or hidden, which leads towards it")
+]
 Times = Annotated[
     tuple[float, float],
     typer.Option(help="two times between which it acts, from 0 (image) to 1 (noise)"),
@@ -56,7 +59,8 @@ def sample(
     guidance_interval: Times = (0.0, 1.0),
     guide: Guide = None,
     guide_scale: GuideScale = None,
-    guide_interval: Times = (0.2, 0.9),
+    guide_interval: Times = (0.2, 0.8),
+    guide_class: GuideClass = "hidden",
     weights: WhichWeights = "averaged",
 ) -> None:
     """Draw images from a model.
@@ -73,6 +77,7 @@ def sample(
         "guidance_interval": guidance_interval,
         "guide_scale": guide_scale,
         "guide_interval": guide_interval,
+        "guide_class": guide_class,
     }
     trained = _loaded(model, guide, weights, out)
     drawn = trained.sample(count, seed, label=_class(trained, label), **settings)

@@ -21,6 +21,7 @@ from maskdm.sampling.sampler import SampleParams, check_sampling
 from maskdm.training.memory import NUMBER, Memory, batch_bytes, check_memory, least_bytes
 from maskdm.training.phases import (
     FinetuneParams,
+    PhaseParams,
     PretrainParams,
     finetuning_schedule,
     pretraining_schedule,
@@ -130,11 +131,19 @@ def _check_fit(
     if sample.guided:
         _check_guide(sample, pretrain, data, model, diffusion, seed)
     name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
-    if sample.guidance_scale != 1 and last.label_dropout == 0:
+    if sample.guidance_scale != 1:
+        _check_null_label(name, last, f"guidance_scale is {sample.guidance_scale:g}", "1")
+    if data.classes and sample.guided and (sample.guide, sample.guide_class) == (PRIMER, "hidden"):
+        _check_null_label("pretrain", pretrain, "guide_class is hidden", "shown")
+
+
+def _check_null_label(name: str, phase: PhaseParams, found: str, instead: str) -> None:
+    """Check that a network also learns without labels, which guidance is going to ask it for."""
+    if phase.label_dropout == 0:
         raise UserError(
-            f"sample.guidance_scale is {sample.guidance_scale:g}, but {name}.label_dropout is 0: "
-            "guidance needs a network that also learns without labels. Set label_dropout above 0, "
-            "such as 0.1, or guidance_scale to 1."
+            f"sample.{found}, but {name}.label_dropout is 0: guidance needs a network that also "
+            "learns without labels. Set label_dropout above 0, such as 0.1, or "
+            f"{found.partition(' ')[0]} to {instead}."
         )
 
 

@@ -79,13 +79,14 @@ def test_diffusers_draws_the_same_images_without_maskdm(tmp_path: Path) -> None:
     export_to_diffusers(models / "plain", tmp_path / "noise", weights="raw")
     plain = maskdm.load(models / "plain")
     noise = np.random.default_rng(0).standard_normal((2, *plain.shape)).astype(np.float32)
+    guided = {"guidance_scale": 2.0, "guide_class": "hidden"}
     drawn = elsewhere(
         tmp_path,
         {
             "plain": {"num_images": 3, "seed": 4},
             "dit": {"num_images": 2, "solver": "ddpm", "num_inference_steps": 5},
             "vit": {"num_images": 2, "solver": "unipc"},
-            "classes": {"num_images": 4, "seed": 1, "guidance_scale": 2.0},
+            "classes": {"num_images": 4, "seed": 1, **guided},
             "noise": {"num_images": 2, "latents": noise.tolist()},
         },
     )
@@ -96,9 +97,7 @@ def test_diffusers_draws_the_same_images_without_maskdm(tmp_path: Path) -> None:
         "plain": arrays(plain.sample(3, 4)),
         "dit": arrays(maskdm.load(models / "dit").sample(2, solver="ddpm", nfe=5)),
         "vit": arrays(maskdm.load(models / "vit").sample(2, solver="unipc")),
-        "classes": arrays(classes.sample(4, 1, guidance_scale=2.0, guide=models / "guide"))[
-            ..., None
-        ],
+        "classes": arrays(classes.sample(4, 1, guide=models / "guide", **guided))[..., None],
         "noise": plain.draw(plain.settings(2), range(2), start=torch.from_numpy(noise)),
     }
     for name, images in expected.items():

@@ -67,6 +67,27 @@ def test_guidance_by_class_and_by_the_guide_add_up():
     torch.testing.assert_close(led, torch.full_like(led, expected))
 
 
+def test_a_guide_that_does_not_see_the_class_leads_towards_it_in_the_same_pass():
+    model, guide = network(0.2, classes=3), network(0.1, 0.05, classes=3)
+    hidden = {"guide": guide, "by_guide": Guidance(1.5), "guide_sees_class": False}
+    led = estimate(0.5, network=model, labels=torch.tensor([0, 2]), **hidden)
+    torch.testing.assert_close(led, torch.full_like(led, 0.2 + 0.5 * (0.2 - 0.05)))
+    assert guide.backbone.called == [2]
+    without = estimate(0.5, network=network(0.2), **(hidden | {"guide": network(0.1)}))
+    torch.testing.assert_close(without, torch.full_like(without, 0.2 + 0.5 * (0.2 - 0.1)))
+
+
+def test_whether_the_guide_sees_the_class_is_a_setting_of_everything_that_draws(tmp_path):
+    classes = {"cat": 1, "owl": 1}
+    model = maskdm.load(saved(tmp_path / "model", classes=classes), device="cpu")
+    guided = model.guided_by(maskdm.load(saved(tmp_path / "guide", classes=classes, seed=1)))
+    shown, hidden = (arrays(guided.sample(4, guide_class=how)) for how in ("shown", "hidden"))
+    assert not np.array_equal(shown, hidden)
+    assert np.array_equal(hidden, arrays(guided.sample(4)))
+    with pytest.raises(UserError, match=r"sample\.guide_class.*'shown' or 'hidden'"):
+        guided.sample(4, guide_class="seen")
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_passes_are_counted_as_they_are_made(solver, tmp_path, monkeypatch):
     model = maskdm.load(saved(tmp_path / "model", classes={"cat": 1, "owl": 1}), device="cpu")
@@ -110,12 +131,16 @@ def test_a_model_that_guides_itself_changes_nothing_and_another_does(tmp_path):
 
 def test_what_python_takes_by_default_is_what_the_demo_takes(tmp_path):
     section = read_params(ROOT / "presets/laptop.yaml")["sample"]
-    taken = {key: section[key] for key in ("guide_scale", "guide_interval")}
-    other, model = saved(tmp_path / "other", seed=1), maskdm.load(saved(tmp_path / "one"))
+    taken = {key: section[key] for key in ("guide_scale", "guide_interval", "guide_class")}
+    classes = {"cat": 1, "owl": 1}
+    other = saved(tmp_path / "other", seed=1, classes=classes)
+    model = maskdm.load(saved(tmp_path / "one", classes=classes))
     by_default, as_the_demo = model.sample(3, guide=other), model.sample(3, guide=other, **taken)
     assert np.array_equal(arrays(by_default), arrays(as_the_demo))
     everywhere = model.sample(3, guide=other, guide_interval=(0.0, 1.0))
     assert not np.array_equal(arrays(by_default), arrays(everywhere))
+    shown = model.sample(3, guide=other, guide_class="shown")
+    assert not np.array_equal(arrays(by_default), arrays(shown))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +178,7 @@ def test_the_check_refuses_a_guide_that_will_not_be_one(tmp_path, monkeypatch):
     params = read_params(ROOT / "presets/laptop.yaml")
     assert params["sample"]["guide"] == "models/pretrain"
     assert params["sample"]["guide_scale"] != 1
+    params["data"]["classes"] = False
     path = tmp_path / "params.yaml"
 
     def refused(match, **changes):

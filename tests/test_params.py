@@ -208,14 +208,23 @@ def test_sections_cannot_be_changed_after_reading():
 
 
 def test_guidance_of_a_network_that_never_saw_the_null_label_is_refused(tmp_path):
-    content, path = read_preset("emoji-groups"), tmp_path / "params.yaml"
-    content["finetune"]["label_dropout"] = 0.1
+    content, path = read_preset("laptop"), tmp_path / "params.yaml"
+    content["sample"]["guidance_scale"] = 1.5
     check(written(content, path))
     content["finetune"]["label_dropout"] = 0.0
     with pytest.raises(
         UserError, match=r"guidance_scale is 1\.5, but finetune\.label_dropout is 0"
     ):
         check(written(content, path))
+    content["sample"]["guidance_scale"] = 1
+    check(written(content, path))
+    content["pretrain"]["label_dropout"] = 0.0
+    with pytest.raises(
+        UserError, match=r"guide_class is hidden, but pretrain\.label_dropout is 0.*to shown"
+    ):
+        check(written(content, path))
+    content["sample"]["guide_class"] = "shown"
+    check(written(content, path))
 
 
 def test_a_middle_is_masked_only_where_there_is_one(tmp_path, monkeypatch):
@@ -239,6 +248,7 @@ def test_a_middle_is_masked_only_where_there_is_one(tmp_path, monkeypatch):
 def test_moments_are_kept_only_from_a_model_that_has_some(tmp_path):
     content, path = read_preset("laptop"), tmp_path / "params.yaml"
     content["finetune"]["optimiser"] = "kept"
+    content["data"]["classes"] = False
     check(written(content, path))  # pretraining will leave them
     model = read_section(content, "model", ModelParams)
     diffusion = read_section(content, "diffusion", DiffusionParams)

@@ -256,6 +256,14 @@ def test_classes_are_refused_where_there_are_none(source: str) -> None:
             params(source=source, **asked)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_auto_takes_the_classes_of_labelled_sets_and_no_others(source: str) -> None:
+    path = None if SOURCES[source].path is None else "somewhere"
+    labelled = params(source=source, path=path, classes="auto").classes
+    assert labelled is (source in ("openmoji", "fashion-mnist", "cifar10", "imagenet"))
+    assert SOURCES[source].classes or not labelled
+
+
 # Downloads
 
 

@@ -1,10 +1,10 @@
 """Kill storms over the whole pipeline: ``python -m benchmarks.robustness.pipeline``.
 
-DVC runs the preset tiny, by ``dvc repro`` and by ``dvc exp run``. Again and again something is
-killed at a random moment: between stages, within them, while DVC writes. No process may go on
-without DVC, the same command must go on, and what is there in the end must be the bytes of an
-undisturbed run. The next command goes on from the figures in reports/robustness.json; ``--anew``
-forgets them.
+DVC runs the preset tiny in three ways: ``dvc repro``, ``dvc exp run``, and two experiments at once
+by two workers of its queue. Again and again something is killed at a random moment: between stages,
+within them, while DVC writes. No process may go on without DVC, the same command must go on, and
+what is there in the end must be the bytes of an undisturbed run. The next command goes on from the
+figures in reports/robustness.json; ``--anew`` forgets them.
 """
 
 import os
@@ -16,12 +16,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import typer
+from ruamel.yaml import YAML
 
 from benchmarks.presets import read_preset
 from benchmarks.robustness.report import read_report, write_report
@@ -32,10 +34,10 @@ from maskdm.runtime.files import write_json
 ROOT = Path(__file__).parent.parent.parent
 # All but the Swiss roll, which no parameter makes shorter.
 TARGETS = ("masks", "curves", "pictures", "fid", "neighbours")
+EXPERIMENTS = {"first": "mask.rate=0.5", "second": "mask.rate=0.6"}
 LONGEST = 30.0  # seconds before a kill, at most
 PATIENCE = 120.0  # seconds in which what was left behind must have ended
 ASIDE = "dvc.lock.damaged"
-WAYS = {"repro": ("repro",), "exp run": ("exp", "run")}
 FIGURES = "kills_under_dvc"
 KINDS = {
     "SIGKILL to all": signal.SIGKILL,
@@ -46,7 +48,7 @@ KINDS = {
 
 def main(
     kills: Annotated[int, typer.Option(help="how many, in each way")] = 20,
-    ways: Annotated[list[str] | None, typer.Option(help="repro, exp run; else both")] = None,
+    ways: Annotated[list[str] | None, typer.Option(help="repro, exp run, queue; else all")] = None,
     seed: Annotated[int | None, typer.Option(help="of the moments")] = None,
     anew: Annotated[bool, typer.Option("--anew", help="forget what was found before")] = False,
 ) -> None:
@@ -59,8 +61,7 @@ def main(
         storm = Storm(before.get(way, {}))
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made).resolve()
-            calm, struck = (Way(clone(folder / name), *WAYS[way]) for name in ("calm", "struck"))
-            storm.blow(calm, struck, kills, random.Random(seed))
+            storm.blow(WAYS[way], folder, kills, random.Random(seed))
         write_report(**{FIGURES: before | {way: storm.figures()}})
         anew = False
         print(way, storm.figures())
@@ -88,8 +89,11 @@ class Storm:
         found = {name: sorted(getattr(self, name)) for name in names}
         return {"kills": dict(sorted(self.kills.items())), "counts": dict(self.counts), **found}
 
-    def blow(self, calm: "Way", struck: "Way", kills: int, draw: random.Random) -> None:
-        """Kill so many times in one clone, and compare with another, which nobody disturbs."""
+    def blow(
+        self, way: "Callable[[Path], Way]", folder: Path, kills: int, draw: random.Random
+    ) -> None:
+        """Kill so many times, and compare with what nobody disturbs."""
+        calm, struck = (way(clone(folder / name)) for name in ("calm", "struck"))
         calm.start()
         calm.finish()
         expected, hit = calm.results(), 0
@@ -100,7 +104,7 @@ class Storm:
                 self.compare(expected, struck.results())
                 struck.begin_anew()
                 continue
-            kind = draw.choice(list(KINDS))
+            kind = draw.choice(struck.kinds)
             self.left_running |= strike(struck.folder, kind)
             self.kills[kind] += 1
             hit += 1
@@ -124,6 +128,8 @@ class Way:
         folder: the clone.
         words: of the command.
     """
+
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder, self.words, self.force = folder, words, False
@@ -162,6 +168,70 @@ class Way:
     def results(self) -> dict[str, Any]:
         """Return the results by their names."""
         return results(self.folder)
+
+
+class Queue(Way):
+    """Two experiments, by two workers of DVC's queue.
+
+    A worker that is killed leaves its experiment behind as running; it is queued again. One that
+    gets another signal finishes its experiment first: that is how DVC is meant to be stopped.
+    """
+
+    kinds = ("SIGKILL to all",)
+
+    def start(self) -> None:
+        """Queue what is neither done nor queued, and start the workers."""
+        there = call(self.folder, "dvc", "queue", "status").splitlines()
+        queued = {line.split()[1] for line in there if line.endswith("Queued")}
+        for name in EXPERIMENTS.keys() - queued - self.done().keys():
+            words = ("--queue", "--name", name, "--set-param", EXPERIMENTS[name], *TARGETS)
+            call(self.folder, "dvc", "exp", "run", *words)
+        call(self.folder, "dvc", "queue", "start", "--jobs", str(len(EXPERIMENTS)))
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait at most so long; return whether both experiments are done.
+
+        Raises:
+            UserError: if no worker is there any more, and an experiment is not done.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and living(self.folder):
+            time.sleep(0.2)
+        if living(self.folder):
+            return False
+        if self.done().keys() < EXPERIMENTS.keys():
+            raise UserError(
+                f"The queue ended early:\n{call(self.folder, 'dvc', 'queue', 'status')}"
+            )
+        return True
+
+    def begin_anew(self) -> None:
+        """Remove the experiments and what they have kept."""
+        call(self.folder, "dvc", "exp", "remove", *EXPERIMENTS)
+        for kept in ("checkpoints", ".dvc/cache/runs"):
+            shutil.rmtree(self.folder / kept, ignore_errors=True)
+
+    def done(self) -> dict[str, str]:
+        """Return the git references of the experiments that are done, by their names."""
+        words = ("git", "for-each-ref", "--format=%(refname)", "refs/exps")
+        there = {name.rpartition("/")[2]: name for name in call(self.folder, *words).split()}
+        return {name: there[name] for name in EXPERIMENTS if name in there}
+
+    def results(self) -> dict[str, Any]:
+        """Return the hash of every file and folder that a stage wrote, but for seconds."""
+        found: dict[str, str] = {}
+        for name, reference in self.done().items():
+            lock = YAML(typ="safe").load(call(self.folder, "git", "show", f"{reference}:dvc.lock"))
+            outs = (out for stage in lock["stages"].values() for out in stage.get("outs", ()))
+            found |= {f"{name}: {out['path']}": out["md5"] for out in outs}
+        return {name: md5 for name, md5 in found.items() if "timing" not in name}
+
+
+WAYS: dict[str, Callable[[Path], Way]] = {
+    "repro": lambda folder: Way(folder, "repro"),
+    "exp run": lambda folder: Way(folder, "exp", "run"),
+    "queue": Queue,
+}
 
 
 def clone(path: Path) -> Path:

@@ -110,6 +110,7 @@ class Kind:
     fetch: Callable[[Path], Path] | None = None  # puts the files into a folder for downloads
     origin: str | None = None  # where to get files that cannot be fetched
     classes: str | None = None  # what its classes are; None: it has none
+    labelled: bool = False  # whether its images come with them, so that nobody needs to ask
 
     def wrong_path(self, found: str) -> UserError:
         """Return the refusal of a ``data.path``, with what was found there."""

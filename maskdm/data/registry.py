@@ -51,7 +51,9 @@ class DataParams(SourceParams):
         + ", ".join(name for name, kind in SOURCES.items() if kind.fetch)
     )
     classes: bool = Field(
-        description="true or false; true needs a source with classes: "
+        description="true, false, or auto (true for "
+        + ", ".join(name for name, kind in SOURCES.items() if kind.labelled)
+        + "); true needs a source with classes: "
         + ", ".join(f"{name} ({kind.classes})" for name, kind in SOURCES.items() if kind.classes)
     )
 
@@ -78,6 +80,11 @@ class DataParams(SourceParams):
             raise ValueError(f"source '{name}' comes from its package and takes no path")
         return path
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _source_knows(cls, classes: object, info: ValidationInfo) -> object:
+        return asked_for(classes, info.data.get("source", ""))
+
     @field_validator("classes")
     @classmethod
     def _source_has_classes(cls, classes: bool, info: ValidationInfo) -> bool:
@@ -85,6 +92,12 @@ class DataParams(SourceParams):
         if classes and name in SOURCES and SOURCES[name].classes is None:
             raise ValueError(f"source '{name}' has no classes")
         return classes
+
+
+def asked_for(classes: object, source: str) -> object:
+    """Return the value of ``data.classes``, which is true or false for auto."""
+    kind = SOURCES.get(source)
+    return bool(kind and kind.labelled) if classes == "auto" else classes
 
 
 def open_source(params: DataParams, downloads: Path) -> Source:

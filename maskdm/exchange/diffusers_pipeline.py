@@ -14,7 +14,7 @@ from torch import Tensor, full, nn
 from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.guidance import X0Network
-from maskdm.sampling.model import GUIDE_INTERVAL, GUIDE_SCALE
+from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE
 from maskdm.sampling.sampler import check_sampling, draw_labels, estimates
 from maskdm.sampling.solvers import SOLVERS
 
@@ -70,6 +70,7 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guide_scale: float | None = None,
         guide_interval: tuple[float, float] = GUIDE_INTERVAL,
+        guide_class: str = GUIDE_CLASS,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -85,9 +86,10 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             eta: noise that ddim adds, 0 to 1.
             guidance_scale: strength of classifier-free guidance; 1 is none.
             guidance_interval: the times between which it acts.
-            guide_scale: strength of the guide; by default 2.5 with one, and 1, which is none,
+            guide_scale: strength of the guide; by default 3 with one, and 1, which is none,
                 without.
             guide_interval: the times between which it acts.
+            guide_class: shown, or hidden for a guide that does not see the class.
             latents: standard normal noise to start from instead of the seed's own,
                 ``(num_images, N, p²·C)``.
             output_type: pil, or np for uint8 ``(num_images, H, W, C)``.
@@ -109,6 +111,7 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             guide=None if self.guide is None else "the guide",
             guide_scale=guide_scale,
             guide_interval=guide_interval,
+            guide_class=guide_class,
             guided=guide_scale != 1,
             seed=seed,
         )

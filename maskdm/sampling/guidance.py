@@ -6,7 +6,8 @@ the scales (1 is none):
 
     D = D_θ(x, c) + (w_c − 1)·(D_θ(x, c) − D_θ(x, ∅)) + (w_g − 1)·(D_θ(x, c) − D_g(x, c))
 
-(Ho & Salimans 2022, eq. 6, and Karras et al. 2024, arXiv 2406.02507, eq. 3, both for x0.)
+(Ho & Salimans 2022, eq. 6, and Karras et al. 2024, arXiv 2406.02507, eq. 3, both for x0.) A guide
+that does not see the class, D_g(x, ∅), leads away from both by one pass.
 """
 
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def x0_denoiser(
     by_class: Guidance = NONE,
     guide: X0Network | None = None,
     by_guide: Guidance = NONE,
+    guide_sees_class: bool = True,
 ) -> X0Denoiser:
     """Return the guided x0-denoiser D, its estimates clipped to [−1, 1].
 
@@ -84,7 +86,11 @@ def x0_denoiser(
         by_class: w_c and its times; without labels there is none.
         guide: D_g, on the same path and tokens; None for none.
         by_guide: w_g and its times.
+        guide_sees_class: whether it is D_g(x, c), or D_g(x, ∅).
     """
+    guide_labels = labels
+    if guide is not None and labels is not None and not guide_sees_class:
+        guide_labels = torch.full_like(labels, guide.backbone.classes)
 
     def denoise(x: Tensor, time: Tensor) -> Tensor:
         now = time[0].item()
@@ -97,7 +103,7 @@ def x0_denoiser(
             estimate, unconditional = both.chunk(2)
             guided = estimate + (by_class.scale - 1) * (estimate - unconditional)
         if guide is not None and by_guide.acts(now):
-            guided = guided + (by_guide.scale - 1) * (estimate - guide(x, time, labels))
+            guided = guided + (by_guide.scale - 1) * (estimate - guide(x, time, guide_labels))
         return guided.clamp(-1, 1)
 
     return denoise

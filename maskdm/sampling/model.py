@@ -25,6 +25,7 @@ from maskdm.sampling.images import Images
 from maskdm.sampling.inpainting import Known, Picture, known_part
 from maskdm.sampling.interpolation import between
 from maskdm.sampling.sampler import (
+    GuideClass,
     SampleParams,
     check_sampling,
     draw_labels,
@@ -33,8 +34,9 @@ from maskdm.sampling.sampler import (
 )
 from maskdm.sampling.solvers import SOLVERS
 
-# What guidance by the primer did best with; at all times this scale gains nothing (docs/speed.md).
-GUIDE_SCALE, GUIDE_INTERVAL = 2.5, (0.2, 0.9)
+# What guidance by the primer did best with (docs/scaling.md).
+GUIDE_SCALE, GUIDE_INTERVAL = 3.0, (0.2, 0.8)
+GUIDE_CLASS: GuideClass = "hidden"
 # Fresh noise on the way lets what is drawn come to fit what is known.
 INPAINT_SOLVER, INPAINT_NFE = "ddpm", 50
 
@@ -49,6 +51,7 @@ class Drawing(TypedDict, total=False):
     guidance_interval: tuple[float, float]
     guide_scale: float | None
     guide_interval: tuple[float, float]
+    guide_class: GuideClass
 
 
 def for_inpainting(drawing: Drawing) -> Drawing:
@@ -132,6 +135,7 @@ class TrainedModel:
         guide: "TrainedModel | Path | str | None" = None,
         guide_scale: float | None = None,
         guide_interval: tuple[float, float] = GUIDE_INTERVAL,
+        guide_class: GuideClass = GUIDE_CLASS,
     ) -> Images:
         """Draw images.
 
@@ -149,6 +153,7 @@ class TrainedModel:
             guide_scale: strength of that; by default ``GUIDE_SCALE`` with a guide, and 1, which
                 is none, without.
             guide_interval: the times between which it acts.
+            guide_class: ``"shown"``, or ``"hidden"`` for a guide that does not see the class.
 
         Returns:
             PIL images, mode RGB or L, which a notebook shows as a grid.
@@ -167,6 +172,7 @@ class TrainedModel:
             guidance_interval=guidance_interval,
             guide_scale=guide_scale,
             guide_interval=guide_interval,
+            guide_class=guide_class,
         )
         return model._pictures(params, label)
 
@@ -261,6 +267,7 @@ class TrainedModel:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guide_scale: float | None = None,
         guide_interval: tuple[float, float] = GUIDE_INTERVAL,
+        guide_class: GuideClass = GUIDE_CLASS,
     ) -> SampleParams:
         """Return all that ``sample`` draws with, what it is not told included.
 
@@ -275,6 +282,7 @@ class TrainedModel:
             guide_scale: strength of the guide that ``guided_by`` gave; None: ``GUIDE_SCALE`` with
                 one, and 1 without.
             guide_interval: the times between which it acts.
+            guide_class: ``"shown"``, or ``"hidden"`` for a guide that does not see the class.
 
         Raises:
             UserError: if a setting is out of range or does not fit the model.
@@ -291,6 +299,7 @@ class TrainedModel:
             "guide": None if self.guide is None else "the guide given",
             "guide_scale": guide_scale,
             "guide_interval": guide_interval,
+            "guide_class": guide_class,
             "weights": "averaged",
             "seed": int(seed) if isinstance(seed, Integral) else seed,
         }

@@ -26,6 +26,7 @@ ITSELF = "models/finetune"
 
 
 Interval = Annotated[tuple[float, float], Strict(False)]
+GuideClass = Literal["shown", "hidden"]
 
 
 class SampleParams(Section):
@@ -56,6 +57,11 @@ class SampleParams(Section):
     )
     guide_interval: Interval = Field(
         (0.0, 1.0), description="the times between which the guide acts"
+    )
+    guide_class: GuideClass = Field(
+        "shown",
+        description="shown (the guide draws the same class) or hidden (it draws any, and away from "
+        "it is also towards the class); without classes they are one",
     )
     weights: Literal["averaged", "raw"] = Field(description="averaged or raw")
     seed: int = Field(
@@ -215,6 +221,7 @@ def estimates(
         Guidance(params.guidance_scale, params.guidance_interval),
         guide,
         Guidance(params.guide_scale, params.guide_interval),
+        params.guide_class == "shown",
     )
 
     def noise(step: int) -> Tensor:

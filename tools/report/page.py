@@ -15,6 +15,7 @@ import typer
 
 from benchmarks.presets import DEFAULTS, path_of
 from benchmarks.speed.machine import machine, versions
+from maskdm.data.registry import asked_for
 from maskdm.runtime.command import run
 from maskdm.runtime.files import write_text
 from tools.report import definitions, evidence
@@ -138,7 +139,10 @@ def pictures(runs: Sequence[Experiment]) -> list[tuple[str, list[tuple[str, str]
     for name, title in PICTURES.items():
         named: dict[bytes, list[str]] = {}
         for one in runs:
-            if name == "classes" and not one.params().get("data.classes"):
+            params = one.params()
+            if name == "classes" and not asked_for(
+                params.get("data.classes"), params.get("data.source", "")
+            ):
                 continue
             png = one.read(f"reports/{name}.png")
             if png is not None:

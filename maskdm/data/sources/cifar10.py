@@ -103,5 +103,9 @@ def _fetch(downloads: Path) -> Path:
 
 
 CIFAR10 = Kind(
-    _listing, path=f"{ARCHIVE} or the folder {FOLDER}", fetch=_fetch, classes="ten things"
+    _listing,
+    path=f"{ARCHIVE} or the folder {FOLDER}",
+    fetch=_fetch,
+    classes="ten things",
+    labelled=True,
 )

@@ -96,5 +96,9 @@ def _framed(image: np.ndarray, size: int) -> Image.Image:
 
 
 FASHION_MNIST = Kind(
-    _listing, path="the folder of its four IDX .gz files", fetch=_fetch, classes="ten clothes"
+    _listing,
+    path="the folder of its four IDX .gz files",
+    fetch=_fetch,
+    classes="ten clothes",
+    labelled=True,
 )

@@ -43,4 +43,5 @@ IMAGENET = Kind(
     path="the folder that holds train/SYNSET/ and val/SYNSET/",
     origin="image-net.org/download",
     classes="synsets",
+    labelled=True,
 )

