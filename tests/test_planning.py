@@ -8,8 +8,9 @@ import pytest
 from benchmarks.presets import read_preset
 from benchmarks.scaling.planning import MASKED, SIZES, size_for, spend, step_flops
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import merge
+from maskdm.runtime.params import merge, read_params
 from stages.check import check
+from tests.support.graph import ROOT
 from tools import plan
 
 LAPTOP = read_preset("laptop")
@@ -27,6 +28,16 @@ def test_a_budget_is_spent_to_within_a_step_of_each_phase(budget, changes):
     assert abs(steps[0] * masked - MASKED * budget) <= 0.5 * masked
     assert abs(steps[1] * whole - (1 - MASKED) * budget) <= 0.5 * whole
     assert planned["pretrain"]["cooldown"] == 0 < planned["finetune"]["cooldown"]
+
+
+def test_a_step_costs_what_training_counts_classes_included():
+    trained = json.loads((ROOT / "reports/metrics.json").read_text())["training"]
+    params = read_params(ROOT / "params.yaml")
+    masked, whole = step_flops(params)
+    steps = (params["pretrain"]["steps"], params["finetune"]["steps"])
+    assert steps[0] * masked + steps[1] * whole == trained["flops"]
+    without = step_flops(merge(params, {"data": {"classes": False}}))
+    assert without < (masked, whole)
 
 
 def test_the_size_grows_with_the_budget_and_is_one_that_the_networks_take():

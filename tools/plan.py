@@ -127,10 +127,16 @@ def _seconds_a_step(params: Params, phase: PhaseParams, schedule: Schedule) -> f
     data = read_section(params, "data", DataParams)
     model = read_section(params, "model", ModelParams)
     execution = Execution.from_environment(phase.precision)
-    backbone = build_backbone(model, data.resolution, data.channels, seed=0).to(execution.device)
+    classes = int(data.classes)  # how many does not matter: a label is one token more
+    backbone = build_backbone(model, data.resolution, data.channels, 0, classes)
+    backbone = backbone.to(execution.device)
+    labels = np.zeros(IMAGES, np.int64) if data.classes else None
     shape = (IMAGES, data.resolution, data.resolution, data.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    batches = Batches(images, schedule, model.patch, phase.hflip, seed=0, phase="plan")
+    batches = Batches(
+        *(images, schedule, model.patch, phase.hflip, 0, "plan"),
+        *(labels, classes, phase.label_dropout),
+    )
     diffusion = read_section(params, "diffusion", DiffusionParams)
     state = State.start(backbone, phase)
     steps = train(state, batches, _NoValidator(), diffusion, phase, execution)

@@ -53,7 +53,7 @@ def step_flops(params: Params) -> tuple[float, int]:
     finetune = read_section(params, "finetune", FinetuneParams)
     if pretrain.legs:
         raise UserError("A plan is for one mask rate: set pretrain.legs to null.")
-    network = backbone_without_weights(model, data.resolution, data.channels)
+    network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
     grid = data.resolution // model.patch
     visible = make_mask(read_section(params, "mask", MaskParams), grid).visible
     masked = training_flops(network, visible, pretrain.batch_size)
