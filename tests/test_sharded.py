@@ -1,4 +1,4 @@
-"""Arrays in shards elsewhere: what is written is what is read, whatever the cache and storage do."""
+"""Arrays in shards elsewhere: what is written is what is read, whatever fails in between."""
 
 import errno
 import hashlib
@@ -50,22 +50,26 @@ def shards_in(folder):
     return {path.name for path in folder.iterdir() if len(path.name) == 64}
 
 
-@pytest.mark.parametrize("kind", ["path", "file", "s3"])
-def test_what_is_sent_is_what_is_read(kind, tmp_path, s3):
-    urls = {
-        "path": str(tmp_path / "there"),
-        "file": f"file://{tmp_path / 'there'}",
-        "s3": f"s3://{BUCKET}/images",
-    }
-    array, new = sent(urls[kind])
+@pytest.mark.parametrize("url", ["{}/there", "file://{}/there"])
+def test_what_is_sent_is_what_is_read(url, tmp_path):
+    and_back(url.format(tmp_path))
+
+
+@pytest.mark.slow
+def test_what_is_sent_to_s3_is_what_is_read(s3):
+    and_back(f"s3://{BUCKET}/images")
+
+
+def and_back(url):
+    array, new = sent(url)
     assert new == 10
     assert (len(array), array.shape, array.ndim, array.dtype) == (47, (47, 4, 4, 3), 4, np.uint8)
     assert array[:].tobytes() == ARRAY.tobytes()
     assert array[::-1].tobytes() == ARRAY[::-1].tobytes()
-    assert sent(urls[kind])[1] == 0  # they are there
+    assert sent(url)[1] == 0  # they are there
     changed = ARRAY.copy()
     changed[7] += 1
-    assert sent(urls[kind], changed)[1] == 1
+    assert sent(url, changed)[1] == 1
 
 
 @given(data=st.data())
@@ -162,6 +166,7 @@ def test_what_is_none_of_its_business_stays_in_the_folder(small, cached):
     assert (cached / "letter.txt").exists()
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_cache_that_is_too_small(small, cached, tmp_path):
     """Each reads everything in an order of its own, while the others remove what it needs."""
     code = (
@@ -281,8 +286,9 @@ def test_a_shard_that_is_not_there_is_named_at_once(tmp_path):
 class Failing:
     """Stands for a method of a location, which fails so often."""
 
-    def __init__(self, monkeypatch, method, times, error=OSError("the network is away\nand more")):
-        self.left, self.error, self.calls = times, error, 0
+    def __init__(self, monkeypatch, method, times, error=None):
+        self.left, self.calls = times, 0
+        self.error = error or OSError("the network is away\nand more")
         real = getattr(Location, method)
 
         def fails(location, *given):
@@ -355,16 +361,14 @@ def test_sending_waits_for_storage_and_fails_with_a_sentence(tmp_path, monkeypat
     failing = Failing(monkeypatch, "size", 2)
     assert sent(tmp_path / "there")[1] == 10
     failing.left = 10**6
-    with pytest.raises(StorageError, match="Writing .*there/[0-9a-f]{64} fails"):
+    with pytest.raises(StorageError, match=r"Writing .*there/[0-9a-f]{64} fails"):
         sent(tmp_path / "there", ARRAY[::-1])
 
 
-@pytest.mark.parametrize("url", ["nosuch://bucket/folder", "{file}/below", "s3://no-such-bucket/x"])
-def test_a_place_that_cannot_be_used_is_one_sentence(url, tmp_path, s3):
+@pytest.mark.parametrize("url", ["nosuch://bucket/folder", "{file}/below"])
+def test_a_place_that_cannot_be_used_is_one_sentence(url, tmp_path):
     (tmp_path / "file").touch()
     url = url.format(file=tmp_path / "file")
-    if url.startswith("s3"):
-        os.environ["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"  # monkeypatched by s3
     with pytest.raises(UserError) as caught:
         usable(url)
     assert f"data.shards is '{url}', which cannot be used (" in str(caught.value)

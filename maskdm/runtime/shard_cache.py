@@ -50,6 +50,7 @@ class ShardCache:
         self.most = most or cache_bytes()
         self._whole = set[str]()  # whose bytes this process has checked
         self._unseen, self._counting = 0, Lock()  # bytes that may be added without looking
+        self._looking = Lock()  # threads wait for this without polling, as for a file they would
 
     @cached_property
     def location(self) -> Location:
@@ -154,7 +155,7 @@ class ShardCache:
             yield
             return
         # Whoever looks next is to see what is written now.
-        with held(self.folder / "room.lock", FOR_EVER):
+        with self._looking, held(self.folder / "room.lock", FOR_EVER):
             there = sorted(self._there())
             total = size + sum(length for _, length, _ in there)
             if total > FULL * self.most:
