@@ -1,6 +1,8 @@
 """Training images in shards: the set, training on it, and both when the storage fails."""
 
 import json
+import math
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +16,29 @@ from ruamel.yaml import YAML
 from benchmarks.presets import read_preset
 from maskdm.data import prepared as module
 from maskdm.data.inventory import shaped_by
-from maskdm.data.prepared import PreparedSet, Sample, Window, open_prepared, write_prepared
+from maskdm.data.prepared import (
+    BLOCK_BYTES,
+    PreparedSet,
+    Sample,
+    Window,
+    block_of,
+    open_prepared,
+    write_prepared,
+)
+from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.evaluation.yardsticks import mean_image
 from maskdm.runtime import location
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
 from maskdm.runtime.location import Location, StorageError
 from maskdm.runtime.params import merge
 from maskdm.runtime.sharded import ShardedArray
 from maskdm.training.batches import Batches
+from maskdm.training.order import Order
 from maskdm.training.schedule import Schedule
 from stages import prepare as stage
 from stages.check import check
+from tests.support.clones import ROOT
 from tests.support.preparing import params, save_images
 from tests.support.s3 import BUCKET
 from tests.support.training import IMAGES, Run, leg, masked, phase
@@ -315,3 +329,42 @@ def test_stages_on_shards_in_s3_write_what_they_write_on_a_file(
     for space in (here, there):
         space.stage("masks")
     assert there.files(*written) == here.files(*written)
+
+
+# --- a set that no disk holds ---
+
+
+def test_what_the_documentation_says_of_a_hundred_million_images_is_what_the_code_would_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    count, shape, window = 10**8, (32, 32, 3), 65_536
+    image, block = math.prod(shape), block_of(shape)
+    shards = -(-count // block)
+    write_json(tmp_path / "few", {"sha256": ["0" * 64] * 10})
+    write_json(tmp_path / "more", {"sha256": ["0" * 64] * 110})
+    name = ((tmp_path / "more").stat().st_size - (tmp_path / "few").stat().st_size) / 100
+    room = Window(window, block).room(shape)
+    order = Order(count, 0, "paper", Window(window, block))
+    tracemalloc.start()
+    for epoch in range(2):
+        order.indices(count * epoch + 5, count * epoch + 261)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 10**7
+    for said in (
+        "a file of 4 MiB of pixels (1 365 images",
+        f"{count * image / 1e9:.1f} GB in {shards:,} shards".replace(",", " "),
+        f"a list of them of {shards * name / 1e6:.1f} MB",
+        f"({image:,} bytes each, so set".replace(",", " "),
+        f"`data.heldout=0.0001`: {count * 1e-4 * image / 1e6:.0f} MB",
+        f"A window of 65 536 is {-(-window // block)} shards, {room / 2e9:.1f} GB",
+        f"{count // 256:,} steps of 256 images".replace(",", " "),
+        f"at 100 steps a second, {count * image / (count // 256) * 100 / 1e6:.0f} MB a second",
+        "(with a window of 65 536: less than 10 MB)",
+        f"| the features, {4 * EXTRACTORS['efficientnet-lite0'].count:,} bytes".replace(",", " "),
+    ):
+        assert said in page, said
+    assert block == 1365
+    assert BLOCK_BYTES == 2**22
