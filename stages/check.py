@@ -7,7 +7,7 @@ from typing import Any
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import MOMENTS, ModelConfig, check_start, load_config
 from maskdm.backbones.registry import ModelParams, backbone_without_weights
-from maskdm.data.prepared import Window, block_of
+from maskdm.data.prepared import block_of
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import Mask, MaskParams, describe
@@ -19,6 +19,7 @@ from maskdm.runtime.files import write_text
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
 from maskdm.runtime.shard_cache import check_room
 from maskdm.runtime.shard_sender import usable
+from maskdm.runtime.sharded import Window
 from maskdm.sampling.model import check_guide
 from maskdm.sampling.sampler import SampleParams, check_sampling
 from maskdm.training.memory import NUMBER, Memory, batch_bytes, check_memory, least_bytes

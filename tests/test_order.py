@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.speed.batches import order as plain
-from maskdm.data.prepared import Window
+from maskdm.runtime.sharded import Window
 from maskdm.training import order as module
 from maskdm.training.order import Order
 

@@ -20,7 +20,6 @@ from maskdm.data.prepared import (
     BLOCK_BYTES,
     PreparedSet,
     Sample,
-    Window,
     block_of,
     open_prepared,
     write_prepared,
@@ -32,7 +31,7 @@ from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 from maskdm.runtime.location import Location, StorageError
 from maskdm.runtime.params import merge
-from maskdm.runtime.sharded import ShardedArray
+from maskdm.runtime.sharded import ShardedArray, Window
 from maskdm.training.batches import Batches
 from maskdm.training.order import Order
 from maskdm.training.schedule import Schedule
@@ -357,7 +356,7 @@ def test_what_the_documentation_says_of_a_hundred_million_images_is_what_the_cod
         "a file of 4 MiB of pixels (1 365 images",
         f"{count * image / 1e9:.1f} GB in {shards:,} shards".replace(",", " "),
         f"a list of them of {shards * name / 1e6:.1f} MB",
-        f"({image:,} bytes each, so set".replace(",", " "),
+        f"({image // 1000} {image % 1000:03} bytes each, so set",
         f"`data.heldout=0.0001`: {count * 1e-4 * image / 1e6:.0f} MB",
         f"A window of 65 536 is {-(-window // block)} shards, {room / 2e9:.1f} GB",
         f"{count // 256:,} steps of 256 images".replace(",", " "),

@@ -16,29 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import remove_begun, replacing, write_array, write_json
 from maskdm.runtime.shard_sender import sending
-from maskdm.runtime.sharded import Images, ShardedArray, Shards
+from maskdm.runtime.sharded import Images, ShardedArray, Shards, Window
 
 LISTED = 20  # number of skipped files that dataset.json names
 BLOCK_BYTES = 2**22  # of the images that stay together, in a shard or in the order of an epoch
 AGAIN = "Run the prepare stage again: dvc repro -f -s prepare."
-
-
-class Window(NamedTuple):
-    """How images are shuffled together: block-wise, whether their blocks are shards or not."""
-
-    images: int  # that are shuffled among each other, up to a block
-    block: int  # images in a row that are in one window
-
-    def room(self, shape: tuple[int, ...]) -> int:
-        """Return the bytes of two windows of images of a shape (H, W, C)."""
-        return 2 * -(-self.images // self.block) * self.block * math.prod(shape)
 
 
 def block_of(shape: tuple[int, ...]) -> int:

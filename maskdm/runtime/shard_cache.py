@@ -87,7 +87,7 @@ class ShardCache:
         except (FileNotFoundError, ValueError):  # mmap takes no empty file
             return None
         if path.name not in self._whole:  # it may be what a power failure left
-            if found.size != size or hashlib.sha256(memoryview(found)).hexdigest() != path.name:
+            if found.size != size or hashlib.sha256(found.data).hexdigest() != path.name:
                 return None
             self._whole.add(path.name)
         with suppress(OSError):  # another user's

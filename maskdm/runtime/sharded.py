@@ -5,6 +5,7 @@ is sent twice, what comes back is checked, and arrays that have a shard in commo
 storage and in the cache.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +23,17 @@ from maskdm.runtime.shard_cache import ShardCache
 
 FETCHERS = 8  # threads that fetch what is needed now
 AHEAD = 4  # threads that fetch what is needed next
+
+
+class Window(NamedTuple):
+    """How images are shuffled together: block-wise, whether their blocks are shards or not."""
+
+    images: int  # that are shuffled among each other, up to a block
+    block: int  # images in a row that are in one window
+
+    def room(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of two windows of images of a shape (H, W, C)."""
+        return 2 * -(-self.images // self.block) * self.block * math.prod(shape)
 
 
 @dataclass(frozen=True)

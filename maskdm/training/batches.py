@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.data.prepared import Window
 from maskdm.diffusion.randomness import stream, streams
 from maskdm.diffusion.tokens import all_positions, visible_tokens
-from maskdm.runtime.sharded import Images, ShardedArray
+from maskdm.runtime.sharded import Images, ShardedArray, Window
 from maskdm.training.order import Order
 from maskdm.training.schedule import Schedule
 

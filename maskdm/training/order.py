@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from maskdm.data.prepared import Window
 from maskdm.diffusion.randomness import stream
+from maskdm.runtime.sharded import Window
 
 Indices = NDArray[np.int64]
 
