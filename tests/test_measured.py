@@ -66,7 +66,7 @@ def test_shards_have_a_line_a_client_and_a_place(reports):
     (reports / "shards.json").write_text(json.dumps(ABOUT | report))
     assert measured.shards().splitlines()[-4:] == [
         "| read with s3fs 7 | 81 MiB/s |",
-        "| written by `prepare` | 30 MiB/s |",
+        "| written with s3fs, once | 30 MiB/s |",
         "| batches from the file | 190 a second |",
         "| batches from the server | 87 a second |",
     ]

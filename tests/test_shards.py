@@ -333,6 +333,8 @@ def test_stages_on_shards_in_s3_write_what_they_write_on_a_file(
     for space in (here, there):
         space.stage("masks")
     assert there.files(*written) == here.files(*written)
+    one, other = ({path.name for path in space.checkpoints.iterdir()} for space in (here, there))
+    assert one == other  # they would share them
 
 
 # --- a set that no disk holds ---

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Lock
 
@@ -57,6 +58,10 @@ class ShardCache:
         """Where the shards are from."""
         return Location(self.url, made=False)
 
+    def has(self, name: str) -> bool:
+        """Return whether a shard is here by now; it may be damaged, or go."""
+        return (self.folder / name).exists()
+
     def get(self, name: str, size: int, what: str, silent: bool = False) -> NDArray[np.uint8]:
         """Return the bytes of a shard, mapped; they stay even if the shard leaves the cache.
 
@@ -83,7 +88,7 @@ class ShardCache:
     def _mapped(self, path: Path, size: int) -> NDArray[np.uint8] | None:
         """Return the bytes of a shard that is here and whole."""
         try:
-            found: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+            found = mapped(path)
         except (FileNotFoundError, ValueError):  # mmap takes no empty file
             return None
         if path.name not in self._whole:  # it may be what a power failure left
@@ -102,7 +107,7 @@ class ShardCache:
         try:
             with self._room(size), replacing(self.folder / name) as begun:
                 begun.write_bytes(content)
-                found: NDArray[np.uint8] = np.memmap(begun, np.uint8, "r")
+                found = mapped(begun)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -176,6 +181,15 @@ class ShardCache:
                     with suppress(FileNotFoundError):
                         about = entry.stat()
                         yield about.st_mtime_ns, about.st_size, Path(entry.path)
+
+
+def mapped(path: Path) -> NDArray[np.uint8]:
+    """Return the bytes of a file, mapped, as ``numpy.memmap`` does with more ado."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return np.frombuffer(mmap(descriptor, 0, access=ACCESS_READ), np.uint8)
+    finally:
+        os.close(descriptor)
 
 
 def cache_bytes() -> int:

@@ -98,9 +98,12 @@ class ShardedArray:
         taken = np.empty((len(indices), *self.shape[1:]), np.uint8)
         shards, rows = np.divmod(indices, self.shards.length)
         needed = np.unique(shards).tolist()
-        for shard, elements in zip(needed, self._fetchers.map(self._shard, needed), strict=True):
+        missing = [s for s in needed if not self._cache.has(self.shards.names[s])]
+        if missing:  # several at once
+            deque(self._fetchers.map(self._shard, missing), maxlen=0)
+        for shard in needed:
             here = shards == shard
-            taken[here] = elements[rows[here]]
+            taken[here] = self._shard(shard)[rows[here]]
         return taken
 
     def fetch_ahead(self, shards: Sequence[int]) -> None:

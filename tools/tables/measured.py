@@ -58,7 +58,7 @@ def shards() -> str:
         (f"read with {name} {report['versions'][name]}", f"{number(value)} MiB/s")
         for name, value in report["MiB_per_second_read"].items()
     ]
-    rows.append(("written by `prepare`", f"{number(report['MiB_per_second_written'])} MiB/s"))
+    rows.append(("written with s3fs, once", f"{number(report['MiB_per_second_written'])} MiB/s"))
     rows += [
         (f"batches from the {place}", f"{number(value)} a second")
         for place, value in report["batches_per_second"].items()
