@@ -35,6 +35,7 @@ from maskdm.runtime.sharded import ShardedArray, Window
 from maskdm.training.batches import Batches
 from maskdm.training.order import Order
 from maskdm.training.schedule import Schedule
+from maskdm.training.setup import set_up
 from stages import prepare as stage
 from stages.check import check
 from tests.support.clones import ROOT
@@ -298,6 +299,16 @@ def test_storage_that_goes_away_stops_a_run_with_a_checkpoint(
     again = run(tmp_path / "b", array)
     assert 0 < again.computed < 6
     assert equal(again, whole)
+
+
+def test_training_refuses_windows_that_the_cache_of_this_machine_cannot_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKDM_SHARDS_CACHE_GIB", "1")
+    found = replace(in_shards(tmp_path / "prepared"), window=Window(10**6, BLOCK))
+    anything: Any = None
+    with pytest.raises(UserError, match=r"data\.window makes windows of 2\.9 GiB"):
+        set_up("pretrain", anything, anything, found, anything, anything, "", anything)
 
 
 # --- the stages ---
