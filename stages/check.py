@@ -7,6 +7,7 @@ from typing import Any
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import MOMENTS, ModelConfig, check_start, load_config
 from maskdm.backbones.registry import ModelParams, backbone_without_weights
+from maskdm.data.prepared import block_of
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import Mask, MaskParams, describe
@@ -16,6 +17,9 @@ from maskdm.runtime.command import run
 from maskdm.runtime.errors import UNDO, UserError
 from maskdm.runtime.files import write_text
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
+from maskdm.runtime.shard_cache import check_room
+from maskdm.runtime.shard_sender import usable
+from maskdm.runtime.sharded import Window
 from maskdm.sampling.model import check_guide
 from maskdm.sampling.sampler import SampleParams, check_sampling
 from maskdm.training.memory import NUMBER, Memory, batch_bytes, check_memory, least_bytes
@@ -101,6 +105,10 @@ def _check_fit(
     network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
     grid = data.resolution // model.patch
     masked, whole = pretraining_schedule(pretrain, mask, grid), finetuning_schedule(finetune, grid)
+    if data.window and data.shards:
+        shape = (data.resolution, data.resolution, data.channels)
+        check_room(Window(data.window, block_of(shape)).room(shape))
+        usable(data.shards)
     memory = Memory.of_this_machine()
     for name, schedule in (("pretrain", masked), ("finetune", whole)):
         least = least_bytes(network, schedule, model.dim, model.depth)

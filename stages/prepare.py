@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +23,7 @@ PREPARED = Path("data/prepared")
 
 
 def main() -> None:
-    """Read params data and the images they name; write data/prepared.
+    """Read params data and the images they name; write data/prepared, and shards to data.shards.
 
     It runs again when data/source.json says that their files have changed. The set that was there
     stays until the new one is whole. After a kill it goes on behind the last piece that was kept.
@@ -34,7 +35,9 @@ def main() -> None:
     source = open_source(params, DOWNLOADS)
     rule = params.duplicates
     duplicates = None if rule == "keep" else Duplicates(near=rule == "near")
-    with kept_pieces(checkpoints_folder(), key, shape) as pieces:
+    # Pieces are as large as the set, and what needs shards may have no disk for it.
+    kept = nullcontext() if params.shards else kept_pieces(checkpoints_folder(), key, shape)
+    with kept as pieces:
         samples = tqdm(
             _announce_unreadable(read_samples(source, params, pieces)),
             total=len(source.pictures),
@@ -50,6 +53,8 @@ def main() -> None:
             source=source.name,
             licence=source.licence,
             left_out=source.left_out,
+            window=params.window,
+            shards=params.shards,
         )
     if pieces and pieces.reused:
         print(f"went on behind {pieces.reused} images that were prepared before it was stopped")

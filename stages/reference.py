@@ -17,6 +17,7 @@ from maskdm.runtime.environment import prefer_huge_pages
 from maskdm.runtime.files import write_array, write_json
 from maskdm.runtime.launch import on_all_processes
 from maskdm.runtime.params import read_section
+from maskdm.runtime.sharded import Images
 
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
@@ -38,7 +39,7 @@ def main() -> None:
     processes = join(device)
     network = load_network(params.extractor, device)
 
-    def features(images: np.ndarray, kind: str) -> np.ndarray:
+    def features(images: Images, kind: str) -> np.ndarray:
         return extract(images, network, label=f"features: {kind} images", processes=processes)
 
     train, heldout = features(prepared.train, "training"), features(prepared.heldout, "held-out")

@@ -18,12 +18,15 @@ from tests.support.clones import ROOT
 BY_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 WHOLE, FEW, SWITCH = "a whole number from 1 to 999999999", "a whole number from 1 to 64", "0 or 1"
 TRACKER = "dvclive, wandb or mlflow"
+MUCH = "a whole number from 1 to 1000000"
 # name: what it is if unset; texts and their values; what is allowed, None where any text is
 TABLE = {
     "MASKDM_CHECKPOINTS": ("checkpoints", {"/a/b": "/a/b"}, None),
     "MASKDM_CHECKPOINTS_REMOTE": (None, {"s3://bucket/a": "s3://bucket/a"}, None),
     "MASKDM_CHECKPOINT_SECONDS": (60, {"1": 1, "600": 600}, WHOLE),
     "MASKDM_CHECKPOINT_STEPS": (None, {"1": 1, "25": 25}, WHOLE),
+    "MASKDM_SHARDS_CACHE": ("shards", {"/a/b": "/a/b"}, None),
+    "MASKDM_SHARDS_CACHE_GIB": (16, {"1": 1, "1000000": 10**6}, MUCH),
     "MASKDM_DEVICE": ("", {"cuda:1": "cuda:1"}, None),  # torch knows the devices
     "MASKDM_PROCESSES": (None, {"2": 2, "64": 64}, FEW),
     "MASKDM_LAUNCHER": ("", {"srun -n 4": "srun -n 4"}, None),
@@ -39,6 +42,7 @@ TABLE = {
 }
 WRONG = {
     WHOLE: ("0", "-1", "1.5", "many", " 1", "1e3", "٣", "²", "1" * 5000),
+    MUCH: ("0", "1000001", "0.5", "²"),
     FEW: ("0", "65", "1000", "²"),
     SWITCH: ("2", "yes", "true", "01", " 1", "-0"),
     TRACKER: ("1", "tensorboard", "DVCLive", " dvclive"),

@@ -56,6 +56,22 @@ def test_growth_has_a_line_a_quantity(exponent, said, reports):
     )
 
 
+def test_shards_have_a_line_a_client_and_a_place(reports):
+    report = {
+        "versions": ABOUT["versions"] | {"s3fs": "7"},
+        "MiB_per_second_read": {"s3fs": 81},
+        "MiB_per_second_written": 30,
+        "batches_per_second": {"file": 190, "server": 87},
+    }
+    (reports / "shards.json").write_text(json.dumps(ABOUT | report))
+    assert measured.shards().splitlines()[-4:] == [
+        "| read with s3fs 7 | 81 MiB/s |",
+        "| written with s3fs, once | 30 MiB/s |",
+        "| batches from the file | 190 a second |",
+        "| batches from the server | 87 a second |",
+    ]
+
+
 def test_distances_stand_by_solver_and_evaluations(reports):
     cells = [
         {"solver": solver, "nfe": nfe, "kid_x": nfe / 100, "kid_x_std": 0.001 * nfe}

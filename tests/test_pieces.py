@@ -220,7 +220,6 @@ CHANGES = {
     "classes": False,
     "limit": 11,
     "max_pixels": 1000,
-    "duplicates": "exact",
 }
 
 
@@ -231,7 +230,7 @@ def test_another_parameter_makes_another_set(tmp_path: Path, photos: Path, name:
 
 
 def test_every_parameter_of_the_section_was_tried() -> None:
-    tried = {*CHANGES, "source", "path", "max_unreadable"}
+    tried = {*CHANGES, "source", "path", *inventory.AFTERWARDS}
     assert set(DataParams.model_fields) == tried
 
 

@@ -64,6 +64,8 @@ VALUES: dict[str, dict[str, Sequence[Any]]] = {
         "limit": (96, 40),
         "max_pixels": (64_000_000,),
         "max_unreadable": (0.01, 0.0),
+        "window": (None, 12),
+        "shards": (None,),
     },
     "model": {
         "backbone": ("uvit", "dit", "vit"),

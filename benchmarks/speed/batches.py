@@ -122,7 +122,7 @@ def sample_by_sample(batches: Batches, step: int, part: slice = slice(None)) -> 
     if mask.scope == "middle":
         positions, middle = all_positions(len(samples), mask.shown, CPU), positions
     return Batch(
-        patches(images, patch, indices, positions.numpy(), flipped),
+        patches(np.asanyarray(images), patch, indices, positions.numpy(), flipped),
         positions,
         torch.from_numpy(noise),
         torch.from_numpy(uniform),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from PIL import Image, ImageColor
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from maskdm.data.duplicates import DuplicateRule
 from maskdm.data.images import MOST_PIXELS
@@ -57,6 +57,18 @@ class SourceParams(Section):
         "which bounds memory",
     )
     max_unreadable: float = Field(ge=0, lt=1, description="a share of the files, 0 <= share < 1")
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="a whole number of images that training shuffles among each other, or null "
+        "for all",
+    )
+    shards: str | None = Field(
+        default=None,
+        description="where the training images go instead of data/prepared, such as "
+        "s3://bucket/folder or an absolute path, or null; it needs data.window",
+    )
 
     @field_validator("channels", mode="before")
     @classmethod
@@ -64,6 +76,20 @@ class SourceParams(Section):
         if isinstance(channels, bool):  # which equals 1, or 0
             raise ValueError("true and false are no numbers")
         return channels
+
+    @field_validator("shards")
+    @classmethod
+    def _shards_are_elsewhere(cls, shards: str | None, info: ValidationInfo) -> str | None:
+        if shards is None:
+            return None
+        if ("://" not in shards and not Path(shards).is_absolute()) or "\0" in shards:
+            raise ValueError("neither an address nor an absolute path")
+        if info.data.get("window", 0) is None:
+            raise ValueError(
+                "shards need data.window (such as 65536): where all images are shuffled together, "
+                "every batch needs shards from everywhere"
+            )
+        return shards
 
     @field_validator("background")
     @classmethod

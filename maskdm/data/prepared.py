@@ -2,25 +2,37 @@
 
 A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channels);
 ``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes; and
-``dataset.json``. The same images in the same order give the same bytes.
+``dataset.json``. The same images in the same order give the same bytes. The training images may
+be in shards elsewhere instead of ``train.npy``: ``shards.json`` then names them.
 """
 
 import hashlib
 import json
+import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from re import fullmatch
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import remove_begun, replacing, write_array, write_json
+from maskdm.runtime.shard_sender import sending
+from maskdm.runtime.sharded import Images, ShardedArray, Shards, Window
 
 LISTED = 20  # number of skipped files that dataset.json names
+BLOCK_BYTES = 2**22  # of the images that stay together, in a shard or in the order of an epoch
+AGAIN = "Run the prepare stage again: dvc repro -f -s prepare."
+
+
+def block_of(shape: tuple[int, ...]) -> int:
+    """Return how many images of a shape (H, W, C) are a block, or a shard."""
+    return max(1, BLOCK_BYTES // math.prod(shape))
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Unreadable:
 class PreparedSet:
     """The images as the other stages see them."""
 
-    train: np.ndarray  # uint8 (count, size, size, channels), memory-mapped
+    train: Images  # uint8 (count, size, size, channels), memory-mapped or in shards
     heldout: np.ndarray
     train_labels: np.ndarray | None  # int64 (count,)
     heldout_labels: np.ndarray | None
@@ -55,6 +67,7 @@ class PreparedSet:
     licence: str
     skipped: int  # files that could not be read
     hash: str  # of all pixels and labels
+    window: Window | None = None  # data.window; None: all images are shuffled together
 
     @property
     def class_counts(self) -> dict[str, int] | None:
@@ -71,7 +84,6 @@ def open_prepared(folder: Path) -> PreparedSet:
     Raises:
         UserError: if the folder holds no prepared set, or its files disagree with each other.
     """
-    again = "Run the prepare stage again: dvc repro -f -s prepare."
     try:
         about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         shape = (about["size"], about["size"], about["channels"])
@@ -81,8 +93,14 @@ def open_prepared(folder: Path) -> PreparedSet:
                 return None
             return _map(folder / f"{part}_labels.npy", (about[part]["count"],), np.int64)
 
+        window = Window(**about["window"]) if "window" in about else None
+        in_all = (about["train"]["count"], *shape)
+        if window and "shards" in about:
+            train: Images = _in_shards(folder, about["shards"], window.block, in_all)
+        else:
+            train = _map(folder / "train.npy", in_all, np.uint8)
         return PreparedSet(
-            train=_map(folder / "train.npy", (about["train"]["count"], *shape), np.uint8),
+            train=train,
             heldout=_map(folder / "heldout.npy", (about["heldout"]["count"], *shape), np.uint8),
             train_labels=labels("train"),
             heldout_labels=labels("heldout"),
@@ -93,11 +111,20 @@ def open_prepared(folder: Path) -> PreparedSet:
             licence=about["licence"],
             skipped=about["skipped"]["count"],
             hash=about["hash"],
+            window=window,
         )
     except FileNotFoundError as error:
-        raise UserError(f"There is no {error.filename}. {again}") from None
+        raise UserError(f"There is no {error.filename}. {AGAIN}") from None
     except (KeyError, TypeError, ValueError, EOFError) as error:
-        raise UserError(f"The prepared set in {folder} is damaged: {error}. {again}") from None
+        raise UserError(f"The prepared set in {folder} is damaged: {error}. {AGAIN}") from None
+
+
+def _in_shards(folder: Path, url: str, length: int, shape: tuple[int, ...]) -> ShardedArray:
+    """Return the array whose shards shards.json names."""
+    names = json.loads((folder / "shards.json").read_text(encoding="utf-8"))["sha256"]
+    if len(names) != -(-shape[0] // length) or not all(fullmatch("[0-9a-f]{64}", n) for n in names):
+        raise ValueError(f"shards.json does not name the shards of {shape[0]} images")
+    return ShardedArray(Shards(url, length, names), shape)
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
@@ -121,8 +148,10 @@ def write_prepared(
     source: str,
     licence: str,
     left_out: Mapping[str, int] = MappingProxyType({}),
+    window: int | None = None,
+    shards: str | None = None,
 ) -> PreparedSet:
-    """Write a prepared set, one image in memory at a time.
+    """Write a prepared set, one image in memory at a time; of shards, a few.
 
     An older set in ``folder`` is replaced once all images are written, and is untouched if
     ``samples`` raises.
@@ -136,16 +165,21 @@ def write_prepared(
         source: where the images come from, in words.
         licence: the images' licence, in words.
         left_out: what lies beside the images and is none: kind of file → how many.
+        window: images that are shuffled together in training; None for all.
+        shards: where the training images go instead; only with a window.
 
     Raises:
-        UserError: if no training or no held-out image is left.
+        UserError: if no training or no held-out image is left, or shards cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_begun(folder)
     shape, skipped, skipped_count = (size, size, channels), list[str](), 0
     labels = {False: array("q"), True: array("q")}
+    block = block_of(shape)
     with (
-        growing_array(folder / "train.npy", shape) as train,
+        growing_shards(folder / "shards.json", shards, shape, block)
+        if shards
+        else growing_array(folder / "train.npy", shape) as train,
         growing_array(folder / "heldout.npy", shape) as heldout,
     ):
         for sample in samples:
@@ -158,9 +192,11 @@ def write_prepared(
             if sample.label is not None:
                 labels[sample.heldout].append(sample.label)
         require_both(train.count, heldout.count)
+        train.finish()
         # From here to the end of this function there is no set: killed between two files, it would
         # have left new pixels under the old hash.
         (folder / "dataset.json").unlink(missing_ok=True)
+    (folder / ("train.npy" if shards else "shards.json")).unlink(missing_ok=True)
     for part, values in (("train", labels[False]), ("heldout", labels[True])):
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)
@@ -181,6 +217,10 @@ def write_prepared(
         "left_out": dict(sorted(left_out.items())),
         "hash": digest.hexdigest(),
     }
+    if window:
+        about["window"] = Window(window, block)._asdict()
+    if shards:
+        about["shards"] = shards
     write_json(folder / "dataset.json", about)
     return open_prepared(folder)
 
@@ -203,27 +243,56 @@ def require_both(train: int, heldout: int) -> None:
 
 
 @contextmanager
-def growing_array(path: Path, shape: tuple[int, int, int]) -> Iterator["_GrowingArray"]:
+def growing_array(path: Path, shape: tuple[int, int, int]) -> Iterator["_Growing"]:
     """Write a .npy file of unknown length: images are appended, then the header is corrected."""
     with replacing(path) as begun, begun.open("wb") as file:
-        growing = _GrowingArray(file, shape)
+
+        def write_header(count: int) -> None:
+            # numpy pads it so that its length does not depend on the count.
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+                "fortran_order": False,
+                "shape": (count, *shape),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+
+        write_header(0)
+        growing = _Growing(file.write, shape)
         yield growing
         file.seek(0)
-        growing.write_header()
+        write_header(growing.count)
 
 
-class _GrowingArray:
-    """The array in a .npy file, image by image.
+@contextmanager
+def growing_shards(
+    index: Path, url: str, shape: tuple[int, int, int], length: int
+) -> Iterator["_Growing"]:
+    """Write shards of ``length`` images to ``url``, and what they are called to ``index``."""
+    with sending(url, length * math.prod(shape)) as sender:
+        growing = _Growing(sender.append, shape, sender.finish)
+        yield growing
+        names = sender.finish()
+        write_json(index, {"sha256": names})
+    print(f"{len(names)} shards at {url}, {len(sender.sent)} of them new there")
+
+
+class _Growing:
+    """Images that are written one by one, somewhere.
 
     Args:
-        file: to write to.
+        write: writes the bytes of an image.
         shape: of an image, (H, W, C).
+        finish: waits until all is written, so that nothing can fail any more.
     """
 
-    def __init__(self, file: IO[bytes], shape: tuple[int, int, int]) -> None:
-        self.file, self.shape, self.count = file, shape, 0
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        shape: tuple[int, int, int],
+        finish: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.write, self.shape, self.finish, self.count = write, shape, finish, 0
         self.hash = hashlib.sha256()
-        self.write_header()
 
     @property
     def digest(self) -> bytes:
@@ -235,15 +304,6 @@ class _GrowingArray:
         if pixels.shape != self.shape or pixels.dtype != np.uint8:
             raise ValueError(f"an image is {pixels.dtype} {pixels.shape}, not uint8 {self.shape}")
         content = pixels.tobytes()
-        self.file.write(content)
+        self.write(content)
         self.hash.update(content)
         self.count += 1
-
-    def write_header(self) -> None:
-        """Write the header; numpy pads it so that its length does not depend on the count."""
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
-            "fortran_order": False,
-            "shape": (self.count, *self.shape),
-        }
-        np.lib.format.write_array_header_1_0(self.file, header)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maskdm.evaluation.distances import measure
 from maskdm.evaluation.features.extraction import FeatureNetwork, extract
 from maskdm.evaluation.manifold import manifold
+from maskdm.runtime.sharded import Images
 
 COUNT = 1500  # images per yardstick: more than the embedded extractor has features
 PATCH = 4  # pixels
@@ -27,9 +28,11 @@ def uniform_noise(
     return rng.integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
-def mean_image(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def mean_image(images: Images) -> NDArray[np.uint8]:
     """Return the rounded mean of ``(N, H, W, C)`` images, ``(1, H, W, C)``."""
-    mean: NDArray[np.float64] = images.mean(axis=0, keepdims=True)
+    parts = (images[start : start + COUNT] for start in range(0, len(images), COUNT))
+    total = sum(part.sum(axis=0, keepdims=True, dtype=np.float64) for part in parts)  # exact
+    mean: NDArray[np.float64] = total / len(images)
     return mean.round().astype(np.uint8)
 
 
@@ -59,7 +62,7 @@ def shuffled_patches(
 
 
 def yardsticks(
-    train: NDArray[np.uint8],
+    train: Images,
     train_features: NDArray[np.float32],
     heldout_features: NDArray[np.float32],
     network: FeatureNetwork,

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from maskdm.runtime.errors import UserError
 
 MOST_PROCESSES = 64  # on one machine; several hosts have a launcher
+MOST_GIB = 1_000_000
 SPINS = "2000"  # rounds that a waiting OpenMP thread looks before it sleeps
 
 Value = TypeVar("Value")
@@ -90,6 +91,15 @@ CHECKPOINT_STEPS = Variable[int | None](
     "MASKDM_CHECKPOINT_STEPS", _whole_number, None,
     "save every so many steps, too", "none",
 )  # fmt: skip
+SHARDS_CACHE = Variable(
+    "MASKDM_SHARDS_CACHE", str, "shards",
+    "folder of the shards of `data.shards` that were used last; processes share it",
+    "`shards/` in the repository",
+)  # fmt: skip
+SHARDS_CACHE_GIB = Variable(
+    "MASKDM_SHARDS_CACHE_GIB", partial(_whole_number, most=MOST_GIB), 16,
+    "GiB of them at most", "16",
+)  # fmt: skip
 DEVICE = Variable(
     "MASKDM_DEVICE", str, "", "`cpu`, `cuda`, `cuda:1`, `mps`", "CUDA if torch sees it"
 )
@@ -130,8 +140,9 @@ PARENT = Variable[int | None](
 WORKER = Variable("MASKDM_WORKER", _switch, False, "1 in a process that a launcher started", "0")
 
 VARIABLES: tuple[Variable[Any], ...] = (
-    CHECKPOINTS, CHECKPOINTS_REMOTE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, PROCESSES,
-    LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY, SAMPLE_BATCH, LIVE, EXACT, PARENT, WORKER,
+    CHECKPOINTS, CHECKPOINTS_REMOTE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, SHARDS_CACHE,
+    SHARDS_CACHE_GIB, DEVICE, PROCESSES, LAUNCHER, SHARD, MICRO_BATCH, COMPILE, REPLAY,
+    SAMPLE_BATCH, LIVE, EXACT, PARENT, WORKER,
 )  # fmt: skip
 
 # Names of former versions → what they are called now.
@@ -161,6 +172,11 @@ def checkpoints_folder() -> Path:
     is thrown away; the checkpoints must outlive it.
     """
     return Path(os.environ.get("DVC_ROOT") or ".") / CHECKPOINTS.get()
+
+
+def shards_folder() -> Path:
+    """Return the folder of the cache of shards, which outlives the folder of an experiment, too."""
+    return Path(os.environ.get("DVC_ROOT") or ".") / SHARDS_CACHE.get()
 
 
 def bound_spinning() -> None:

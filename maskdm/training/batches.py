@@ -7,7 +7,6 @@ random shift (Kingma et al. 2021, appendix I.1), which makes the loss much less 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from maskdm.diffusion.randomness import stream, streams
 from maskdm.diffusion.tokens import all_positions, visible_tokens
+from maskdm.runtime.sharded import Images, ShardedArray, Window
+from maskdm.training.order import Order
 from maskdm.training.schedule import Schedule
 
 WHOLE = slice(None)
@@ -59,18 +60,12 @@ class Batch(NamedTuple):
         return Batch._make(t if t is None else change(t) for t in self)
 
 
-@lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, phase: str, epoch: int) -> np.ndarray:
-    """Return the order of the images in one epoch, ``(count,)``."""
-    return stream(seed, f"{phase}/order", epoch).permutation(count)
-
-
 @dataclass(frozen=True)
 class Batches:
     """The batches of one phase.
 
     Attributes:
-        images: uint8 ``(count, H, W, C)``, memory-mapped or not.
+        images: uint8 ``(count, H, W, C)``, memory-mapped or not, or in shards.
         schedule: the mask and the size of the global batch at every step.
         patch: side of a patch in pixels.
         hflip: probability of mirroring an image.
@@ -80,9 +75,10 @@ class Batches:
         classes: their number, which is also the null label.
         label_dropout: probability of showing the null label instead of the class, which teaches
             the unconditional model for guidance (Ho & Salimans 2022, algorithm 1).
+        window: of the images that are shuffled together; None for all.
     """
 
-    images: np.ndarray
+    images: Images
     schedule: Schedule
     patch: int
     hflip: float
@@ -91,18 +87,17 @@ class Batches:
     labels: np.ndarray | None = None
     classes: int = 0
     label_dropout: float = 0.0
+    window: Window | None = None
+
+    @property
+    def order(self) -> Order:
+        """The order in which the images are seen."""
+        return Order(len(self.images), self.seed, self.phase, self.window)
 
     def indices(self, step: int) -> np.ndarray:
         """Return the indices of the images that step ``step`` (from 0) sees, ``(batch,)``."""
-        count = len(self.images)
-        first, end = self.schedule.images_before(step), self.schedule.images_before(step + 1)
-        epochs = range(first // count, (end - 1) // count + 1)
-        orders = (_permutation(count, self.seed, self.phase, epoch) for epoch in epochs)
-        return np.concatenate(
-            [
-                order[max(0, first - epoch * count) : end - epoch * count]
-                for epoch, order in zip(epochs, orders, strict=True)
-            ]
+        return self.order.indices(
+            self.schedule.images_before(step), self.schedule.images_before(step + 1)
         )
 
     def at(self, step: int, part: slice = WHOLE) -> Batch:
@@ -131,11 +126,21 @@ class Batches:
         positions, middle = mask.draw(torch.from_numpy(scores)), None
         if mask.scope == "middle":
             positions, middle = all_positions(length, mask.shown, CPU), positions
+        images, rows = self._images(step, indices)
         return Batch(
-            visible_tokens(self.images, self.patch, indices, positions.numpy(), flipped),
+            visible_tokens(images, self.patch, rows, positions.numpy(), flipped),
             positions,
             torch.from_numpy(noise),
             torch.from_numpy(uniform),
             None if labels is None else torch.from_numpy(labels),
             middle,
         )
+
+    def _images(self, step: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return an array that holds the images of a step, and where in it they are."""
+        if not isinstance(self.images, ShardedArray):
+            return self.images, indices
+        if self.window:
+            last = self.schedule.images_before(step + 1) - 1
+            self.images.fetch_ahead(self.order.blocks(last))
+        return self.images[indices], np.arange(len(indices))

@@ -14,6 +14,8 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import ModelConfig
 from maskdm.data.prepared import PreparedSet
 from maskdm.runtime.execution import Execution
+from maskdm.runtime.shard_cache import check_room
+from maskdm.runtime.sharded import ShardedArray
 from maskdm.training.batches import Batches
 from maskdm.training.checkpoints.fingerprint import code_hash, digest
 from maskdm.training.phases import PhaseParams
@@ -74,10 +76,13 @@ def set_up(
         execution: where and how to compute.
         moments: what the optimiser starts with; ``start`` says where they are from.
     """
+    if prepared.window and isinstance(prepared.train, ShardedArray):
+        check_room(prepared.window.room(prepared.train.shape[1:]))
     execution.processes.shard(backbone.to(execution.device), execution.device)
     recipe = {
         "phase": phase,
         "data": prepared.hash,
+        "window": prepared.window,
         "start": start,
         "seed": config.seed,
         "model": config.model.model_dump(),
@@ -101,6 +106,7 @@ def set_up(
         prepared.train_labels,
         backbone.classes,
         params.label_dropout,
+        prepared.window,
     )
     validator = HeldOutValidator(
         prepared.heldout,

@@ -51,6 +51,21 @@ def growth() -> str:
     return f"{_machine(report)}\n\n{in_markdown(head, rows)}"
 
 
+def shards() -> str:
+    """Return the figures of reports/shards.json: MiB a second by client, batches by place."""
+    report = _read("shards.json")
+    rows = [
+        (f"read with {name} {report['versions'][name]}", f"{number(value)} MiB/s")
+        for name, value in report["MiB_per_second_read"].items()
+    ]
+    rows.append(("written with s3fs, once", f"{number(report['MiB_per_second_written'])} MiB/s"))
+    rows += [
+        (f"batches from the {place}", f"{number(value)} a second")
+        for place, value in report["batches_per_second"].items()
+    ]
+    return f"{_machine(report)}\n\n{in_markdown(('', 'median of three'), rows)}"
+
+
 def evaluations() -> str:
     """Return the distances of reports/solvers.json, a solver a row."""
     report = _read("solvers.json")

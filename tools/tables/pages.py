@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sources": sources.table,
     "environment": environment.table,
     "speed": measured.speed,
+    "shards": measured.shards,
     "growth": measured.growth,
     "evaluations": measured.evaluations,
     "guidance": measured.guidance,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskdm.runtime.distributed import ALONE, Processes
+from maskdm.runtime.sharded import Images
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ class FeatureNetwork:
 
 
 def extract(
-    images: NDArray[np.uint8],
+    images: Images,
     network: FeatureNetwork,
     batch_size: int | None = None,
     label: str = "",
@@ -81,8 +82,8 @@ def extract(
     """Return the features of images, in order.
 
     Args:
-        images: ``(N, height, width, channels)`` uint8, in memory or mapped; 1 channel (repeated
-            to 3) or 3.
+        images: ``(N, height, width, channels)`` uint8, in memory, mapped or in shards; 1
+            channel (repeated to 3) or 3.
         network: from ``load_network``.
         batch_size: images held in float at a time; by default the fastest number on the device.
             It changes the features only by rounding.

@@ -16,6 +16,7 @@ from torch import Tensor
 from maskdm.runtime.distributed import Processes
 from maskdm.runtime.environment import EXACT
 from maskdm.runtime.errors import StoppedError, UserError
+from maskdm.runtime.location import StorageError
 from maskdm.training.checkpoints.cadence import POLL, Cadence
 from maskdm.training.checkpoints.protocol import Checkpointable
 from maskdm.training.checkpoints.signals import StopSignals
@@ -77,7 +78,12 @@ class Checkpointer:
             self.cadence.restart()
             self._started = time.monotonic()
             with self.signals.noted():
-                yield self
+                try:
+                    yield self
+                except StorageError:  # images cannot be had: the state is that between two steps
+                    if self.processes.count == 1 and self.state.step > self.saved:
+                        self._save(self.state.step, wait=True)
+                    raise
             self.finish_writing()
             if self.processes.is_main and self.store.is_held and self.store.has(self.steps):
                 self.store.finish()

@@ -14,6 +14,7 @@ from typing import Any
 
 from maskdm.runtime.environment import CHECKPOINTS_REMOTE
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.location import Location, reason
 
 
 class Remote:
@@ -27,24 +28,18 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.url, self.failed = url, False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="remote")
         self.sending: Future[None] = Future()
         self.sending.set_result(None)
         try:
-            self.system, self.folder = fsspec.core.url_to_fs(url)
-            protocols = self.system.protocol
-            names = {protocols} if isinstance(protocols, str) else set(protocols)
-            # Object stores show a file once it is whole; elsewhere a move does.
-            self.atomic = bool(names & {"s3", "gs", "gcs", "abfs", "az", "oss"})
-            self.system.makedirs(self.folder, exist_ok=True)
+            self.location = Location(url)
         except Exception as error:  # every file system has errors of its own
             raise UserError(
                 f"{CHECKPOINTS_REMOTE.name} leads to {url}, which cannot be used "
-                f"({_reason(error)}): see docs/running.md, or unset it."
+                f"({reason(error)}): see docs/running.md, or unset it."
             ) from None
+        self.system, self.folder = self.location.system, self.location.folder
 
     def names(self, suffix: str = "") -> list[str]:
         """Return the names of the remote's files that end in ``suffix``."""
@@ -76,7 +71,7 @@ class Remote:
             ours: whether a file is one to remove, by its name.
         """
         for name in filter(ours, self.names()):
-            self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
+            self._try("clear", partial(self.location.remove, name))
         if not self.names() and not self.failed:
 
             def remove_folder() -> None:
@@ -110,23 +105,15 @@ class Remote:
         self, files: Mapping[str, bytes], superfluous: Callable[[list[str]], list[str]]
     ) -> None:
         for name, content in files.items():
-            if not self._try("write", partial(self._write, f"{self.folder}/{name}", content)):
+            if not self._try("write", partial(self._write, name, content)):
                 return  # nothing old goes before the new has come
         for name in superfluous(self.names()):
-            self._try("clear", partial(self._remove, f"{self.folder}/{name}"))
+            self._try("clear", partial(self.location.remove, name))
 
-    def _write(self, target: str, content: bytes) -> bool:
-        """Write a file that has its name only once it is whole; return True."""
-        if self.atomic:
-            self.system.pipe_file(target, content)
-        else:
-            self.system.pipe_file(f"{target}.begun", content)
-            self.system.mv(f"{target}.begun", target)
+    def _write(self, name: str, content: bytes) -> bool:
+        """Write a file; return True."""
+        self.location.write(name, content)
         return True
-
-    def _remove(self, target: str) -> None:
-        if self.system.exists(target):
-            self.system.rm_file(target)
 
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
         """Do ``work``; if it fails, say so once."""
@@ -136,12 +123,8 @@ class Remote:
             if not self.failed:
                 print(
                     f"The remote of checkpoints at {self.url} fails ({what}: "
-                    f"{_reason(error)}); going on with those on this machine.",
+                    f"{reason(error)}); going on with those on this machine.",
                     file=sys.stderr,
                 )
             self.failed = True
             return None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,112 @@
+"""A folder anywhere that fsspec knows: another disk, ``s3://bucket/folder``, ``gs://…``, ``ssh://…``.
+
+Networks fail for seconds, so whoever cannot do without an answer asks several times.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from maskdm.runtime.errors import UserError
+
+WAITS = 1, 2, 4, 8, 16  # seconds before another attempt
+IN_VAIN = FileNotFoundError, PermissionError  # what waiting does not mend
+
+Found = TypeVar("Found")
+
+
+class StorageError(UserError):
+    """Storage elsewhere does not do what it must; once it does, the same command goes on."""
+
+
+class Location:
+    """A folder.
+
+    Args:
+        url: where.
+        made: whether it is made if it is missing.
+
+    Raises:
+        Exception: of any kind, if fsspec does not know such a location, or cannot reach it.
+
+    Attributes:
+        system: fsspec's file system.
+        folder: the folder's path in it.
+    """
+
+    def __init__(self, url: str, made: bool = True) -> None:
+        import fsspec
+
+        self.url = url
+        self.system, self.folder = fsspec.core.url_to_fs(url)
+        protocols = self.system.protocol
+        names = {protocols} if isinstance(protocols, str) else set(protocols)
+        # Object stores show a file once it is whole; elsewhere a move does.
+        self.atomic = bool(names & {"s3", "gs", "gcs", "abfs", "az", "oss"})
+        if made:
+            self.system.makedirs(self.folder, exist_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file that has its name only once it is whole."""
+        target = f"{self.folder}/{name}"
+        if self.atomic:
+            self.system.pipe_file(target, content)
+        else:
+            self.system.pipe_file(f"{target}.begun", content)
+            self.system.mv(f"{target}.begun", target)
+
+    def read(self, name: str) -> bytes:
+        """Return what is in a file.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        return bytes(self.system.cat_file(f"{self.folder}/{name}"))
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, None if there is none, whatever was known of it before."""
+        try:
+            self.system.invalidate_cache(self.folder)
+            return int(self.system.info(f"{self.folder}/{name}")["size"])
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.system.exists(f"{self.folder}/{name}"):
+            self.system.rm_file(f"{self.folder}/{name}")
+
+
+def patiently(what: str, work: Callable[[], Found], silent: bool = False) -> Found:
+    """Do ``work``; if it fails, wait and try again, longer each time, for half a minute.
+
+    Args:
+        what: is being done and where, as the message begins.
+        work: what to do.
+        silent: whether not to say that it is tried again.
+
+    Raises:
+        FileNotFoundError, PermissionError: at once.
+        StorageError: if it fails to the end, with the reason.
+    """
+    for attempt, wait in enumerate((*WAITS, None)):
+        try:
+            return work()
+        except IN_VAIN:
+            raise
+        except Exception as error:  # every file system has errors of its own
+            hopeless = wait is None or "Credential" in type(error).__name__
+            if hopeless:
+                raise StorageError(
+                    f"{what} fails ({reason(error)}): once it works, the same command goes on."
+                ) from None
+            if not attempt and not silent:
+                print(f"{what} fails ({reason(error)}); trying again", file=sys.stderr, flush=True)
+            time.sleep(wait or 0)
+    raise AssertionError  # the last attempt returns or raises
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
