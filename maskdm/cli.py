@@ -159,15 +159,12 @@ def info(
     maskdm info models/finetune
     """
     from maskdm.backbones.model_folder import load_config
-    from maskdm.backbones.registry import backbone_without_weights
 
     config = load_config(model)
     if as_json:
         print(json.dumps(config.model_dump(mode="json"), indent=2))
         return
-    network = backbone_without_weights(
-        config.model, config.size, config.channels, len(config.classes or ())
-    )
+    network = config.outline()
     count = sum(parameter.numel() for parameter in network.parameters())
     kind = "colour" if config.channels == 3 else "grey"
     print(
@@ -177,6 +174,12 @@ def info(
         f"{config.diffusion.prediction}\n"
         f"classes: {', '.join(config.classes) if config.classes else 'none'}"
     )
+    if config.latents:
+        size, channels = config.network_size, config.network_channels
+        print(
+            f"latents of {size}x{size}x{channels}, decoded by the autoencoder "
+            f"{config.latents.autoencoder} ({config.latents.hash[:12]})"
+        )
     for leg in config.training:
         print(
             f"{leg.phase}: {leg.steps} steps of {leg.batch_size} images, {leg.mask} mask, "

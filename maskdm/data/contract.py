@@ -56,6 +56,11 @@ class SourceParams(Section):
         description="a whole number from 64 to 2147483648: images of more pixels are left out, "
         "which bounds memory",
     )
+    autoencoder: str | None = Field(
+        default=None,
+        description="the folder of an AutoencoderKL of diffusers, whose latents networks then "
+        "learn, or null: they learn the pixels",
+    )
     max_unreadable: float = Field(ge=0, lt=1, description="a share of the files, 0 <= share < 1")
 
     @field_validator("channels", mode="before")
@@ -64,6 +69,13 @@ class SourceParams(Section):
         if isinstance(channels, bool):  # which equals 1, or 0
             raise ValueError("true and false are no numbers")
         return channels
+
+    @field_validator("autoencoder")
+    @classmethod
+    def _autoencoder_is_named(cls, autoencoder: str | None) -> str | None:
+        if autoencoder is not None and (not autoencoder.strip() or "\0" in autoencoder):
+            raise ValueError("no folder has this name")
+        return autoencoder
 
     @field_validator("background")
     @classmethod

@@ -52,15 +52,16 @@ def inventory(params: DataParams) -> dict[str, Any]:
 def shaped_by(params: DataParams) -> str:
     """Return a hash of all that the prepared images follow from.
 
-    That is their files, the parameters (but for how many files may be unreadable), the code of this
-    room, byte for byte, and the packages that decode and draw.
+    That is their files, the parameters (but for how many files may be unreadable, and for what is
+    made of the images), the code of this room, byte for byte, and the packages that decode and
+    draw.
 
     Raises:
         UserError: as ``inventory`` does.
     """
     facts = {
         "files": inventory(params),
-        "params": params.model_dump(exclude={"max_unreadable"}),
+        "params": params.model_dump(exclude={"max_unreadable", "autoencoder"}),
         "code": {
             str(path.relative_to(ROOM)): path.read_text("utf-8") for path in ROOM.rglob("*.py")
         },

@@ -1,25 +1,28 @@
 """The prepared set: two memory-mapped uint8 arrays, their labels, and a JSON about them.
 
 A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channels);
-``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes; and
-``dataset.json``. The same images in the same order give the same bytes.
+``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes;
+``train_latents.npy`` and ``heldout_latents.npy``, uint8 (count, h, w, c), if networks are to learn
+the latents of an autoencoder; and ``dataset.json``. The same images in the same order give the same
+bytes.
 """
 
 import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import remove_begun, replacing, write_array, write_json
 
+PARTS = ("train", "heldout")
 LISTED = 20  # number of skipped files that dataset.json names
 
 
@@ -40,6 +43,18 @@ class Unreadable:
     reason: str
 
 
+class Encoder(Protocol):
+    """Makes latents: ``maskdm.backbones.autoencoder.Encoder``."""
+
+    shape: tuple[int, int, int]  # of the latents of an image
+
+    def measure(self, images: np.ndarray) -> dict[str, object]:
+        """Look at the training images first; return what decodes, for dataset.json."""
+
+    def encode(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the latents of images in their order, some at a time, uint8 (batch, h, w, c)."""
+
+
 @dataclass(frozen=True)
 class PreparedSet:
     """The images as the other stages see them."""
@@ -54,7 +69,17 @@ class PreparedSet:
     source: str
     licence: str
     skipped: int  # files that could not be read
-    hash: str  # of all pixels and labels
+    hash: str  # of all pixels, labels and latents
+    train_latents: np.ndarray | None = None  # uint8 (count, h, w, c), memory-mapped
+    heldout_latents: np.ndarray | None = None
+    latents: Mapping[str, object] | None = None  # how they are decoded
+
+    @property
+    def learned(self) -> tuple[np.ndarray, np.ndarray]:
+        """What networks see, for training and held out: the latents if there are any."""
+        if self.train_latents is None or self.heldout_latents is None:
+            return self.train, self.heldout
+        return self.train_latents, self.heldout_latents
 
     @property
     def class_counts(self) -> dict[str, int] | None:
@@ -81,6 +106,13 @@ def open_prepared(folder: Path) -> PreparedSet:
                 return None
             return _map(folder / f"{part}_labels.npy", (about[part]["count"],), np.int64)
 
+        def latents(part: str) -> np.ndarray | None:
+            if (decoded := about.get("latents")) is None:
+                return None
+            small = (decoded["size"], decoded["size"], decoded["channels"])
+            count = about[part]["count"]
+            return _map(folder / f"{part}_latents.npy", (count, *small), np.uint8)
+
         return PreparedSet(
             train=_map(folder / "train.npy", (about["train"]["count"], *shape), np.uint8),
             heldout=_map(folder / "heldout.npy", (about["heldout"]["count"], *shape), np.uint8),
@@ -93,6 +125,9 @@ def open_prepared(folder: Path) -> PreparedSet:
             licence=about["licence"],
             skipped=about["skipped"]["count"],
             hash=about["hash"],
+            train_latents=latents("train"),
+            heldout_latents=latents("heldout"),
+            latents=about.get("latents"),
         )
     except FileNotFoundError as error:
         raise UserError(f"There is no {error.filename}. {again}") from None
@@ -121,6 +156,7 @@ def write_prepared(
     source: str,
     licence: str,
     left_out: Mapping[str, int] = MappingProxyType({}),
+    encoder: Encoder | None = None,
 ) -> PreparedSet:
     """Write a prepared set, one image in memory at a time.
 
@@ -136,6 +172,7 @@ def write_prepared(
         source: where the images come from, in words.
         licence: the images' licence, in words.
         left_out: what lies beside the images and is none: kind of file → how many.
+        encoder: makes the latents that networks are to learn; None: they learn the pixels.
 
     Raises:
         UserError: if no training or no held-out image is left.
@@ -144,10 +181,11 @@ def write_prepared(
     remove_begun(folder)
     shape, skipped, skipped_count = (size, size, channels), list[str](), 0
     labels = {False: array("q"), True: array("q")}
-    with (
-        growing_array(folder / "train.npy", shape) as train,
-        growing_array(folder / "heldout.npy", shape) as heldout,
-    ):
+    latents, decoded = list[_GrowingArray](), None
+    with ExitStack() as arrays:
+        train, heldout = (
+            arrays.enter_context(growing_array(folder / f"{part}.npy", shape)) for part in PARTS
+        )
         for sample in samples:
             if isinstance(sample, Unreadable):
                 skipped_count += 1
@@ -158,17 +196,32 @@ def write_prepared(
             if sample.label is not None:
                 labels[sample.heldout].append(sample.label)
         require_both(train.count, heldout.count)
+        if encoder is not None:
+            decoded = encoder.measure(train.images())
+            for part, images in zip(PARTS, (train, heldout), strict=True):
+                path = folder / f"{part}_latents.npy"
+                latents.append(arrays.enter_context(growing_array(path, encoder.shape)))
+                for batch in encoder.encode(images.images()):
+                    for encoded in batch:
+                        latents[-1].append(encoded)
         # From here to the end of this function there is no set: killed between two files, it would
         # have left new pixels under the old hash.
         (folder / "dataset.json").unlink(missing_ok=True)
-    for part, values in (("train", labels[False]), ("heldout", labels[True])):
+    for part, values in zip(PARTS, (labels[False], labels[True]), strict=True):
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)
+        if encoder is None:
+            (folder / f"{part}_latents.npy").unlink(missing_ok=True)
         if classes is not None:
             write_array(path, np.frombuffer(values, dtype=np.int64))  # without a copy
     digest = hashlib.sha256(f"{shape}".encode())
     for content in (train.digest, heldout.digest, labels[False], labels[True]):
         digest.update(hashlib.sha256(content).digest())
+    if decoded is not None:  # where the autoencoder lies does not matter
+        of_latents = {key: value for key, value in decoded.items() if key != "autoencoder"}
+        digest.update(json.dumps(of_latents, sort_keys=True).encode())
+        for encoded_part in latents:
+            digest.update(encoded_part.digest)
     about: dict[str, Any] = {
         "source": source,
         "licence": licence,
@@ -181,6 +234,8 @@ def write_prepared(
         "left_out": dict(sorted(left_out.items())),
         "hash": digest.hexdigest(),
     }
+    if decoded is not None:
+        about["latents"] = decoded
     write_json(folder / "dataset.json", about)
     return open_prepared(folder)
 
@@ -206,7 +261,7 @@ def require_both(train: int, heldout: int) -> None:
 def growing_array(path: Path, shape: tuple[int, int, int]) -> Iterator["_GrowingArray"]:
     """Write a .npy file of unknown length: images are appended, then the header is corrected."""
     with replacing(path) as begun, begun.open("wb") as file:
-        growing = _GrowingArray(file, shape)
+        growing = _GrowingArray(file, begun, shape)
         yield growing
         file.seek(0)
         growing.write_header()
@@ -217,13 +272,15 @@ class _GrowingArray:
 
     Args:
         file: to write to.
+        path: of that file.
         shape: of an image, (H, W, C).
     """
 
-    def __init__(self, file: IO[bytes], shape: tuple[int, int, int]) -> None:
-        self.file, self.shape, self.count = file, shape, 0
+    def __init__(self, file: IO[bytes], path: Path, shape: tuple[int, int, int]) -> None:
+        self.file, self.path, self.shape, self.count = file, path, shape, 0
         self.hash = hashlib.sha256()
         self.write_header()
+        self.header = file.tell()
 
     @property
     def digest(self) -> bytes:
@@ -238,6 +295,12 @@ class _GrowingArray:
         self.file.write(content)
         self.hash.update(content)
         self.count += 1
+
+    def images(self) -> np.ndarray:
+        """Return the images so far, uint8 (count, H, W, C), memory-mapped."""
+        self.file.flush()
+        shape = (self.count, *self.shape)
+        return np.memmap(self.path, np.uint8, "r", offset=self.header, shape=shape)
 
     def write_header(self) -> None:
         """Write the header; numpy pads it so that its length does not depend on the count."""
