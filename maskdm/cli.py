@@ -39,6 +39,10 @@ Times = Annotated[
     tuple[float, float],
     typer.Option(help="two times between which it acts, from 0 (image) to 1 (noise)"),
 ]
+Decoder = Annotated[
+    Path | None,
+    typer.Option(help="the folder of the autoencoder, if the model draws latents and it was moved"),
+]
 WhichWeights = Annotated[str, typer.Option(help="averaged or raw")]
 
 
@@ -58,6 +62,7 @@ def sample(
     guide_scale: GuideScale = None,
     guide_interval: Times = (0.2, 0.9),
     weights: WhichWeights = "averaged",
+    autoencoder: Decoder = None,
 ) -> None:
     """Draw images from a model.
 
@@ -74,7 +79,7 @@ def sample(
         "guide_scale": guide_scale,
         "guide_interval": guide_interval,
     }
-    trained = _loaded(model, guide, weights, out)
+    trained = _loaded(model, guide, weights, out, autoencoder)
     drawn = trained.sample(count, seed, label=_class(trained, label), **settings)
     made = trained.settings(count, seed, **settings).model_dump(mode="json")
     made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
@@ -120,15 +125,19 @@ def inpaint(
     _write(drawn, out, {"model": f"{model}", **made, "training": trained.config.cost})
 
 
-def _loaded(model: Path, guide: Path | None, weights: str, out: Path) -> "TrainedModel":
+def _loaded(
+    model: Path, guide: Path | None, weights: str, out: Path, decoder: Path | None = None
+) -> "TrainedModel":
     """Return a model with its guide, once it is clear that images can be written."""
     from maskdm.sampling.model import load
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is '{out}', which is a file: name a folder.")
     chosen = cast("Weights", weights)  # load refuses others
-    trained = load(model, chosen)
-    return trained if guide is None else trained.guided_by(load(guide, chosen))
+    trained = load(model, chosen, autoencoder=decoder)
+    if guide is None:
+        return trained
+    return trained.guided_by(load(guide, chosen, autoencoder=decoder))
 
 
 def _class(model: "TrainedModel", label: str | None) -> int | str | None:

@@ -308,10 +308,10 @@ class Encoder:
             latents = found.double().cpu().numpy().reshape(-1, self.shape[2])
             total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
             numbers += len(latents)
+        if not np.isfinite(squares).all():
+            raise _wrong(self.name, "makes latents that are not finite")
         mean = total / numbers
         deviation = np.sqrt(np.maximum(squares / numbers - np.square(mean), 0))
-        if not np.isfinite([mean, deviation]).all():
-            raise _wrong(self.name, "makes latents that are not finite")
         self.about = Latents(
             autoencoder=self.name,
             hash=self.hash,
@@ -355,7 +355,7 @@ def open_codec(about: Latents, device: torch.device, elsewhere: str | None = Non
     except UserError as error:
         raise UserError(
             f"Images are decoded from latents, for which their autoencoder is needed. {error} "
-            "In Python, maskdm.load(…, autoencoder=…) says where it is now."
+            "maskdm.load(…, autoencoder=…) and maskdm sample --autoencoder say where it is now."
         ) from None
     if found != about.hash:
         raise UserError(
