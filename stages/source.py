@@ -15,10 +15,10 @@ SOURCE = Path("data/source.json")
 
 
 def main() -> None:
-    """Read params data and look at the files they name, an autoencoder's too; write source.json.
+    """Read params data and look at the files they name; write data/source.json.
 
-    It always runs. While the files stay what they are, it writes the same, and nothing after it
-    runs again.
+    It always runs. While the files, those of an autoencoder too, stay what they are, it writes the
+    same, and nothing after it runs again.
     """
     try:
         params = read_section(PARAMS, "data", DataParams)

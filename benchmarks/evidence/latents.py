@@ -26,10 +26,11 @@ from maskdm.runtime.devices import choose_device
 from maskdm.runtime.files import write_json
 
 REPORT = Path("reports/latents.json")
-STEPS, IMAGES, LR, KL = 2000, 16, 2e-3, 1e-6  # of the training; KL as in arXiv 2112.10752
-WIDTHS = (32, 64, 64)  # of the blocks; the images are halved between them
+STEPS, IMAGES, LR, KL = 600, 16, 3e-3, 1e-6  # of the training; KL as in arXiv 2112.10752
+WIDTHS = (16, 32, 32)  # of the blocks; the images are halved between them
 CHANNELS = 4
-COUNT = 400  # held-out images
+MOST = 1024  # training images whose whole range is taken
+COUNT = 200  # held-out images
 
 Numbers = dict[str, float]
 
@@ -125,8 +126,9 @@ def ranges(network: Autoencoder, about: Latents, train: np.ndarray) -> Iterator[
         reach = [number * deviations / REACH for number in about.reach]
         yield f"{deviations:g} sd", Codec(network, about.model_copy(update={"reach": reach}))
     low, high = (torch.full((about.channels,), sign * torch.inf) for sign in (1, -1))
-    for first in range(0, min(len(train), 4096), BATCH):
-        latents = network.latents(train[first : first + BATCH]).flatten(0, 2).cpu()
+    spread = np.linspace(0, len(train) - 1, min(len(train), MOST)).round().astype(int)
+    for first in range(0, len(spread), BATCH):
+        latents = network.latents(train[spread[first : first + BATCH]]).flatten(0, 2).cpu()
         low, high = low.minimum(latents.amin(0)), high.maximum(latents.amax(0))
     whole = {"centre": ((low + high) / 2).tolist(), "reach": ((high - low) / 2).tolist()}
     yield "whole range", Codec(network, about.model_copy(update=whole))

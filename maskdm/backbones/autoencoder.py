@@ -186,7 +186,12 @@ class Autoencoder:
         if wrong:
             raise _wrong(name, f"has weights that do not fit its {CONFIG} ({wrong[0]!s:.100})")
         self.name = name
-        self.network = network.float().eval().requires_grad_(False).to(device)
+        self.network = network.float().eval().requires_grad_(False)
+        self.to(device)
+
+    def to(self, device: torch.device) -> None:
+        """Move it to a device."""
+        self.network.to(device)
         self.device = device
 
     def latents(self, images: np.ndarray) -> Tensor:
@@ -283,10 +288,13 @@ class Encoder:
     """
 
     def __init__(self, name: str, resolution: int, channels: int, device: torch.device) -> None:
+        import torch
+
         size, latents = latent_shape(name, resolution, channels)
         self.name, self.shape = name, (size, size, latents)
-        self.hash = autoencoder_hash(name)
-        self.autoencoder = Autoencoder(name, device)
+        self.hash, self.device = autoencoder_hash(name), device
+        # Refused before hours of reading; processes that read are forked before a GPU is used.
+        self.autoencoder = Autoencoder(name, torch.device("cpu"))
 
     def measure(self, images: np.ndarray) -> dict[str, object]:
         """Take mean and standard deviation of each channel from training images.
@@ -300,6 +308,7 @@ class Encoder:
         Raises:
             UserError: if a latent is not finite.
         """
+        self.autoencoder.to(self.device)
         count = min(MEASURED, len(images))
         used = np.linspace(0, len(images) - 1, count).round().astype(int)
         total, squares, numbers = np.zeros(self.shape[2]), np.zeros(self.shape[2]), 0
