@@ -182,6 +182,21 @@ def test_the_same_autoencoder_gives_the_same_bytes_wherever_it_lies_and_another_
     assert first.hash != written(tmp_path / "fourth", None).hash
 
 
+def test_the_hash_depends_on_every_latent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = written(tmp_path / "before", encoder(folder))
+    encode = Codec.encode
+
+    def changed(self: Codec, images: np.ndarray) -> np.ndarray:
+        kept = encode(self, images)
+        kept[-1, -1, -1, -1] ^= 1
+        return kept
+
+    monkeypatch.setattr(Codec, "encode", changed)
+    assert written(tmp_path / "after", encoder(folder)).hash != before.hash
+
+
 def test_without_an_autoencoder_nothing_is_written_of_latents(folder: Path, tmp_path: Path) -> None:
     never = written(tmp_path / "never", None)
     written(tmp_path / "once", encoder(folder))
