@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 import maskdm
 from benchmarks.presets import read_preset
+from maskdm import cli
 from maskdm.backbones.autoencoder import (
     BATCH,
     REACH,
@@ -368,7 +369,9 @@ def test_a_model_of_pixels_says_nothing_of_latents(tmp_path: Path) -> None:
     assert load_config(tmp_path).latents is None
 
 
-def test_a_model_draws_images_wherever_its_autoencoder_is_now(folder: Path, tmp_path: Path) -> None:
+def test_a_model_draws_images_wherever_its_autoencoder_is_now(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = MODEL.model_copy(update={"patch": 1}).model_dump()
     about = of_latents(folder)
     there = saved(tmp_path / "there", size=SIZE, model=small, latents=about)
@@ -385,6 +388,15 @@ def test_a_model_draws_images_wherever_its_autoencoder_is_now(folder: Path, tmp_
     assert np.array_equal(arrays(found.sample(3, nfe=4)), arrays(images))
     guided = found.sample(3, nfe=4, guide=lost, guide_scale=1.0)
     assert np.array_equal(arrays(guided), arrays(images))
+
+    cli.sample(lost, count=3, out=tmp_path / "out", nfe=4, guide=lost, guide_scale=1.0,
+               autoencoder=folder)  # fmt: skip
+    with Image.open(tmp_path / "out/00002.png") as written:
+        assert np.array_equal(np.asarray(written), np.asarray(images[2]))
+    cli.info(lost)
+    said = capsys.readouterr().out
+    assert "32x32 colour images" in said
+    assert "latents of 8x8x4, decoded by the autoencoder x" in said
 
 
 def test_latents_have_no_pixels_that_could_be_kept_and_no_decoder_to_export(
@@ -453,8 +465,9 @@ def test_a_damaged_description_is_refused(folder: Path, tmp_path: Path, wrong: A
 
 @pytest.mark.slow
 def test_from_images_to_a_distance_by_latents(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = shutil.copytree(folder, tmp_path / "vae")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MASKDM_DEVICE", "cpu")
     save_images(tmp_path / "photos", [f"{n:02}.png" for n in range(40)])
@@ -485,3 +498,11 @@ def test_from_images_to_a_distance_by_latents(
     assert reported["size"] == SIZE
     metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
     assert metrics["kid_efficientnet_lite0"] > 0
+
+    # Other weights in the folder: prepare has to run again, and until then nothing is drawn.
+    shutil.copytree(other, folder, dirs_exist_ok=True)
+    source.main()
+    again = json.loads((tmp_path / "data/source.json").read_text())
+    assert again["autoencoder"] == autoencoder_hash(str(other)) != found["autoencoder"]
+    with pytest.raises(UserError, match="is not the one that the latents are from"):
+        sample.main()

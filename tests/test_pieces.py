@@ -231,8 +231,13 @@ def test_another_parameter_makes_another_set(tmp_path: Path, photos: Path, name:
 
 
 def test_every_parameter_of_the_section_was_tried() -> None:
-    tried = {*CHANGES, "source", "path", "max_unreadable"}
+    tried = {*CHANGES, "source", "path", "max_unreadable", "autoencoder"}
     assert set(DataParams.model_fields) == tried
+
+
+def test_images_to_be_encoded_are_read_as_others_are(photos: Path) -> None:
+    asked = params(path=str(photos), **ASKED)
+    assert shaped_by(asked) == shaped_by(asked.model_copy(update={"autoencoder": "vae"}))
 
 
 @pytest.mark.parametrize("what", ["image", "code", "package"])
