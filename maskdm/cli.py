@@ -42,6 +42,10 @@ Times = Annotated[
     tuple[float, float],
     typer.Option(help="two times between which it acts, from 0 (image) to 1 (noise)"),
 ]
+Decoder = Annotated[
+    Path | None,
+    typer.Option(help="the folder of the autoencoder, if the model draws latents and it was moved"),
+]
 WhichWeights = Annotated[str, typer.Option(help="averaged or raw")]
 
 
@@ -62,6 +66,7 @@ def sample(
     guide_interval: Times = (0.2, 0.8),
     guide_class: GuideClass = "hidden",
     weights: WhichWeights = "averaged",
+    autoencoder: Decoder = None,
 ) -> None:
     """Draw images from a model.
 
@@ -79,7 +84,7 @@ def sample(
         "guide_interval": guide_interval,
         "guide_class": guide_class,
     }
-    trained = _loaded(model, guide, weights, out)
+    trained = _loaded(model, guide, weights, out, autoencoder)
     drawn = trained.sample(count, seed, label=_class(trained, label), **settings)
     made = trained.settings(count, seed, **settings).model_dump(mode="json")
     made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
@@ -125,15 +130,19 @@ def inpaint(
     _write(drawn, out, {"model": f"{model}", **made, "training": trained.config.cost})
 
 
-def _loaded(model: Path, guide: Path | None, weights: str, out: Path) -> "TrainedModel":
+def _loaded(
+    model: Path, guide: Path | None, weights: str, out: Path, decoder: Path | None = None
+) -> "TrainedModel":
     """Return a model with its guide, once it is clear that images can be written."""
     from maskdm.sampling.model import load
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is '{out}', which is a file: name a folder.")
     chosen = cast("Weights", weights)  # load refuses others
-    trained = load(model, chosen)
-    return trained if guide is None else trained.guided_by(load(guide, chosen))
+    trained = load(model, chosen, autoencoder=decoder)
+    if guide is None:
+        return trained
+    return trained.guided_by(load(guide, chosen, autoencoder=decoder))
 
 
 def _class(model: "TrainedModel", label: str | None) -> int | str | None:
@@ -164,15 +173,12 @@ def info(
     maskdm info models/finetune
     """
     from maskdm.backbones.model_folder import load_config
-    from maskdm.backbones.registry import backbone_without_weights
 
     config = load_config(model)
     if as_json:
         print(json.dumps(config.model_dump(mode="json"), indent=2))
         return
-    network = backbone_without_weights(
-        config.model, config.size, config.channels, len(config.classes or ())
-    )
+    network = config.outline()
     count = sum(parameter.numel() for parameter in network.parameters())
     kind = "colour" if config.channels == 3 else "grey"
     print(
@@ -182,6 +188,12 @@ def info(
         f"{config.diffusion.prediction}\n"
         f"classes: {', '.join(config.classes) if config.classes else 'none'}"
     )
+    if config.latents:
+        size, channels = config.network_size, config.network_channels
+        print(
+            f"latents of {size}x{size}x{channels}, decoded by the autoencoder "
+            f"{config.latents.autoencoder} ({config.latents.hash[:12]})"
+        )
     for leg in config.training:
         print(
             f"{leg.phase}: {leg.steps} steps of {leg.batch_size} images, {leg.mask} mask, "

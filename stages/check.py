@@ -4,6 +4,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from maskdm.backbones.autoencoder import Latents, autoencoder_hash, latent_shape
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import MOMENTS, ModelConfig, check_start, load_config
 from maskdm.backbones.registry import ModelParams, backbone_without_weights
@@ -27,6 +28,7 @@ from maskdm.training.phases import (
     FinetuneParams,
     PhaseParams,
     PretrainParams,
+    check_mirroring,
     finetuning_schedule,
     pretraining_schedule,
 )
@@ -101,9 +103,12 @@ def _check_fit(
     seed: int,
 ) -> None:
     """Check what more than one section, or more than one key, decides."""
+    latents = _planned_latents(data)
+    size = latents.size if latents else data.resolution
+    channels = latents.channels if latents else data.channels
     # All the checks of the real thing, none of its memory.
-    network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
-    grid = data.resolution // model.patch
+    network = backbone_without_weights(model, size, channels, int(data.classes))
+    grid = size // model.patch
     masked, whole = pretraining_schedule(pretrain, mask, grid), finetuning_schedule(finetune, grid)
     if data.window and data.shards:
         shape = (data.resolution, data.resolution, data.channels)
@@ -113,8 +118,10 @@ def _check_fit(
     for name, schedule in (("pretrain", masked), ("finetune", whole)):
         least = least_bytes(network, schedule, model.dim, model.depth)
         check_memory(name, least, memory.device, SMALLER)
-        least = batch_bytes(schedule, model.patch**2 * data.channels)
+        least = batch_bytes(schedule, model.patch**2 * channels)
         check_memory(f"A batch of {name}", least, memory.host, f"lower {name}.batch_size")
+    for name, phase in (("pretrain", pretrain), ("finetune", finetune)):
+        check_mirroring(name, phase.hflip, latents is not None)
     pixels = sample.count * data.resolution**2 * data.channels
     features = sample.count * EXTRACTORS[fid.features.extractor].count * NUMBER
     least = max(pixels, features)
@@ -129,7 +136,8 @@ def _check_fit(
             before = load_config(start)
         except UserError as error:
             raise UserError(f"finetune.init is '{start}': {error}{_where(start)}") from None
-        check_start(start, before, model, diffusion, data.classes)
+        autoencoder = latents.hash if latents else None
+        check_start(start, before, model, diffusion, data.classes, autoencoder=autoencoder)
         if finetune.optimiser == "kept" and not (start / MOMENTS).exists():
             raise UserError(
                 f"finetune.optimiser is kept, but {start} has no {MOMENTS}, which pretraining "
@@ -137,7 +145,7 @@ def _check_fit(
             )
     check_sampling(sample, conditional=data.classes)
     if sample.guided:
-        _check_guide(sample, pretrain, data, model, diffusion, seed)
+        _check_guide(sample, pretrain, data, latents, model, diffusion, seed)
     name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
     if sample.guidance_scale != 1:
         _check_null_label(name, last, f"guidance_scale is {sample.guidance_scale:g}", "1")
@@ -153,6 +161,26 @@ def _check_null_label(name: str, phase: PhaseParams, found: str, instead: str) -
             "learns without labels. Set label_dropout above 0, such as 0.1, or "
             f"{found.partition(' ')[0]} to {instead}."
         )
+
+
+def _planned_latents(data: DataParams) -> Latents | None:
+    """Return the latents to be learned, their range aside; None if pixels are.
+
+    Raises:
+        UserError: if data.autoencoder names none, or none for such images.
+    """
+    if data.autoencoder is None:
+        return None
+    size, channels = latent_shape(data.autoencoder, data.resolution, data.channels)
+    unknown = [1.0] * channels
+    return Latents(
+        autoencoder=data.autoencoder,
+        hash=autoencoder_hash(data.autoencoder),
+        size=size,
+        channels=channels,
+        centre=unknown,
+        reach=unknown,
+    )
 
 
 def _where(path: Path) -> str:
@@ -179,6 +207,7 @@ def _check_guide(
     sample: SampleParams,
     pretrain: PretrainParams,
     data: DataParams,
+    latents: Latents | None,
     model: ModelParams,
     diffusion: DiffusionParams,
     seed: int,
@@ -206,7 +235,11 @@ def _check_guide(
         model=model,
         diffusion=diffusion,
         training=[],
+        latents=latents,
     )
+    if latents and guide.latents and latents.hash == guide.latents.hash:
+        # Their range is measured once the images are there; the stages compare it.
+        planned = planned.model_copy(update={"latents": guide.latents})
     check_guide(guide, planned)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from maskdm.backbones.autoencoder import stored_latents
 from maskdm.backbones.model_folder import (
     MOMENTS,
     ModelConfig,
@@ -40,8 +41,10 @@ def main() -> None:
     prepared = open_prepared(Path("data/prepared"))
 
     init, classes = Path(params.init), prepared.class_counts
-    before = load_config(init)
-    check_start(init, before, model, diffusion, classes is not None, list(classes or ()))
+    before, latents = load_config(init), stored_latents(prepared.latents)
+    autoencoder = latents.hash if latents else None
+    names = list(classes or ())
+    check_start(init, before, model, diffusion, classes is not None, names, autoencoder)
     config = ModelConfig(
         size=prepared.size,
         channels=prepared.channels,
@@ -50,10 +53,11 @@ def main() -> None:
         model=model,
         diffusion=diffusion,
         training=before.training,
+        latents=latents,
     )
     backbone = config.backbone()
     load_weights(init, params.init_weights, backbone)
-    schedule = finetuning_schedule(params, prepared.size // model.patch)
+    schedule = finetuning_schedule(params, config.grid)
     start, moments = f"{params.init_weights} weights of {weights_hash(init)}", None
     if params.optimiser == "kept":
         moments = load_moments(init, backbone)

@@ -29,7 +29,9 @@ def main() -> None:
     params = read_section(PARAMS, "mask", MaskParams)
     patch = read_section(PARAMS, "model", ModelParams).patch
     prepared = open_prepared(Path("data/prepared"))
-    mask = make_mask(params, prepared.size // patch)
+    seen_size = prepared.learned[0].shape[1]
+    mask = make_mask(params, seen_size // patch)
+    patch *= prepared.size // seen_size  # from here on in pixels, where networks see latents
     print(describe(mask))
 
     spread = np.linspace(0, len(prepared.train) - 1, COLUMNS).astype(int)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from maskdm.backbones.autoencoder import Encoder
 from maskdm.data.duplicates import Duplicates
 from maskdm.data.inventory import shaped_by
 from maskdm.data.pieces import kept_pieces
 from maskdm.data.prepared import Sample, Unreadable, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.command import run
+from maskdm.runtime.devices import choose_device
 from maskdm.runtime.environment import checkpoints_folder
 from maskdm.runtime.params import read_section
 
@@ -27,12 +29,16 @@ def main() -> None:
 
     It runs again when data/source.json says that their files have changed. The set that was there
     stays until the new one is whole. After a kill it goes on behind the last piece that was kept.
+    Latents for data.autoencoder are made last, and after a kill from the first image on.
     """
     start = time.perf_counter()
     params = read_section(PARAMS, "data", DataParams)
     shape = (params.resolution, params.resolution, params.channels)
     key = shaped_by(params)  # first: files that change from here on make it another set
     source = open_source(params, DOWNLOADS)
+    encoder = None
+    if params.autoencoder is not None:
+        encoder = Encoder(params.autoencoder, *shape[1:], choose_device())
     rule = params.duplicates
     duplicates = None if rule == "keep" else Duplicates(near=rule == "near")
     # Pieces are as large as the set, and what needs shards may have no disk for it.
@@ -55,6 +61,7 @@ def main() -> None:
             left_out=source.left_out,
             window=params.window,
             shards=params.shards,
+            encoder=encoder,
         )
     if pieces and pieces.reused:
         print(f"went on behind {pieces.reused} images that were prepared before it was stopped")
@@ -64,6 +71,9 @@ def main() -> None:
         f"images of {params.resolution}x{params.resolution}x{params.channels}, {classes}, "
         f"{prepared.skipped} unreadable skipped, {time.perf_counter() - start:.1f} s"
     )
+    if prepared.latents is not None and prepared.train_latents is not None:
+        height, width, depth = prepared.train_latents.shape[1:]
+        print(f"latents of {height}x{width}x{depth} by the autoencoder {params.autoencoder}")
     if source.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.left_out.items()))
         print(f"not read, since their names are not those of images: {kinds} (docs/data.md)")

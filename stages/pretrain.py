@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from maskdm.backbones.autoencoder import stored_latents
 from maskdm.backbones.model_folder import ModelConfig
 from maskdm.backbones.registry import ModelParams
 from maskdm.data.prepared import open_prepared
@@ -45,8 +46,9 @@ def main() -> None:
         model=model,
         diffusion=diffusion,
         training=[],
+        latents=stored_latents(prepared.latents),
     )
-    schedule = pretraining_schedule(params, masking, prepared.size // model.patch)
+    schedule = pretraining_schedule(params, masking, config.grid)
     for made in schedule.stretches(schedule.steps):
         print(f"{made.steps} steps of {made.leg.batch_size} images, {describe(made.leg.mask)}")
     planned = sum(leg.steps for leg in params.legs or [])

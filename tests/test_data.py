@@ -162,6 +162,10 @@ def test_too_many_unreadable_files_stop_and_leave_the_old_set(
         ({"group": "("}, r"data\.group is '\(': not a regular expression"),
         ({"classes": True, "source": "celeba"}, r"'celeba' has no classes.*cifar10 \(ten things\)"),
         ({"source": "openmoji"}, r"data\.path is 'photos': source 'openmoji' .* takes no path"),
+        (
+            {"autoencoder": "vae", "window": 64, "shards": "/mnt/shards"},
+            r"data\.shards is '/mnt/shards': networks learn the latents, which stay in",
+        ),
         ({"max_unreadable": 1.5}, r"data\.max_unreadable is 1\.5"),
         ({"limits": 32}, r"data\.limits is not a parameter.*'limit'"),
     ],

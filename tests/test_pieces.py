@@ -234,6 +234,11 @@ def test_every_parameter_of_the_section_was_tried() -> None:
     assert set(DataParams.model_fields) == tried
 
 
+def test_images_to_be_encoded_are_read_as_others_are(photos: Path) -> None:
+    asked = params(path=str(photos), **ASKED)
+    assert shaped_by(asked) == shaped_by(asked.model_copy(update={"autoencoder": "vae"}))
+
+
 @pytest.mark.parametrize("what", ["image", "code", "package"])
 def test_other_files_other_code_and_another_decoder_make_another_set(
     tmp_path: Path, photos: Path, what: str, monkeypatch: pytest.MonkeyPatch

@@ -121,7 +121,7 @@ def cells(params: FinetuneParams, drawn: SampleParams, extractor: str) -> Iterat
     config = load_config(init)
     backbone = config.backbone()
     load_weights(init, params.init_weights, backbone)
-    schedule = finetuning_schedule(params, prepared.size // config.model.patch)
+    schedule = finetuning_schedule(params, config.grid)
     execution = Execution.from_environment(params.precision)
     setup = set_up("finetune", backbone, config, prepared, schedule, params, "", execution)
     weights = dict(backbone.named_parameters())

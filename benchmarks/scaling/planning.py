@@ -6,6 +6,7 @@ was measured: ``benchmarks.scaling.study`` (docs/scaling.md).
 
 from typing import Any
 
+from maskdm.backbones.autoencoder import latent_shape
 from maskdm.backbones.registry import ModelParams, backbone_without_weights
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.masking import MaskParams, make_mask
@@ -53,8 +54,12 @@ def step_flops(params: Params) -> tuple[float, int]:
     finetune = read_section(params, "finetune", FinetuneParams)
     if pretrain.legs:
         raise UserError("A plan is for one mask rate: set pretrain.legs to null.")
-    network = backbone_without_weights(model, data.resolution, data.channels, int(data.classes))
-    grid = data.resolution // model.patch
+    size: int = data.resolution
+    channels: int = data.channels
+    if data.autoencoder is not None:
+        size, channels = latent_shape(data.autoencoder, size, channels)
+    network = backbone_without_weights(model, size, channels, int(data.classes))
+    grid = size // model.patch
     visible = make_mask(read_section(params, "mask", MaskParams), grid).visible
     masked = training_flops(network, visible, pretrain.batch_size)
     mixed = training_flops(network, grid**2, pretrain.batch_size)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Size, Tensor
 
+from maskdm.backbones.autoencoder import Latents
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, backbone_without_weights, build_backbone
 from maskdm.backbones.stored import listed, misfits, stored_shapes, stored_tensors
@@ -57,7 +58,8 @@ class ModelConfig(Section):
     """``config.json``: how to rebuild the network, and how it was trained, first leg first.
 
     ``classes`` maps the names of the classes, in the order of their labels, to their numbers of
-    training images; None for an unconditional model.
+    training images; None for an unconditional model. ``size`` and ``channels`` are those of the
+    images that people see; the network may see their latents.
     """
 
     size: int = Field(ge=1, le=LARGEST_SIDE, description="side of the images in pixels")
@@ -69,6 +71,29 @@ class ModelConfig(Section):
     model: ModelParams
     diffusion: DiffusionParams
     training: list[TrainedLeg]
+    latents: Latents | None = Field(
+        None, description="how images are decoded from what the network draws; null: it draws them"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_latents_of_pixels(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        return content if self.latents else {k: v for k, v in content.items() if k != "latents"}
+
+    @property
+    def network_size(self) -> int:
+        """Side of what the network sees: the image in pixels, or its latents."""
+        return self.latents.size if self.latents else self.size
+
+    @property
+    def network_channels(self) -> int:
+        """Channels of what the network sees."""
+        return self.latents.channels if self.latents else self.channels
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.network_size // self.model.patch
 
     @property
     def flops(self) -> int:
@@ -87,7 +112,17 @@ class ModelConfig(Section):
     def backbone(self) -> Denoiser:
         """Return the network with fresh weights."""
         return build_backbone(
-            self.model, self.size, self.channels, self.seed, len(self.classes or ())
+            self.model,
+            self.network_size,
+            self.network_channels,
+            self.seed,
+            len(self.classes or ()),
+        )
+
+    def outline(self) -> Denoiser:
+        """Return the network without values."""
+        return backbone_without_weights(
+            self.model, self.network_size, self.network_channels, len(self.classes or ())
         )
 
 
@@ -203,6 +238,7 @@ def check_start(
     diffusion: DiffusionParams,
     classes: bool,
     names: Sequence[str] | None = None,
+    autoencoder: str | None = None,
 ) -> None:
     """Check that a model's weights mean the same in the network that is to start from them.
 
@@ -215,10 +251,21 @@ def check_start(
         diffusion: how that network is to be trained.
         classes: whether that network has classes.
         names: of those classes, once the images are known.
+        autoencoder: the hash of the one whose latents that network learns; None for pixels.
 
     Raises:
         UserError: naming what differs.
     """
+    learned = before.latents.hash if before.latents else None
+    if learned != autoencoder:
+        then, today = (
+            f"latents of the autoencoder {found[:12]}" if found else "pixels"
+            for found in (learned, autoencoder)
+        )
+        raise UserError(
+            f"The model in {folder} learned {then}, data.autoencoder says {today}: its weights "
+            "would be misread. Change data.autoencoder, or give another finetune.init."
+        )
     for section, theirs, ours, keys in (
         ("diffusion", before.diffusion, diffusion, ("path", "prediction")),
         ("model", before.model, model, ("backbone", "heads")),
@@ -294,9 +341,7 @@ def load_model(folder: Path, weights: Weights) -> tuple[Denoiser, ModelConfig]:
         UserError: if the folder is no model folder or is damaged.
     """
     config = load_config(folder)
-    outline = backbone_without_weights(
-        config.model, config.size, config.channels, len(config.classes or ())
-    )
+    outline = config.outline()
     try:
         found = _of(weights, stored_shapes(folder / WEIGHTS))
     except FileNotFoundError:

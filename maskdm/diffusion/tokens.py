@@ -27,10 +27,15 @@ def to_tokens(images: Tensor, patch: int) -> Tensor:
 
 def to_images(tokens: Tensor, patch: int, channels: int) -> Tensor:
     """Return the uint8 images ``(batch, H, W, C)`` of all their patches, rounded and clipped."""
+    pixels = ((tokens.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return to_values(pixels, patch, channels)
+
+
+def to_values(tokens: Tensor, patch: int, channels: int) -> Tensor:
+    """Return the numbers of all patches where they stand in the image, ``(batch, H, W, C)``."""
     batch, count, _ = tokens.shape
     grid = round(count**0.5)
-    pixels = ((tokens.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    split = pixels.view(batch, grid, grid, patch, patch, channels).permute(0, 1, 3, 2, 4, 5)
+    split = tokens.reshape(batch, grid, grid, patch, patch, channels).permute(0, 1, 3, 2, 4, 5)
     return split.reshape(batch, grid * patch, grid * patch, channels)
 
 

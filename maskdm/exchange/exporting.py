@@ -48,13 +48,19 @@ def export_to_diffusers(
         metrics: what the stage fid wrote, for the card.
 
     Raises:
-        UserError: if a model is damaged, they do not fit together, or the folder is not empty.
+        UserError: if a model is damaged, they do not fit together, the model draws latents, or the
+            folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
     measures, drawn = ({}, None) if metrics is None else _measured(metrics)
     trained = load(model, weights, device="cpu")
     components, index, config = {DENOISER: trained}, {}, trained.config
+    if config.latents is not None:
+        raise UserError(
+            f"{model} draws the latents of an autoencoder, and what is exported has no decoder for "
+            "them: only models of pixels (data.autoencoder: null) can be exported."
+        )
     if guide is not None:
         components[GUIDE] = load(guide, weights, device="cpu")
         trained.guided_by(components[GUIDE])

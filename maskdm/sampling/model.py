@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskdm.backbones.autoencoder import Codec, open_codec
+from maskdm.backbones.decoding import images_of
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import ModelConfig, Weights, load_model
-from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.environment import SAMPLE_BATCH
 from maskdm.runtime.errors import UserError
@@ -69,6 +70,8 @@ class TrainedModel:
         config: its sizes, classes and history.
         device: where it computes.
         guide: the model that ``guide_scale`` leads away from, or None.
+        codec: what decodes the latents that the network draws; None if it draws pixels. By default
+            with the autoencoder that ``config`` names.
     """
 
     def __init__(
@@ -77,9 +80,12 @@ class TrainedModel:
         config: ModelConfig,
         device: torch.device,
         guide: "TrainedModel | None" = None,
+        codec: Codec | None = None,
     ) -> None:
         self.backbone, self.config, self.device = backbone.to(device).eval(), config, device
-        self.guide = guide
+        self.guide, self.codec = guide, codec
+        if codec is None and config.latents is not None:
+            self.codec = open_codec(config.latents, device)
 
     def __repr__(self) -> str:
         """Say what it draws and what it is."""
@@ -87,9 +93,11 @@ class TrainedModel:
         weights = sum(parameter.numel() for parameter in self.backbone.parameters())
         classes = f", {len(self.classes)} classes" if self.classes else ""
         guided = ", guided" if self.guide else ""
+        side, depth = config.network_size, config.network_channels
+        latents = f" by latents of {side}x{side}x{depth}" if config.latents else ""
         return (
             f"<TrainedModel: {config.size}x{config.size} pixels, {config.channels} channels"
-            f"{classes}; {model.backbone} of width {model.dim} and depth {model.depth}, "
+            f"{latents}{classes}; {model.backbone} of width {model.dim} and depth {model.depth}, "
             f"{weights:,} weights, on {self.device}{guided}>"
         )
 
@@ -108,7 +116,7 @@ class TrainedModel:
             UserError: naming what differs.
         """
         check_guide(guide.config, self.config)
-        return TrainedModel(self.backbone, self.config, self.device, guide)
+        return TrainedModel(self.backbone, self.config, self.device, guide, self.codec)
 
     @property
     def classes(self) -> list[str]:
@@ -118,8 +126,8 @@ class TrainedModel:
     @property
     def shape(self) -> tuple[int, int]:
         """Tokens of an image, numbers of a token: ``(N, p²·C)``."""
-        patch = self.config.model.patch
-        return (self.config.size // patch) ** 2, patch**2 * self.config.channels
+        config = self.config
+        return config.grid**2, config.model.patch**2 * config.network_channels
 
     def sample(
         self,
@@ -250,6 +258,12 @@ class TrainedModel:
             UserError: as ``sample``, or if image or mask do not fit the model.
         """
         config = self.config
+        if config.latents is not None:
+            raise UserError(
+                "This model draws the latents of an autoencoder, each of which shows in many "
+                "pixels, so that none can be kept: inpaint with a model of pixels "
+                "(data.autoencoder: null)."
+            )
         known = known_part(image, mask, config.size, config.channels, config.model.patch)
         model = self._guided(guide)
         params = model.settings(count, seed, **for_inpainting(drawing))
@@ -405,7 +419,8 @@ class TrainedModel:
         if guide is None:
             return self
         if not isinstance(guide, TrainedModel):
-            guide = load(guide, device=f"{self.device}")
+            place = None if self.codec is None else self.codec.autoencoder.name
+            guide = load(guide, device=f"{self.device}", autoencoder=place)
         return self.guided_by(guide)
 
     def _pictures(
@@ -444,8 +459,8 @@ class TrainedModel:
                 "A sample is not finite: lower sample.guidance_scale or sample.guide_scale if one "
                 "is large; else the model has diverged and must be trained again."
             )
-        images = to_images(tokens, self.config.model.patch, self.config.channels)
-        return images.cpu().numpy()
+        config = self.config
+        return images_of(tokens, config.model.patch, config.network_channels, self.codec)
 
 
 def _pil(images: np.ndarray) -> Images:
@@ -466,6 +481,7 @@ def check_guide(guide: ModelConfig, model: ModelConfig) -> None:
     for what, theirs, ours in (
         ("resolution", guide.size, model.size),
         ("channels", guide.channels, model.channels),
+        ("latents", _decoded(guide), _decoded(model)),
         ("patch", guide.model.patch, model.model.patch),
         ("path", guide.diffusion.path, model.diffusion.path),
         ("classes", list(guide.classes or ()), list(model.classes or ())),
@@ -478,6 +494,15 @@ def check_guide(guide: ModelConfig, model: ModelConfig) -> None:
             )
 
 
+def _decoded(config: ModelConfig) -> str:
+    """Return in words what has to be the same for tokens to mean the same."""
+    if config.latents is None:
+        return "none"
+    about = config.latents
+    ranges = (f"{c:.5g} ± {r:.5g}" for c, r in zip(about.centre, about.reach, strict=True))
+    return f"of the autoencoder {about.hash[:12]}, channels {', '.join(ranges)}"
+
+
 def sample_batches(count: int) -> Iterator[range]:
     """Yield the indices of ``count`` samples, as many at a time as ``MASKDM_SAMPLE_BATCH`` says."""
     size = SAMPLE_BATCH.get()
@@ -486,7 +511,10 @@ def sample_batches(count: int) -> Iterator[range]:
 
 
 def load(
-    folder: Path | str, weights: Weights = "averaged", device: str | None = None
+    folder: Path | str,
+    weights: Weights = "averaged",
+    device: str | None = None,
+    autoencoder: Path | str | None = None,
 ) -> TrainedModel:
     """Return the model in a folder, ready to draw images.
 
@@ -494,14 +522,20 @@ def load(
         folder: holds ``config.json`` and ``model.safetensors``.
         weights: ``"averaged"`` or ``"raw"``.
         device: where to compute; by default a GPU if there is one (or ``MASKDM_DEVICE``).
+        autoencoder: the folder of the autoencoder that decodes what the model draws, if the model
+            draws latents and it is not where it was in training.
 
     Raises:
-        UserError: if the folder is no model folder or is damaged, or there is no such device.
+        UserError: if the folder is no model folder or is damaged, there is no such device, or the
+            autoencoder is not there or another one.
     """
     if weights not in get_args(Weights):
         raise UserError(f"There are no weights {weights!r}: take 'averaged' or 'raw'.")
     backbone, config = load_model(Path(folder), weights)
-    return TrainedModel(backbone, config, choose_device(device))
+    place, codec = choose_device(device), None
+    if autoencoder is not None and config.latents is not None:
+        codec = open_codec(config.latents, place, str(autoencoder))
+    return TrainedModel(backbone, config, place, codec=codec)
 
 
 def load_guided(folder: Path, params: SampleParams) -> TrainedModel:

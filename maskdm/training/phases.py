@@ -158,6 +158,24 @@ def check_share(phase: str, batch_size: int, processes: int) -> None:
         )
 
 
+def check_mirroring(phase: str, hflip: float, of_latents: bool) -> None:
+    """Check that latents are not to be mirrored.
+
+    Args:
+        phase: ``"pretrain"`` or ``"finetune"``.
+        hflip: probability of mirroring an image.
+        of_latents: whether what is mirrored are latents.
+
+    Raises:
+        UserError: saying what to change.
+    """
+    if of_latents and hflip:
+        raise UserError(
+            f"{phase}.hflip is {hflip:g}, but with data.autoencoder the network learns latents, "
+            "and mirrored latents are not those of the mirrored image: set it to 0."
+        )
+
+
 def fewer_tokens(mask: Mask) -> float:
     """Return ½·ln(N/S), by how much less log-SNR S of N tokens say as much as all at a time.
 

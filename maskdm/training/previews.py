@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskdm.backbones.autoencoder import Codec
+from maskdm.backbones.decoding import images_of
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.paths import PATHS
 from maskdm.diffusion.predictions import to_x0
 from maskdm.diffusion.randomness import stream
 from maskdm.diffusion.reverse import sampling_grid, towards
-from maskdm.diffusion.tokens import all_positions, to_images
+from maskdm.diffusion.tokens import all_positions
 
 COUNT = 10  # images of a preview
 LEVELS = 10  # noise levels, each an evaluation of the network
@@ -25,12 +27,13 @@ class Previewer:
     """Draws the same images with whatever network it is given.
 
     Args:
-        size: side of the images in pixels.
-        channels: 1 or 3.
-        patch: side of a patch in pixels.
+        size: side of what the network sees, images or latents.
+        channels: of it.
+        patch: side of a patch.
         params: the section ``diffusion``.
         device: where to compute.
         classes: their number; image i is of class i, over and over. 0 without classes.
+        codec: what decodes latents; None if the network sees pixels.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Previewer:
         params: DiffusionParams,
         device: torch.device,
         classes: int = 0,
+        codec: Codec | None = None,
     ) -> None:
-        self.params, self.patch, self.channels = params, patch, channels
+        self.params, self.patch, self.channels, self.codec = params, patch, channels, codec
         self.path = PATHS[params.path]
         self.grid = sampling_grid(self.path, LEVELS)
         noise = np.empty((COUNT, (size // patch) ** 2, patch**2 * channels), np.float32)
@@ -67,4 +71,4 @@ class Previewer:
             level = self.path.level(time, like=x)
             x0 = to_x0(output, x, level, self.params.prediction).clamp(-1, 1)
             x = x0 if there is None else towards(x, x0, here, there)
-        return to_images(x, self.patch, self.channels).cpu().numpy()
+        return images_of(x, self.patch, self.channels, self.codec)

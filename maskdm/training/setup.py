@@ -10,6 +10,7 @@ from functools import cache
 
 from torch import Tensor
 
+from maskdm.backbones.autoencoder import open_codec
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.model_folder import ModelConfig
 from maskdm.data.prepared import PreparedSet
@@ -18,7 +19,7 @@ from maskdm.runtime.shard_cache import check_room
 from maskdm.runtime.sharded import ShardedArray
 from maskdm.training.batches import Batches
 from maskdm.training.checkpoints.fingerprint import code_hash, digest
-from maskdm.training.phases import PhaseParams
+from maskdm.training.phases import PhaseParams, check_mirroring
 from maskdm.training.previews import Previewer
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
@@ -75,9 +76,14 @@ def set_up(
         start: what the network's weights depend on besides the section model and the seed.
         execution: where and how to compute.
         moments: what the optimiser starts with; ``start`` says where they are from.
+
+    Raises:
+        UserError: if latents are to be mirrored, or previews need an autoencoder that is not there.
     """
     if prepared.window and isinstance(prepared.train, ShardedArray):
         check_room(prepared.window.room(prepared.train.shape[1:]))
+    check_mirroring(phase, params.hflip, config.latents is not None)
+    train, heldout = prepared.learned
     execution.processes.shard(backbone.to(execution.device), execution.device)
     recipe = {
         "phase": phase,
@@ -97,7 +103,7 @@ def set_up(
         return digest({"recipe": recipe, "schedule": schedule.prefix(step)})
 
     batches = Batches(
-        prepared.train,
+        train,
         schedule,
         config.model.patch,
         params.hflip,
@@ -109,18 +115,22 @@ def set_up(
         prepared.window,
     )
     validator = HeldOutValidator(
-        prepared.heldout,
+        heldout,
         config.model.patch,
         config.diffusion,
         execution.device,
         prepared.heldout_labels,
     )
+    codec = None
+    if config.latents is not None and params.preview_every:
+        codec = open_codec(config.latents, execution.device)
     previewer = Previewer(
-        config.size,
-        config.channels,
+        config.network_size,
+        config.network_channels,
         config.model.patch,
         config.diffusion,
         execution.device,
         backbone.classes,
+        codec,
     )
     return Setup(State.start(backbone, params, moments), batches, validator, previewer, fingerprint)
