@@ -61,6 +61,7 @@ VALUES: dict[str, dict[str, Sequence[Any]]] = {
         "group": ("file",),
         "duplicates": ("near", "exact", "keep"),
         "classes": ("auto", False, True),
+        "autoencoder": (None,),  # its own tests run every stage
         "limit": (96, 40),
         "max_pixels": (64_000_000,),
         "max_unreadable": (0.01, 0.0),
