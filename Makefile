@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help:
 	@echo 'make demo            set up and run the pipeline of params.yaml (about a quarter of an hour on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
-	@echo 'make setup           only the environment: .venv from requirements.lock'
+	@echo 'make setup           only the environment: .venv from requirements.lock (TORCH=cpu: without CUDA, much smaller)'
 	@echo 'make audit           look the packages of requirements.lock up among known vulnerabilities'
 	@echo 'make preset NAME=…   write params.yaml from a preset ($(PRESETS))'
 	@echo 'make bench           measure speed against the limits of this machine, into reports/bench.json (11 minutes)'
@@ -34,7 +34,7 @@ $(VENV)/.packages: requirements.lock
 	       'Name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
 	@echo 'Installing the packages of requirements.lock into $(VENV): 6.4 GB, a minute or as long as the download takes.'
 	$(PYTHON) -m venv --clear $(VENV)
-	python -m tools.install
+	python -m tools.install $(if $(TORCH),--torch $(TORCH))
 	@touch $@
 
 $(VENV)/.complete: $(VENV)/.packages pyproject.toml

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from maskdm.runtime.errors import UserError
 from tests.support.clones import ROOT
 from tools import audit, lock
-from tools.install import told_to_uv
+from tools.install import CUDA, told_to_uv
 
 PIN = re.compile(
     r"^([a-z0-9-]+)==(\S+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
@@ -94,16 +94,17 @@ def test_what_cannot_be_resolved_leaves_the_lock(program):
 # What is installed
 
 
-def wheel(folder, name, content):
+def wheel(folder, name, content, version="1.0"):
     """Write a package of one module and return its hash."""
-    about, kind = f"{name}-1.0.dist-info", "py3-none-any"
+    stem, kind = f"{name.replace('-', '_')}-{version}", "py3-none-any"
+    about = f"{stem}.dist-info"
     files = {
         f"{name}.py": content,
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{about}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {kind}\n",
         f"{about}/RECORD": "",
     }
-    path = folder / f"{name}-1.0-{kind}.whl"
+    path = folder / f"{stem}-{kind}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for within, text in files.items():
             archive.writestr(zipfile.ZipInfo(within), text)  # whose time is always the same
@@ -115,31 +116,40 @@ REAL = f"import os, sys; os.execv({shutil.which('uv')!r}, ['uv', *sys.argv[1:]])
 FAILS = "import sys; sys.exit('no uv today')"
 
 
+def project(folder, contents):
+    """Make a project of the Makefile and packages, and return what sets it up from their folder."""
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / "tools").mkdir()
+    shutil.copy(ROOT / "tools/install.py", folder / "tools")
+    hashes = {name: wheel(folder, name, content) for name, content in contents.items()}
+    lines = [f"{name}==1.0 \\\n    --hash=sha256:{of}\n" for name, of in hashes.items()]
+    (folder / "requirements.lock").write_text("".join(lines))
+    own = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder),
+        "PIP_CONFIG_FILE": os.devnull,
+        "UV_OFFLINE": "1",
+        "UV_CACHE_DIR": str(folder / "cache"),
+    }
+
+    def install(*more):
+        words = ["make", ".venv/.packages", f"PYTHON={sys.executable}", *more]
+        return subprocess.run(
+            words, cwd=folder, env=os.environ | own, capture_output=True, text=True
+        )
+
+    return install
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["setuptools", "small"])
 @pytest.mark.parametrize("uv", [REAL, FAILS], ids=["uv", "pip"])
 def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp_path, uv, other):
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "tools").mkdir()
-    shutil.copy(ROOT / "tools/install.py", tmp_path / "tools")
-    contents = {"setuptools": "", "small": "", "uv": uv}
-    hashes = {name: wheel(tmp_path, name, content) for name, content in contents.items()}
-    lines = [f"{name}==1.0 \\\n    --hash=sha256:{of}\n" for name, of in hashes.items()]
-    (tmp_path / "requirements.lock").write_text("".join(lines))
-    own = {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(tmp_path),
-        "PIP_CONFIG_FILE": os.devnull,
-        "UV_OFFLINE": "1",
-        "UV_CACHE_DIR": str(tmp_path / "cache"),
+    install = project(tmp_path, {"setuptools": "", "small": "", "uv": uv})
+    hashes = {
+        "setuptools": wheel(tmp_path, "setuptools", ""),
+        "small": wheel(tmp_path, "small", ""),
     }
-
-    def install():
-        words = ["make", ".venv/.packages", f"PYTHON={sys.executable}"]
-        return subprocess.run(
-            words, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True
-        )
-
     whole = wheel(tmp_path, other, "changed = True")
     refused = install()
     assert refused.returncode
@@ -150,6 +160,29 @@ def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp
     assert taken.returncode == 0, taken.stderr
     assert list((tmp_path / ".venv").rglob("small.py"))
     assert ("pip installs the packages" in taken.stderr) == (uv == FAILS)
+
+
+@pytest.mark.slow
+def test_torchs_builds_for_cpus_are_taken_without_what_gpus_need(tmp_path):
+    gpus = ("nvidia-cublas", "triton", "cuda-toolkit")
+    names = ("setuptools", "small", "torch", "torchvision", "nvidia-ml-py", *gpus)
+    install = project(tmp_path, {"uv": REAL, **dict.fromkeys(names, "")})
+    for name in ("torch", "torchvision"):
+        wheel(tmp_path, name, "", "1.0+cpu")
+    assert "invalid choice: 'gpu'" in install("TORCH=gpu").stderr
+    taken = install("TORCH=cpu")
+    assert taken.returncode == 0, taken.stderr
+    there = {path.name.removesuffix(".dist-info") for path in tmp_path.rglob(".venv/**/*-info")}
+    assert {"small-1.0", "torch-1.0+cpu", "torchvision-1.0+cpu", "nvidia_ml_py-1.0"} <= there
+    assert not [name for name in there for gpu in gpus if name.startswith(gpu.replace("-", "_"))]
+
+
+def test_every_package_that_only_gpus_need_is_known():
+    text = (ROOT / "requirements.lock").read_text()
+    only_linux = re.findall(r"^([\w.-]+)==.*sys_platform == 'linux'", text, re.MULTILINE)
+    assert only_linux
+    assert {name for name in only_linux if CUDA.fullmatch(name)} == set(only_linux)
+    assert not [name for name in ("torch", "nvidia-ml-py", "cudatext") if CUDA.fullmatch(name)]
 
 
 def test_uv_is_told_what_pip_is_told_about_indexes():

@@ -1,20 +1,28 @@
 """Install requirements.lock into this Python: ``python -m tools.install``, in ``make setup``.
 
+``--torch cpu`` takes torch's builds for CPUs, which are several gigabytes smaller. PyPI has none
+for Linux; uv knows where PyTorch keeps them, and takes them from pip's indexes if they are there.
+The lock has no hashes of them: they come by version.
+
 uv does it, which unpacks on all cores and links from its cache, in an eighth of pip's time; pip
 where there is no uv, or where it cannot. uv does not read pip's configuration, so it is told what
 pip is told about indexes. Needs nothing but Python.
 """
 
+import argparse
 import os
 import re
 import subprocess
 import sys
 from ast import literal_eval
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 LOCK = Path("requirements.lock")
 BUILDS = "setuptools"  # builds the packages that are source archives; has hashes like all others
-LOCKED = ("--quiet", "--require-hashes", "--no-build-isolation", "--requirement", str(LOCK))
+LOCKED = ("--quiet", "--require-hashes", "--no-build-isolation", "--requirement")
+TORCH = ("torch", "torchvision")  # which have builds for CPUs
+CUDA = re.compile(r"triton|cuda-.*|nvidia-(?!ml-py$).*")  # what they need on GPUs
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable)
 # pip's options, and the variables by which uv is told the same.
@@ -49,23 +57,50 @@ def told_to_uv(listed: str) -> dict[str, str]:
     return told
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Install; return the exit status."""
-    if status := _pip(_locked(BUILDS)):
+    parser = argparse.ArgumentParser(description="Install requirements.lock into this Python.")
+    parser.add_argument("--torch", choices=["cpu"], help="smaller builds, without CUDA")
+    cpu = parser.parse_args(words).torch == "cpu"
+    packages = locked()
+    if status := _pip(packages[BUILDS]):
         return status
-    if _pip(_locked("uv"), "--only-binary=:all:") == 0:
+    if _pip(packages["uv"], "--only-binary=:all:") == 0:
         listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
-        if subprocess.run([*UV, *LOCKED], env=told_to_uv(listed) | os.environ).returncode == 0:
+        environment = told_to_uv(listed) | os.environ
+        if cpu:
+            return _by_uv_for_cpus(packages, environment)
+        if subprocess.run([*UV, *LOCKED, str(LOCK)], env=environment).returncode == 0:
             return 0
+    if cpu:
+        print("TORCH=cpu needs uv, which cannot be had here.", file=sys.stderr)
+        return 1
     print("Not by uv, then: pip installs the packages, some five minutes.", file=sys.stderr)
-    return subprocess.run([*PIP, "install", "--use-pep517", *LOCKED]).returncode
+    return subprocess.run([*PIP, "install", "--use-pep517", *LOCKED, str(LOCK)]).returncode
 
 
-def _locked(name: str) -> str:
-    """Return the lines of a package in the lock: its version and its hashes."""
-    found = re.search(rf"^{name}==(.+\\\n)*.+$", LOCK.read_text(), re.MULTILINE)
-    assert found, f"{LOCK} has no {name}"
-    return found[0]
+def locked() -> dict[str, str]:
+    """Return the lines of every package in the lock: its version and its hashes."""
+    found = re.findall(r"^(([\w.-]+)==(?:.+\\\n)*.+)$", LOCK.read_text(), re.MULTILINE)
+    return {name: lines for lines, name in found}
+
+
+def _by_uv_for_cpus(packages: dict[str, str], environment: dict[str, str]) -> int:
+    """Install all but torch by their hashes, torch's builds for CPUs by version."""
+    kept = [
+        lines for name, lines in packages.items() if name not in TORCH and not CUDA.fullmatch(name)
+    ]
+    versions = [packages[name].split()[0] for name in TORCH if name in packages]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / LOCK.name
+        path.write_text("\n".join(kept))
+        for words in (
+            [*LOCKED, str(path)],
+            ["--quiet", "--no-deps", "--torch-backend=cpu", *versions],
+        ):
+            if status := subprocess.run([*UV, *words], env=environment).returncode:
+                return status
+    return 0
 
 
 def _pip(requirement: str, *options: str) -> int:

@@ -199,10 +199,9 @@ class Queue(Way):
             time.sleep(0.2)
         if living(self.folder):
             return False
-        if self.done().keys() < EXPERIMENTS.keys():
-            raise UserError(
-                f"The queue ended early:\n{call(self.folder, 'dvc', 'queue', 'status')}"
-            )
+        if failed := EXPERIMENTS.keys() - self.done().keys():
+            said = [call(self.folder, "dvc", "queue", "logs", name)[-4000:] for name in failed]
+            raise UserError("\n".join(["The queue ended early:", *said]))
         return True
 
     def begin_anew(self) -> None:
