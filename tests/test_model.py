@@ -181,9 +181,9 @@ def test_drawing_keeps_one_estimate_at_a_time_and_makes_one_image_of_each(model,
 
     monkeypatch.setattr("maskdm.sampling.model.estimates", estimates)
     images = []
-    to_images = maskdm.sampling.model.to_images
+    images_of = maskdm.sampling.model.images_of
     monkeypatch.setattr(
-        "maskdm.sampling.model.to_images", lambda *all_: images.append(1) or to_images(*all_)
+        "maskdm.sampling.model.images_of", lambda *all_: images.append(1) or images_of(*all_)
     )
     model.draw(drawing(), range(2))
     assert kept == [0] + [1] * 19
