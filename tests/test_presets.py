@@ -211,7 +211,8 @@ def test_it_makes_a_step_on_small_files_of_its_format(name, tmp_path, monkeypatc
     for phase in ("pretrain", "finetune"):
         steps = min(1, params[phase]["steps"])
         small = {"batch_size": 1, "steps": steps, "warmup": 0, "log_every": 1, "validate_every": 1}
-        params[phase].update(small)
+        # Previews of 256 pixels would take most of the time; they are tested with smaller ones.
+        params[phase].update(small, preview_every=0)
     if params["pretrain"]["legs"]:
         for leg in params["pretrain"]["legs"]:
             leg.update(steps=1, batch_size=1, warmup=0)
