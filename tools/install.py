@@ -16,7 +16,6 @@ import subprocess
 import sys
 from ast import literal_eval
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 LOCK = Path("requirements.lock")
 BUILDS = "setuptools"  # builds the packages that are source archives; has hashes like all others
@@ -91,16 +90,11 @@ def _by_uv_for_cpus(packages: dict[str, str], environment: dict[str, str]) -> in
         lines for name, lines in packages.items() if name not in TORCH and not CUDA.fullmatch(name)
     ]
     versions = [packages[name].split()[0] for name in TORCH if name in packages]
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / LOCK.name
-        path.write_text("\n".join(kept))
-        for words in (
-            [*LOCKED, str(path)],
-            ["--quiet", "--no-deps", "--torch-backend=cpu", *versions],
-        ):
-            if status := subprocess.run([*UV, *words], env=environment).returncode:
-                return status
-    return 0
+    rest = subprocess.run([*UV, *LOCKED, "-"], input="\n".join(kept), text=True, env=environment)
+    if rest.returncode:
+        return rest.returncode
+    torch = [*UV, "--quiet", "--no-deps", "--torch-backend=cpu", *versions]
+    return subprocess.run(torch, env=environment).returncode
 
 
 def _pip(requirement: str, *options: str) -> int:
