@@ -148,18 +148,18 @@ def _check_fit(
         _check_guide(sample, pretrain, data, latents, model, diffusion, seed)
     name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
     if sample.guidance_scale != 1:
-        _check_null_label(name, last, f"guidance_scale is {sample.guidance_scale:g}", "1")
+        _check_null_label(name, last, "guidance_scale", f"{sample.guidance_scale:g}", "1")
     if data.classes and sample.guided and (sample.guide, sample.guide_class) == (PRIMER, "hidden"):
-        _check_null_label("pretrain", pretrain, "guide_class is hidden", "shown")
+        _check_null_label("pretrain", pretrain, "guide_class", "hidden", "shown")
 
 
-def _check_null_label(name: str, phase: PhaseParams, found: str, instead: str) -> None:
-    """Check that a network also learns without labels, which guidance is going to ask it for."""
+def _check_null_label(name: str, phase: PhaseParams, key: str, value: str, instead: str) -> None:
+    """Check that a network also learns without labels, as a key of ``sample`` needs it to."""
     if phase.label_dropout == 0:
         raise UserError(
-            f"sample.{found}, but {name}.label_dropout is 0: guidance needs a network that also "
-            "learns without labels. Set label_dropout above 0, such as 0.1, or "
-            f"{found.partition(' ')[0]} to {instead}."
+            f"sample.{key} is {value}, but {name}.label_dropout is 0: guidance needs a network "
+            f"that also learns without labels. Set label_dropout above 0, such as 0.1, or {key} "
+            f"to {instead}."
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import maskdm
-from maskdm.sampling.model import GUIDE_SCALE
+from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE
 from maskdm.sampling.solvers import SOLVERS
 from tests.support.models import saved
 
@@ -68,6 +68,8 @@ def test_what_was_not_said_is_written_down_as_it_was_used(models: Path, tmp_path
     about = json.loads((tmp_path / "samples.json").read_text())
     assert about["nfe"] == SOLVERS["dpmpp-2m"].nfe
     assert about["guide_scale"] == GUIDE_SCALE
+    assert about["guide_interval"] == list(GUIDE_INTERVAL)
+    assert about["guide_class"] == GUIDE_CLASS
 
 
 def test_inpainting_is_that_of_python(models: Path, tmp_path: Path) -> None:

@@ -207,23 +207,21 @@ def test_sections_cannot_be_changed_after_reading():
         params.steps = 5
 
 
-def test_guidance_of_a_network_that_never_saw_the_null_label_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("phase", "key", "value", "instead"),
+    [("finetune", "guidance_scale", 1.5, 1), ("pretrain", "guide_class", "hidden", "shown")],
+)
+def test_guidance_of_a_network_that_never_saw_the_null_label_is_refused(
+    phase, key, value, instead, tmp_path
+):
     content, path = read_preset("laptop"), tmp_path / "params.yaml"
-    content["sample"]["guidance_scale"] = 1.5
+    content["sample"][key] = value
     check(written(content, path))
-    content["finetune"]["label_dropout"] = 0.0
-    with pytest.raises(
-        UserError, match=r"guidance_scale is 1\.5, but finetune\.label_dropout is 0"
-    ):
+    content[phase]["label_dropout"] = 0.0
+    sentence = rf"sample\.{key} is {value}, but {phase}\.label_dropout is 0.* {key} to {instead}\."
+    with pytest.raises(UserError, match=sentence):
         check(written(content, path))
-    content["sample"]["guidance_scale"] = 1
-    check(written(content, path))
-    content["pretrain"]["label_dropout"] = 0.0
-    with pytest.raises(
-        UserError, match=r"guide_class is hidden, but pretrain\.label_dropout is 0.*to shown"
-    ):
-        check(written(content, path))
-    content["sample"]["guide_class"] = "shown"
+    content["sample"][key] = instead
     check(written(content, path))
 
 

@@ -46,3 +46,29 @@ def test_lost_and_wrong_files_are_told_and_figures_go_on():
         "wrong": ["b"],
         "left_running": [],
     }
+
+
+def test_the_queue_is_killed_as_by_a_power_failure_and_queues_again_what_is_not_done(
+    monkeypatch, tmp_path
+):
+    called = []
+    lock = "stages: {a: {outs: [{path: models/a, md5: x}, {path: reports/timing/a, md5: y}]}}"
+    answers = {
+        "queue status": "Task Name Created Status\n1 second 12:00 Queued\n2 first 12:01 Running\n",
+        "for-each-ref": "refs/exps/12/34/first\nrefs/exps/12/34/other\n",
+        "show": lock,
+    }
+
+    def call(folder, *words):
+        called.append(" ".join(words))
+        return next((said for name, said in answers.items() if name in called[-1]), "")
+
+    monkeypatch.setattr(pipeline, "call", call)
+    queue = pipeline.WAYS["queue"](tmp_path)
+    assert queue.kinds == ("SIGKILL to all",)
+    assert queue.results() == {"first: models/a": "x"}
+    queue.start()
+    assert not [words for words in called if "--queue" in words]
+    answers["queue status"] = answers["for-each-ref"] = ""
+    queue.start()
+    assert sum("--queue" in words for words in called) == len(pipeline.EXPERIMENTS)

@@ -9,7 +9,9 @@ from benchmarks.presets import read_preset
 from benchmarks.scaling.planning import MASKED, SIZES, size_for, spend, step_flops
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge, read_params
+from maskdm.training.flops import training_flops
 from stages.check import check
+from tests.support.autoencoders import saved_autoencoder
 from tests.support.graph import ROOT
 from tools import plan
 
@@ -37,7 +39,8 @@ def test_a_step_costs_what_training_counts_classes_included():
     steps = (params["pretrain"]["steps"], params["finetune"]["steps"])
     assert steps[0] * masked + steps[1] * whole == trained["flops"]
     without = step_flops(merge(params, {"data": {"classes": False}}))
-    assert without < (masked, whole)
+    assert without[0] < masked
+    assert without[1] < whole
 
 
 def test_the_size_grows_with_the_budget_and_is_one_that_the_networks_take():
@@ -100,6 +103,26 @@ def test_the_speed_of_this_machine_is_measured_in_both_phases(monkeypatch, capsy
     seconds = plan.seconds_per_flop(tiny)
     masked, whole = step_flops(tiny)
     assert 0 < seconds * min(masked, whole) < 10
+
+
+@pytest.mark.parametrize("changes", [{}, {"classes": True}, {"autoencoder": "vae"}])
+def test_what_is_timed_is_the_network_whose_flops_are_counted(changes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "TIMED", 0.01)
+    if "autoencoder" in changes:
+        saved_autoencoder(tmp_path / "vae")
+    timed, build = [], plan.build_backbone
+
+    def noted(*arguments):
+        timed.append(build(*arguments))
+        return timed[-1]
+
+    monkeypatch.setattr(plan, "build_backbone", noted)
+    params = merge(read_preset("tiny"), {"data": changes})
+    plan.seconds_per_flop(params)
+    grid = (8 if "autoencoder" in changes else 32) // params["model"]["patch"]
+    whole = training_flops(timed[-1], grid**2, params["finetune"]["batch_size"])
+    assert whole == step_flops(params)[1]
 
 
 @pytest.mark.parametrize("budget", [{}, {"flops": 1e13, "minutes": 10.0}])

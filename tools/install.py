@@ -4,7 +4,7 @@
 for Linux; uv knows where PyTorch keeps them, and takes them from pip's indexes if they are there.
 The lock has no hashes of them: they come by version.
 
-uv does it, which unpacks on all cores and links from its cache, in an eighth of pip's time; pip
+uv does it, which unpacks on all cores and links from its cache, in a fraction of pip's time; pip
 where there is no uv, or where it cannot. uv does not read pip's configuration, so it is told what
 pip is told about indexes. Needs nothing but Python.
 """

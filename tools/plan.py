@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from torch import Tensor
 
-from benchmarks.scaling.planning import MASKED, size_for, spend, step_flops
+from benchmarks.scaling.planning import MASKED, seen, size_for, spend, step_flops
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
@@ -104,7 +104,7 @@ def seconds_per_flop(params: Params) -> float:
     data = read_section(params, "data", DataParams)
     pretrain = read_section(params, "pretrain", PretrainParams)
     finetune = read_section(params, "finetune", FinetuneParams)
-    grid = data.resolution // model.patch
+    grid = seen(data)[0] // model.patch
     mask = read_section(params, "mask", MaskParams)
     endless = {"steps": FOREVER, "validate_every": FOREVER, "preview_every": 0}
     masked = pretraining_schedule(pretrain.model_copy(update=endless), mask, grid)
@@ -127,11 +127,10 @@ def _seconds_a_step(params: Params, phase: PhaseParams, schedule: Schedule) -> f
     data = read_section(params, "data", DataParams)
     model = read_section(params, "model", ModelParams)
     execution = Execution.from_environment(phase.precision)
-    classes = int(data.classes)  # how many does not matter: a label is one token more
-    backbone = build_backbone(model, data.resolution, data.channels, 0, classes)
-    backbone = backbone.to(execution.device)
+    (size, channels), classes = seen(data), int(data.classes)  # a label is a token, of any class
+    backbone = build_backbone(model, size, channels, 0, classes).to(execution.device)
     labels = np.zeros(IMAGES, np.int64) if data.classes else None
-    shape = (IMAGES, data.resolution, data.resolution, data.channels)
+    shape = (IMAGES, size, size, channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     batches = Batches(
         *(images, schedule, model.patch, phase.hflip, 0, "plan"),

@@ -54,10 +54,7 @@ def step_flops(params: Params) -> tuple[float, int]:
     finetune = read_section(params, "finetune", FinetuneParams)
     if pretrain.legs:
         raise UserError("A plan is for one mask rate: set pretrain.legs to null.")
-    size: int = data.resolution
-    channels: int = data.channels
-    if data.autoencoder is not None:
-        size, channels = latent_shape(data.autoencoder, size, channels)
+    size, channels = seen(data)
     network = backbone_without_weights(model, size, channels, int(data.classes))
     grid = size // model.patch
     visible = make_mask(read_section(params, "mask", MaskParams), grid).visible
@@ -65,6 +62,13 @@ def step_flops(params: Params) -> tuple[float, int]:
     mixed = training_flops(network, grid**2, pretrain.batch_size)
     whole = training_flops(network, grid**2, finetune.batch_size)
     return (1 - pretrain.full_share) * masked + pretrain.full_share * mixed, whole
+
+
+def seen(data: DataParams) -> tuple[int, int]:
+    """Return side and channels of what networks see: the images, or their latents."""
+    if data.autoencoder is None:
+        return data.resolution, data.channels
+    return latent_shape(data.autoencoder, data.resolution, data.channels)
 
 
 def spend(

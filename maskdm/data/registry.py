@@ -83,7 +83,7 @@ class DataParams(SourceParams):
     @field_validator("classes", mode="before")
     @classmethod
     def _source_knows(cls, classes: object, info: ValidationInfo) -> object:
-        return asked_for(classes, info.data.get("source", ""))
+        return with_classes(classes, info.data.get("source", ""))
 
     @field_validator("classes")
     @classmethod
@@ -94,8 +94,11 @@ class DataParams(SourceParams):
         return classes
 
 
-def asked_for(classes: object, source: str) -> object:
-    """Return the value of ``data.classes``, which is true or false for auto."""
+def with_classes(classes: object, source: str) -> object:
+    """Return whether images come with classes, from ``data.classes`` and ``data.source``.
+
+    A value that is none of true, false and auto is returned as it is, for whoever checks it.
+    """
     kind = SOURCES.get(source)
     return bool(kind and kind.labelled) if classes == "auto" else classes
 

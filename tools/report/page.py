@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.presets import DEFAULTS, path_of
 from benchmarks.speed.machine import machine, versions
-from maskdm.data.registry import asked_for
+from maskdm.data.registry import with_classes
 from maskdm.runtime.command import run
 from maskdm.runtime.files import write_text
 from tools.report import definitions, evidence
@@ -140,7 +140,7 @@ def pictures(runs: Sequence[Experiment]) -> list[tuple[str, list[tuple[str, str]
         named: dict[bytes, list[str]] = {}
         for one in runs:
             params = one.params()
-            if name == "classes" and not asked_for(
+            if name == "classes" and not with_classes(
                 params.get("data.classes"), params.get("data.source", "")
             ):
                 continue
