@@ -33,7 +33,7 @@ def cached(monkeypatch, tmp_path):
     """The folder of the cache; nobody waits for storage that fails."""
     monkeypatch.setenv("MASKDM_SHARDS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MASKDM_SHARDS_CACHE_GIB", raising=False)
-    monkeypatch.setattr(places, "WAITS", (0, 0))
+    monkeypatch.setattr(places, "WAIT", 0)
     return tmp_path / "cache"
 
 

@@ -54,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Shards are small, the cache is of this test, and nobody waits for storage that fails."""
     monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK * SIDE * SIDE * 3)
     monkeypatch.setenv("MASKDM_SHARDS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(location, "WAITS", (0, 0))
+    monkeypatch.setattr(location, "WAIT", 0)
 
 
 def samples(images: np.ndarray = IMAGES) -> Iterator[Sample]:

@@ -4,13 +4,13 @@ Networks fail for seconds, so whoever cannot do without an answer asks several t
 """
 
 import sys
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from maskdm.runtime.errors import UserError
 
-WAITS = 1, 2, 4, 8, 16  # seconds before another attempt
+ATTEMPTS = 6
+WAIT = 1  # second before another attempt, then 2, 4, …
 IN_VAIN = FileNotFoundError, PermissionError  # what waiting does not mend
 
 Found = TypeVar("Found")
@@ -90,23 +90,36 @@ def patiently(what: str, work: Callable[[], Found], silent: bool = False) -> Fou
         FileNotFoundError, PermissionError: at once.
         StorageError: if it fails to the end, with the reason.
     """
-    for attempt, wait in enumerate((*WAITS, None)):
-        try:
-            return work()
-        except IN_VAIN:
-            raise
-        except Exception as error:  # every file system has errors of its own
-            hopeless = wait is None or "Credential" in type(error).__name__
-            if hopeless:
-                raise StorageError(
-                    f"{what} fails ({reason(error)}): once it works, the same command goes on."
-                ) from None
-            if not attempt and not silent:
-                print(f"{what} fails ({reason(error)}); trying again", file=sys.stderr, flush=True)
-            time.sleep(wait or 0)
-    raise AssertionError  # the last attempt returns or raises
+    import tenacity
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        if error and state.attempt_number == 1 and not silent:
+            print(f"{what} fails ({reason(error)}); trying again", file=sys.stderr, flush=True)
+
+    trying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_exponential(WAIT),
+        retry=tenacity.retry_if_exception(_may_pass),
+        before_sleep=tell,
+        reraise=True,
+    )
+    try:
+        return trying(work)
+    except IN_VAIN:
+        raise
+    except Exception as error:  # every file system has errors of its own
+        raise StorageError(
+            f"{what} fails ({reason(error)}): once it works, the same command goes on."
+        ) from None
 
 
-def reason(error: Exception) -> str:
+def _may_pass(error: BaseException) -> bool:
+    """Return whether waiting may mend an error."""
+    hopeless = isinstance(error, IN_VAIN) or "Credential" in type(error).__name__
+    return isinstance(error, Exception) and not hopeless
+
+
+def reason(error: BaseException) -> str:
     """Return what an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
