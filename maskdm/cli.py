@@ -86,9 +86,8 @@ def sample(
     }
     trained = _loaded(model, guide, weights, out, autoencoder)
     drawn = trained.sample(count, seed, label=_class(trained, label), **settings)
-    made = trained.settings(count, seed, **settings).model_dump(mode="json")
-    made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
-    _write(drawn, out, {"model": f"{model}", **made, "training": trained.config.cost})
+    how = trained.settings(count, seed, **settings).model_dump(mode="json")
+    _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, weights, guide, label)})
 
 
 @app.command()
@@ -124,10 +123,9 @@ def inpaint(
     trained = _loaded(model, guide, weights, out)
     name = _class(trained, label)
     drawn = trained.inpaint(opened(image), opened(mask), count, seed, label=name, **settings)
-    made = trained.settings(count, seed, **for_inpainting(settings)).model_dump(mode="json")
-    made |= {"image": f"{image}", "mask": f"{mask}"}
-    made |= {"weights": weights, "guide": None if guide is None else f"{guide}", "label": label}
-    _write(drawn, out, {"model": f"{model}", **made, "training": trained.config.cost})
+    how = trained.settings(count, seed, **for_inpainting(settings)).model_dump(mode="json")
+    how |= {"image": f"{image}", "mask": f"{mask}"}
+    _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, weights, guide, label)})
 
 
 def _loaded(
@@ -143,6 +141,14 @@ def _loaded(
     if guide is None:
         return trained
     return trained.guided_by(load(guide, chosen, autoencoder=decoder))
+
+
+def _origin(
+    model: "TrainedModel", weights: str, guide: Path | None, label: str | None
+) -> dict[str, Any]:
+    """Return what samples.json says beside the settings: whose images these are."""
+    led = None if guide is None else f"{guide}"
+    return {"weights": weights, "guide": led, "label": label, "training": model.config.cost}
 
 
 def _class(model: "TrainedModel", label: str | None) -> int | str | None:

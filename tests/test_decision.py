@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.evidence import decided, decision
-from benchmarks.evidence.decision import SCRATCH, SMALL, TEST, TUNING, runs_of_test
+from benchmarks.evidence.decision import SCRATCH, SMALL, TESTS, runs_of_test
 from benchmarks.evidence.matrix import datasets
 from benchmarks.evidence.plan import (
     Run,
@@ -30,7 +30,8 @@ from tests.support.graph import ROOT
 
 MATRIX = read_matrix()
 REDUCED = "reduced"
-PLANNED = [run for part in (SMALL, TUNING, REDUCED) for run in runs_of(MATRIX, part)]
+TUNED = [tuning for tuning in TESTS if read_results(tuning)]
+PLANNED = [run for part in (SMALL, *TESTS, REDUCED) for run in runs_of(MATRIX, part)]
 
 
 def budget(run):
@@ -48,7 +49,7 @@ def spent(run):
     return masked, params["finetune"]["steps"] * whole_step(params)
 
 
-@pytest.mark.parametrize("part", [SMALL, TUNING, REDUCED])
+@pytest.mark.parametrize("part", [SMALL, *TESTS, REDUCED])
 def test_every_run_spends_its_budget_in_the_shares_that_it_has(part):
     for run in runs_of(MATRIX, part):
         masked, whole = spent(run)
@@ -75,19 +76,22 @@ def test_warm_up_cool_down_and_average_are_the_same_shares_for_every_arm():
         finetuning_schedule(FinetuneParams(**last), grid)  # they fit
 
 
-def test_the_rivals_primer_has_images_of_half_the_side_and_as_few_tokens():
-    run = next(run for run in PLANNED if run.arm == "low-res-kept")
+@pytest.mark.parametrize("tuning", TESTS)
+def test_the_rivals_primer_has_images_of_half_the_side_and_a_quarter_of_the_tokens(tuning):
+    run = next(run for run in PLANNED if (run.part, run.arm) == (tuning, "low-res-kept"))
     dataset = MATRIX["datasets"][run.dataset]
     assert datasets(MATRIX, run) == [run.dataset, dataset["half_as_large"]]
     primed = primer_of(settings_of(MATRIX, run))
     assert primed["data"]["resolution"] * 2 == plan(MATRIX, run)["data"]["resolution"]
     leg = pretraining({**plan(MATRIX, run), "data": primed["data"]}).legs[0]
-    assert leg.mask.visible == leg.mask.grid**2 == 64
+    whole = plan(MATRIX, run)["data"]["resolution"] // plan(MATRIX, run)["model"]["patch"]
+    assert leg.mask.visible == leg.mask.grid**2 == whole**2 // 4
 
 
-def test_all_arms_have_as_many_cells_and_scratch_has_more():
+@pytest.mark.parametrize("tuning", TESTS)
+def test_all_arms_have_as_many_cells_and_scratch_has_more(tuning):
     counts = {}
-    for run in runs_of(MATRIX, TUNING):
+    for run in runs_of(MATRIX, tuning):
         counts.setdefault((run.dataset, run.arm), []).append(run)
         assert run.dataset.endswith(decision.SUFFIX)
         assert run.seed not in decision.SEEDS
@@ -96,15 +100,16 @@ def test_all_arms_have_as_many_cells_and_scratch_has_more():
     assert len(arms) == 1
     assert all(sizes[key] > min(arms) for key in sizes if key[1] == SCRATCH)
     # Tuned at half of what is tested.
-    assert MATRIX["parts"][TUNING]["budget"] * 2 == MATRIX["parts"][TEST]["budget"]
+    assert MATRIX["parts"][tuning]["budget"] * 2 == MATRIX["parts"][TESTS[tuning]]["budget"]
 
 
-def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole():
-    runs, best = runs_of_test(), decision.chosen()
+@pytest.mark.parametrize("tuning", TUNED)
+def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole(tuning):
+    runs, best = runs_of_test(tuning), decision.chosen(tuning)
     for (dataset, arm), tuned in best.items():
         ends = [
             (result.curves["error"][-1][1], result.run)
-            for result in read_results(TUNING)
+            for result in read_results(tuning)
             if (result.run.dataset, result.run.arm) == (dataset + decision.SUFFIX, arm)
         ]
         assert min(error for error, _ in ends) == next(e for e, run in ends if run == tuned)
@@ -224,7 +229,7 @@ def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_c
 
 
 def test_a_run_that_is_there_spent_what_was_planned():
-    for part in (SMALL, TUNING, TEST):
+    for part in (SMALL, *TESTS, *TESTS.values()):
         for result in read_results(part):
             run: Run = result.run
             assert sum(leg["flops"] for leg in result.legs) == sum(spent(run)), result.path

@@ -14,14 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.evidence.decision import SCRATCH, TEST, TUNING
+from benchmarks.evidence.decision import SCRATCH, SMALL, TESTS
 from benchmarks.evidence.results import Result, read_results
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 
 REPORT = Path("reports/decision.json")
-PARTS = ("decision-32", TEST)
+PARTS = (SMALL, *TESTS.values())
 MEASURES = ("error", "kid", "fd")
 LEAST = 3  # seeds that a comparison needs
 
@@ -40,7 +40,7 @@ def main(
         return
     report = {
         "comparisons": [row for part in PARTS for row in comparisons(read_results(part))],
-        "tuning": [tuned(result) for result in read_results(TUNING)],
+        "tuning": [tuned(result) for part in TESTS for result in read_results(part)],
         "levels": [row for part in PARTS for row in levels(read_results(part))],
     }
     write_json(REPORT, report)
@@ -154,11 +154,13 @@ def tuned(result: Result) -> dict[str, Any]:
     """Return what a run of the tuning ended with."""
     run = result.run
     return {
+        "part": run.part,
         "dataset": run.dataset,
         "arm": run.arm,
         "tuning": run.tuning,
         "share": run.share,
         "of": run.of,
+        "patch": result.params["model"]["patch"],
         "steps": sum(leg["steps"] for leg in result.legs),
         "error": result.curves["error"][-1][1],
     }

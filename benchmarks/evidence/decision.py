@@ -9,6 +9,8 @@ benchmarks.evidence.decision`` trains what is not there yet, and ends by itself.
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -19,7 +21,10 @@ from benchmarks.evidence.plan import Run, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
 from maskdm.runtime import command
 
-SMALL, TUNING, TEST = "decision-32", "decision-tuning", "decision"
+SMALL = "decision-32"
+# Parts in which is chosen → those in which what was chosen is tested: in scratch's own best network
+# first, then with as many tokens as the arms were made for.
+TESTS = {"decision-8-tuning": "decision-8", "decision-tuning": "decision"}
 SUFFIX = "-tuning"  # of the datasets by which is chosen
 SCRATCH = "scratch"
 SEEDS = (1, 2, 3, 4, 5)
@@ -35,32 +40,35 @@ def main(
     until = time.monotonic() + 60 * minutes
     os.environ.setdefault("MASKDM_COMPILE", "0")  # takes as long as a run
     matrix = read_matrix()
-    # What is tested at 64 pixels follows from the tuning, so it is asked for when that is done.
-    for part in (SMALL, TUNING, TEST):
+    # What is tested follows from what was chosen, so it is asked for when that is done.
+    steps: list[Callable[[], list[Run]]] = [partial(runs_of, matrix, SMALL)]
+    for tuning in TESTS:
+        steps += [partial(runs_of, matrix, tuning), partial(runs_of_test, tuning)]
+    for runs in steps:
         if time.monotonic() < until:
-            wanted = runs_of_test() if part == TEST else runs_of(matrix, part)
+            wanted = runs()
             for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
                 images.make(dataset)
             train_missing(matrix, wanted, jobs, until)
 
 
-def chosen() -> dict[tuple[str, str], Run]:
-    """Return, by dataset and arm, the run of the tuning with the lowest error at its end."""
+def chosen(tuning: str) -> dict[tuple[str, str], Run]:
+    """Return, by dataset and arm, the run of a tuning with the lowest error at its end."""
     found = defaultdict(list)
-    for result in read_results(TUNING):
+    for result in read_results(tuning):
         key = result.run.dataset.removesuffix(SUFFIX), result.run.arm
         found[key].append((result.curves["error"][-1][1], result.run.name, result.run))
     return {key: min(results)[2] for key, results in found.items()}
 
 
-def runs_of_test() -> list[Run]:
-    """Return the runs of the test, those that decide first."""
-    runs = []
+def runs_of_test(tuning: str) -> list[Run]:
+    """Return the runs that test what was chosen in a tuning, those that decide first."""
+    runs, test = [], TESTS[tuning]
     for rank in range(2):
         for seed in SEEDS:
-            for (dataset, arm), best in chosen().items():
+            for (dataset, arm), best in chosen(tuning).items():
                 of = SHARES.get(arm, SHARES[""])[rank]
-                runs.append(Run(TEST, dataset, arm, best.tuning, best.share, seed, of))
+                runs.append(Run(test, dataset, arm, best.tuning, best.share, seed, of))
     return runs
 
 

@@ -12,9 +12,9 @@ REPORT = Path("reports/decision.json")
 NAMES = {"error": "error", "kid": "KID", "fd": "FD"}
 
 
-def comparisons() -> str:
+def comparisons(part: str) -> str:
     """Return arms at their share of the budget against scratch at all of it, a measure a row."""
-    return in_markdown(HEAD, rows_of(read()["comparisons"]))
+    return in_markdown(HEAD, rows_of(of_part("comparisons", part)))
 
 
 HEAD = (
@@ -45,14 +45,13 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def tuning() -> str:
-    """Return the best cells of the tuning, for each set and arm, scratch's networks apart."""
-    cells = read()["tuning"]
+def tuning(part: str) -> str:
+    """Return the best cells of a tuning, for each set and arm, scratch's networks apart."""
+    cells = of_part("tuning", part)
     best: dict[tuple[str, str, str], dict[str, Any]] = {}
     for cell in cells:
         # Scratch may choose another patch: that row stands for itself.
-        kind = "patch 8" if "patch-8" in cell["tuning"] else "patch 4"
-        key = cell["dataset"].removesuffix("-tuning"), cell["arm"], kind
+        key = cell["dataset"].removesuffix("-tuning"), cell["arm"], f"patch {cell['patch']}"
         if key not in best or cell["error"] < best[key]["error"]:
             best[key] = cell
     rows = [
@@ -72,6 +71,11 @@ def tuning() -> str:
     return in_markdown(
         ("images", "arm", "of the budget", "its best of", "masked", "steps", "error"), rows
     )
+
+
+def of_part(kind: str, part: str) -> list[dict[str, Any]]:
+    """Return what the report holds of a part of the matrix."""
+    return [row for row in read()[kind] if row["part"] == part]
 
 
 def read() -> Any:

@@ -5,6 +5,7 @@ A page holds ``<!-- table NAME -->`` and ``<!-- end -->``; the text between them
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from maskdm.runtime.files import write_text
@@ -41,8 +42,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": measured.scaling,
     "gpu": kit.speed,
     "exactness": kit.exactness,
-    "decision": decision.comparisons,
-    "chosen": decision.tuning,
+    "decision": partial(decision.comparisons, "decision-32"),
+    "chosen": partial(decision.tuning, "decision-tuning"),
     "headline": tables.headline,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,
