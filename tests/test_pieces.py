@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from maskdm.data.pieces import LOCK, PIECE, Outcome, Pieces, kept_pieces
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.locks import held
 from tests.support.clones import SILENT, clone_tree
 from tests.support.preparing import params, save_images
 
@@ -269,6 +271,24 @@ def test_files_that_could_not_be_read_count_again_and_more_can_be_allowed(
     found, reused = whole(tmp_path / "root", allowed(max_unreadable=0.3))
     assert reused == 2 * LENGTH
     assert sum(isinstance(sample, Unreadable) for sample in found) == 3
+
+
+def test_a_folder_that_its_holder_removes_is_made_anew_for_whoever_waits(tmp_path):
+    """Two experiments of a queue prepare the same set: the first to end removes its pieces."""
+
+    def wait() -> bool:
+        with kept_pieces(tmp_path, "key", SHAPE) as kept:
+            return kept is not None
+
+    folder = tmp_path / "prepare-key"
+    with ThreadPoolExecutor() as pool:
+        with held(folder / LOCK):
+            waiting = pool.submit(wait)
+            time.sleep(0.3)
+            shutil.rmtree(folder)
+            time.sleep(0.2)  # it looks in between
+        assert waiting.result()
+    assert not folder.exists()
 
 
 def test_who_comes_second_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

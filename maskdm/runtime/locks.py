@@ -16,12 +16,30 @@ def held(path: Path, patience: float = 0) -> Iterator[bool]:
         patience: seconds to wait for it.
     """
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
+    if not acquired(lock, patience):
         yield False
         return
     try:
         yield True
     finally:
         lock.release()
+
+
+def acquired(lock: FileLock, patience: float = 0) -> bool:
+    """Return whether a lock could be had.
+
+    Its folder may go meanwhile, if whoever holds it removes what it protects: then it is made anew.
+
+    Args:
+        lock: which.
+        patience: seconds to wait for it.
+    """
+    while True:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            return False
+        except FileNotFoundError:
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        else:
+            return True

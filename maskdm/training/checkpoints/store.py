@@ -22,12 +22,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import UNFINISHED, sync, write_tensors
-from maskdm.runtime.locks import held
+from maskdm.runtime.locks import acquired, held
 from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.remote import Remote
 
@@ -148,11 +148,7 @@ class CheckpointStore:
 
     def acquire(self) -> bool:
         """Return whether the lock could be had, without waiting."""
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        return True
+        return acquired(self.lock)
 
     def take_over(self, owner: str) -> None:
         """Record who holds the lock, and remove what killed writers left behind.
