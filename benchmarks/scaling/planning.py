@@ -16,8 +16,9 @@ from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 
 # (budget, width, depth, heads): the size for budgets from this one on, up to the next. Measured at
-# 4e13 and 1e14 FLOPs, where of two sizes that are as good the wider one is taken, which computes
-# faster; 384 is the hero's; elsewhere width grows about as the cube root of the budget.
+# 1e13, 4e13 and 1e14 FLOPs, where of two sizes that are as good in the same time the wider one is
+# taken, which computes faster; 384 is the hero's; elsewhere width grows about as the cube root of
+# the budget.
 SIZES = (
     (0.0, 64, 7, 1),
     (1e13, 96, 7, 2),

@@ -50,13 +50,18 @@ def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
         for point in kept["curve"]
         if point["flops"] > 0
     ]
+    dashes = {
+        "field": "budget",
+        "type": "nominal",
+        "sort": [f"{budget:.0e}" for budget in sorted({cell.budget for cell in found})],
+        "legend": {"symbolType": "stroke", "symbolStrokeColor": "black"},
+    }
     chart = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "width": 520,
         "height": 320,
         "background": "white",
         "data": {"values": rows},
-        "mark": {"type": "line", "point": True},
         "encoding": {
             "x": {
                 "field": "flops",
@@ -70,16 +75,15 @@ def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
                 "type": "quantitative",
                 "title": "x0 error on held-out images (averaged weights)",
                 "scale": {"type": "log", "nice": False, "zero": False},
-                "axis": {"format": ".3f"},
+                "axis": {"labelExpr": "format(datum.value, '.3f')"},  # else some stay without
             },
             "color": {"field": "size", "type": "nominal", "sort": list(read_study()["sizes"])},
-            "strokeDash": {
-                "field": "budget",
-                "type": "nominal",
-                "legend": {"symbolType": "stroke"},
-            },
             "detail": {"field": "cell"},
         },
+        "layer": [
+            {"mark": "line", "encoding": {"strokeDash": dashes}},
+            {"mark": {"type": "point", "filled": True, "opacity": 1}},
+        ],
     }
     write_bytes(FIGURE, vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
 

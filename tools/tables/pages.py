@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from benchmarks.evidence.decision import SMALL
 from maskdm.runtime.files import write_text
 from tools.report import tables
 from tools.tables import (
@@ -42,7 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": measured.scaling,
     "gpu": kit.speed,
     "exactness": kit.exactness,
-    "decision": partial(decision.comparisons, "decision-32"),
+    "decision": partial(decision.comparisons, SMALL),
     "chosen": partial(decision.tuning, "decision-tuning"),
     "headline": tables.headline,
     "confirmation": tables.confirmation,
