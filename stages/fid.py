@@ -23,11 +23,16 @@ from maskdm.runtime.params import read_section
 PARAMS = Path("params.yaml")
 SAMPLES = Path("data/samples")
 REFERENCE = Path("data/reference")
-METRICS = Path("reports/metrics.json")
+METRICS = Path("reports/metrics.json")  # numbers alone: DVC compares all that stands there
+MEASURED = Path("reports/measured.json")
+COSTS = ("network_passes", "training")
 
 
 def main() -> None:
-    """Read params fid, data/samples and data/reference; write reports/metrics.json.
+    """Read params fid, data/samples and data/reference; write two reports.
+
+    reports/metrics.json has the measures, and what training and a sample cost;
+    reports/measured.json what was measured, and how.
 
     Distances to the training images stand under their plain names, those to the held-out images
     end in _heldout. A Fréchet distance is left out where there are not more images than features;
@@ -71,11 +76,15 @@ def main() -> None:
         **limit,
         "manifold": spans,
         **{f"{name}_heldout": value for name, value in to_heldout.items()},
+        **{name: about.pop(name) for name in COSTS},
+    }
+    how = {
         "features": {"extractor": network.extractor.name, "side": network.extractor.side},
         "reference": {"hash": reference["hash"][:12], "train": len(train), "heldout": len(heldout)},
-        **about,
+        "samples": about,
     }
     write_json(METRICS, metrics)
+    write_json(MEASURED, how)
     print("  ".join(f"{key} {value}" for key, value in (to_train | limit | spans).items()))
 
 

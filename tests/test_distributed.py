@@ -263,7 +263,7 @@ def test_several_processes_draw_and_measure_the_bytes_that_one_does(count, measu
     assert {
         *("data/samples/samples.npy", "data/samples/samples.json", "data/reference/train.npy"),
         *("data/reference/heldout.npy", "data/reference/reference.json", "reports/metrics.json"),
-        *("reports/samples.png", "reports/yardsticks.json"),
+        *("reports/measured.json", "reports/samples.png", "reports/yardsticks.json"),
     } < alone.keys()
     differing = {name for name in alone | together if alone.get(name) != together.get(name)}
     assert differing <= {"reports/timing/sample.json"}

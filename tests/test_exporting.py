@@ -127,8 +127,9 @@ def test_nothing_is_pickled_and_no_code_needs_maskdm(tmp_path: Path) -> None:
 def test_the_card_says_how_the_model_was_trained_and_measured(tmp_path: Path) -> None:
     saved(tmp_path / "model", training=[LEG.model_dump()])
     metrics = {"fd_efficientnet_lite0": 71.9, "manifold": {"recall": 0.12}}
-    metrics |= {"count": 1500, "solver": "ddpm", "nfe": 25}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"network_passes": 34}))
+    how = {"samples": {"count": 1500, "solver": "ddpm", "nfe": 25}}
+    (tmp_path / "measured.json").write_text(json.dumps(how))
     export_to_diffusers(
         tmp_path / "model",
         tmp_path / "out",

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from dvc.repo import Repo
 
@@ -239,6 +240,18 @@ def test_a_number_in_scientific_notation_reaches_training(clone):
     clone.dvc("exp", "run", "--set-param", "pretrain.lr=1e-5", "pretrain")
     with (clone.path / "reports/pretrain/training.tsv").open(newline="") as file:
         assert float(list(csv.DictReader(file, delimiter="\t"))[-1]["lr"]) == 1e-5
+
+
+def test_what_dvc_compares_are_numbers_and_settings_stand_elsewhere(clone):
+    metrics = json.loads((clone.path / "reports/metrics.json").read_text())
+    metrics |= metrics.pop("manifold") | metrics.pop("training")
+    assert all(np.isfinite(value).all() for value in metrics.values())  # no words among them
+    params = read_params(clone.path / "params.yaml")
+    assert not metrics.keys() & (params["sample"].keys() | {"hash", "extractor", "side"})
+    measured = json.loads((clone.path / "reports/measured.json").read_text())
+    assert measured["samples"] == params["sample"]
+    assert measured["features"]["extractor"] == params["fid"]["features"]["extractor"]
+    assert measured["reference"]["train"] > measured["reference"]["heldout"] > 0
 
 
 def test_solvers_are_measured_as_the_pipeline_measures_and_once(clone):

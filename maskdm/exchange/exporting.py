@@ -24,7 +24,8 @@ DENOISER, GUIDE = "denoiser", "guide"
 PIPELINE_CLASS, DENOISER_CLASS = "MaskDMPipeline", "MaskDMDenoiser"
 ABOUT = "{what}, bundled from maskdm's own source by maskdm export."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SETTINGS = {*SampleParams.model_fields, "network_passes"}  # which a metrics file repeats
+COSTS = {"network_passes"}  # which are no measure of the images
+MEASURED = "measured.json"  # beside a file of metrics: how the images were drawn
 
 
 def export_to_diffusers(
@@ -45,7 +46,8 @@ def export_to_diffusers(
         weights: averaged or raw.
         data: what the model was trained on, in words, for the card.
         licence: of that and of the model, for the card.
-        metrics: what the stage fid wrote, for the card.
+        metrics: what the stage fid wrote, for the card; how the images were drawn is read from
+            measured.json beside it.
 
     Raises:
         UserError: if a model is damaged, they do not fit together, the model draws latents, or the
@@ -124,23 +126,29 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
 
 def _measured(path: Path) -> tuple[dict[str, float], str]:
     """Return what a metrics file says of the images, and in words how the images were drawn."""
+    content = _table(path)
+    spans = content.get("manifold", {})  # precision, recall, density, coverage
+    if not isinstance(spans, Mapping):
+        raise UserError(f"{path} is no file of metrics: its manifold is no table.")
+    numbers = {
+        name: float(value)
+        for name, value in (*content.items(), *spans.items())
+        if name not in COSTS and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    beside = path.with_name(MEASURED)
+    samples = _table(beside).get("samples") if beside.exists() else None
+    drawn = samples if isinstance(samples, Mapping) else {}
+    settings = [f"{name} {drawn[name]}" for name in SampleParams.model_fields if name in drawn]
+    return numbers, ", ".join(settings) or "settings unsaid"
+
+
+def _table(path: Path) -> Mapping[str, Any]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, Mapping):
             raise ValueError("it is no table")
-        spans = content.get("manifold", {})  # precision, recall, density, coverage
-        if not isinstance(spans, Mapping):
-            raise ValueError("its manifold is no table")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is no file of metrics, such as reports/metrics.json: {error}."
         ) from None
-    numbers = {
-        name: float(value)
-        for name, value in (*content.items(), *spans.items())
-        if name not in SETTINGS and isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    settings = {name: content[name] for name in SampleParams.model_fields if name in content}
-    return numbers, ", ".join(
-        f"{name} {value}" for name, value in settings.items()
-    ) or "settings unsaid"
+    return content

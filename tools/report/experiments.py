@@ -38,8 +38,8 @@ class Experiment:
         return dict(json.loads(self.read(path) or b"{}"))
 
     def metrics(self) -> dict[str, Any]:
-        """Return its metrics by dotted names."""
-        return _flat(self.json("reports/metrics.json"))
+        """Return its metrics, and what was measured and how, by dotted names."""
+        return _flat(self.json("reports/measured.json") | self.json("reports/metrics.json"))
 
     def yardsticks(self) -> dict[str, dict[str, Any]]:
         """Return what its yardsticks measure, each by dotted names."""
