@@ -1,12 +1,14 @@
 """The storm over DVC: it strikes whom it says, and tells what is lost, wrong or left running."""
 
+import os
 import signal
 import subprocess
+import time
 
 import pytest
 
 from benchmarks.robustness import pipeline
-from benchmarks.robustness.pipeline import KINDS, Storm, strike
+from benchmarks.robustness.pipeline import KINDS, Storm, kill, living, strike
 
 
 @pytest.fixture
@@ -48,8 +50,22 @@ def test_lost_and_wrong_files_are_told_and_figures_go_on():
     }
 
 
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder in which ``dvc`` leaves a worker behind that holds what dvc was given to write."""
+    (tmp_path / "bin").mkdir()
+    dvc = tmp_path / "bin/dvc"
+    dvc.write_text("#!/bin/sh\nsleep 100 &\n")
+    dvc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    yield folder
+    kill(folder)
+
+
 def test_the_queue_is_killed_as_by_a_power_failure_and_queues_again_what_is_not_done(
-    monkeypatch, tmp_path
+    monkeypatch, clone
 ):
     called = []
     lock = "stages: {a: {outs: [{path: models/a, md5: x}, {path: reports/timing/a, md5: y}]}}"
@@ -64,10 +80,14 @@ def test_the_queue_is_killed_as_by_a_power_failure_and_queues_again_what_is_not_
         return next((said for name, said in answers.items() if name in called[-1]), "")
 
     monkeypatch.setattr(pipeline, "call", call)
-    queue = pipeline.WAYS["queue"](tmp_path)
+    queue = pipeline.WAYS["queue"](clone)
     assert queue.kinds == ("SIGKILL to all",)
     assert queue.results() == {"first: models/a": "x"}
+    begun = time.monotonic()
     queue.start()
+    assert living(clone)  # workers are there, and start did not wait for their end
+    assert time.monotonic() - begun < 50
+    assert strike(clone, "SIGKILL to all") == set()
     assert not [words for words in called if "--queue" in words]
     answers["queue status"] = answers["for-each-ref"] = ""
     queue.start()

@@ -186,7 +186,10 @@ class Queue(Way):
         for name in EXPERIMENTS.keys() - queued - self.done().keys():
             words = ("--queue", "--name", name, "--set-param", EXPERIMENTS[name], *TARGETS)
             call(self.folder, "dvc", "exp", "run", *words)
-        call(self.folder, "dvc", "queue", "start", "--jobs", str(len(EXPERIMENTS)))
+        # The workers inherit what it says: read by a pipe, it would end when they do.
+        workers = ("--jobs", str(len(EXPERIMENTS)))
+        self.process = begin(self.folder, "dvc", "queue", "start", *workers)
+        super().ended_within(PATIENCE)
 
     def ended_within(self, seconds: float) -> bool:
         """Wait at most so long; return whether both experiments are done.
