@@ -88,7 +88,7 @@ def test_the_rivals_primer_has_images_of_half_the_side_and_a_quarter_of_the_toke
 
 
 @pytest.mark.parametrize("tuning", TESTS)
-def test_all_arms_have_as_many_cells_and_scratch_has_more(tuning):
+def test_all_arms_have_as_many_cells_and_scratch_has_no_fewer(tuning):
     counts = {}
     for run in runs_of(MATRIX, tuning):
         counts.setdefault((run.dataset, run.arm), []).append(run)
@@ -97,7 +97,7 @@ def test_all_arms_have_as_many_cells_and_scratch_has_more(tuning):
     sizes = {key: len(runs) for key, runs in counts.items()}
     arms = {size for (_, arm), size in sizes.items() if arm != SCRATCH}
     assert len(arms) == 1
-    assert all(sizes[key] > min(arms) for key in sizes if key[1] == SCRATCH)
+    assert all(sizes[key] >= min(arms) for key in sizes if key[1] == SCRATCH)
     # Tuned at half of what is tested.
     assert MATRIX["parts"][tuning]["budget"] * 2 == MATRIX["parts"][TESTS[tuning]]["budget"]
 

@@ -14,6 +14,7 @@ from benchmarks.evidence.images import classes_kept, keep
 from benchmarks.evidence.matrix import datasets, is_there
 from benchmarks.evidence.plan import (
     Run,
+    entry,
     network_of,
     plan,
     points,
@@ -21,6 +22,7 @@ from benchmarks.evidence.plan import (
     pretraining_flops,
     read_matrix,
     runs_of,
+    settings_of,
     whole_step,
 )
 from benchmarks.evidence.results import (
@@ -35,6 +37,7 @@ from benchmarks.evidence.results import (
 from benchmarks.evidence.summary import entries, transfers
 from maskdm.data.prepared import Sample, open_prepared, write_prepared
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import merge
 from maskdm.training.flops import training_flops
 from tests.support.clones import clone_tree
 from tests.support.preparing import save_images
@@ -78,6 +81,15 @@ def test_every_run_of_the_committed_parts_is_there():
         found = read_results(part)
         assert {result.run for result in found} == set(runs_of(MATRIX, part))
         assert all(result.path.with_suffix("").match(f"*/{result.run.name}") for result in found)
+
+
+def test_what_a_tuning_says_is_what_is_trained():
+    """A part's settings do not overrule it: a width that is tried is the width that is run."""
+    for part in MATRIX["parts"]:
+        for run in runs_of(MATRIX, part):
+            told, settings = entry(MATRIX, "tunings", run.tuning), settings_of(MATRIX, run)
+            assert merge(settings, told) == settings, run.name
+            assert plan(MATRIX, run)["model"] == settings["model"], run.name
 
 
 def test_the_masked_part_of_a_staged_run_is_split_and_that_of_a_mixture_is_mixed():

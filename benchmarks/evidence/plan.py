@@ -124,9 +124,9 @@ def settings_of(matrix: Params, run: Run) -> Params:
     """
     return merge(
         data_of(matrix, run.dataset),
+        entry(matrix, "parts", run.part).get("settings", {}),
         entry(matrix, "arms", run.arm),
         entry(matrix, "tunings", run.tuning),
-        entry(matrix, "parts", run.part).get("settings", {}),
         {"seed": run.seed},
     )
 
