@@ -114,7 +114,7 @@ def inpaint(
 
     maskdm inpaint models/finetune emoji.png mask.png --count 8
     """
-    from maskdm.sampling.inpainting import opened
+    from maskdm.data.images import open_image
     from maskdm.sampling.model import for_inpainting
 
     given = {"solver": solver, "nfe": nfe}
@@ -122,7 +122,8 @@ def inpaint(
     settings |= {"guidance_scale": guidance_scale, "guide_scale": guide_scale}
     trained = _loaded(model, guide, weights, out)
     name = _class(trained, label)
-    drawn = trained.inpaint(opened(image), opened(mask), count, seed, label=name, **settings)
+    known, wanted = open_image(image), open_image(mask)
+    drawn = trained.inpaint(known, wanted, count, seed, label=name, **settings)
     how = trained.settings(count, seed, **for_inpainting(settings)).model_dump(mode="json")
     how |= {"image": f"{image}", "mask": f"{mask}"}
     _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, weights, guide, label)})

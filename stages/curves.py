@@ -45,7 +45,7 @@ def film_strip() -> Iterator[tuple[str, np.ndarray]]:
     for phase, title in PHASES.items():
         folder = Path("reports") / phase / "previews"
         for path in sorted(folder.glob("*.png"), key=lambda path: int(path.stem)):
-            with Image.open(path) as picture:
+            with Image.open(path, formats=("PNG",)) as picture:
                 row = np.atleast_3d(np.asarray(picture))
             yield f"{title}, step {path.stem}", np.stack(np.split(row, row.shape[1] // len(row), 1))
 

@@ -1,27 +1,35 @@
 """prepare: from images as they are found to one uint8 array for training and one held out."""
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from maskdm.backbones.autoencoder import Encoder
 from maskdm.data.duplicates import Duplicates
-from maskdm.data.inventory import shaped_by
+from maskdm.data.inventory import inventory, shaped_by
 from maskdm.data.pieces import kept_pieces
-from maskdm.data.prepared import Sample, Unreadable, write_prepared
+from maskdm.data.prepared import Sample, Unreadable, alone, kinds, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.command import run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.environment import checkpoints_folder
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import read_section
 
 PARAMS = Path("params.yaml")
 DOWNLOADS = Path("data/raw")
 PREPARED = Path("data/prepared")
+SOURCE = Path("data/source.json")
+AGAIN = (
+    "What is recorded would be another set than the one that is prepared: run dvc repro, or "
+    "dvc repro prepare, which look at them first (without DVC, python -m stages.source does)."
+)
 
 
 def main() -> None:
@@ -34,7 +42,10 @@ def main() -> None:
     start = time.perf_counter()
     params = read_section(PARAMS, "data", DataParams)
     shape = (params.resolution, params.resolution, params.channels)
-    key = shaped_by(params)  # first: files that change from here on make it another set
+    files = inventory(params)  # first: files that change from here on make it another set
+    if SOURCE.exists() and not files.items() <= json.loads(SOURCE.read_text("utf-8")).items():
+        raise UserError(f"The files of data.source are not those that {SOURCE} tells of. {AGAIN}")
+    key = shaped_by(params, files)
     source = open_source(params, DOWNLOADS)
     encoder = None
     if params.autoencoder is not None:
@@ -43,9 +54,9 @@ def main() -> None:
     duplicates = None if rule == "keep" else Duplicates(near=rule == "near")
     # Pieces are as large as the set, and what needs shards may have no disk for it.
     kept = nullcontext() if params.shards else kept_pieces(checkpoints_folder(), key, shape)
-    with kept as pieces:
+    with alone(PREPARED), kept as pieces:
         samples = tqdm(
-            _announce_unreadable(read_samples(source, params, pieces)),
+            _as_it_was(files, params, _announce_unreadable(read_samples(source, params, pieces))),
             total=len(source.pictures),
             desc="prepare",
             unit=" images",
@@ -75,10 +86,21 @@ def main() -> None:
         height, width, depth = prepared.train_latents.shape[1:]
         print(f"latents of {height}x{width}x{depth} by the autoencoder {params.autoencoder}")
     if source.left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.left_out.items()))
-        print(f"not read, since their names are not those of images: {kinds} (docs/data.md)")
+        print(
+            "not read, since their names are not those of images: "
+            f"{kinds(source.left_out)} (docs/data.md)"
+        )
     if duplicates is not None and (said := duplicates.said()):
         print(said)
+
+
+def _as_it_was(
+    files: Mapping[str, Any], params: DataParams, samples: Iterator[Sample | Unreadable]
+) -> Iterator[Sample | Unreadable]:
+    """Check behind the last sample that the files are still what they were before the first."""
+    yield from samples
+    if inventory(params) != files:
+        raise UserError(f"The files of data.source have changed while they were read. {AGAIN}")
 
 
 def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:

@@ -1,5 +1,7 @@
 """From image files of any kind to squares of 8-bit pixels."""
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskdm.data.images import fit, read_image, to_rgb
+from maskdm.data.images import fit, open_image, read_image, to_rgb
+from maskdm.runtime.errors import UserError
 
 RED, GREEN, BLUE, CLEAR = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (9, 9, 9, 0)
 
@@ -81,6 +84,18 @@ def test_camera_orientation_is_applied(tmp_path: Path) -> None:
     assert upright[40:].max() < 15
 
 
+@pytest.mark.parametrize("kind", [1, 3, 4, 6, 8, 9])  # byte, short, long, and with a sign
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_orientation_counts_as_whatever_whole_number_it_is_stored(kind: int, order: Any) -> None:
+    value = (6).to_bytes({1: 1, 6: 1, 3: 2, 8: 2}.get(kind, 4), order).ljust(4, b"\0")
+    entry = b"".join(n.to_bytes(length, order) for n, length in ((0x0112, 2), (kind, 2), (1, 4)))
+    table = (1).to_bytes(2, order) + entry + value + bytes(4)
+    start = {"little": b"II*\0", "big": b"MM\0*"}[order] + (8).to_bytes(4, order)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "PNG", exif=start + table)
+    assert read_image(file.getvalue(), None, "white").size == (30, 40)
+
+
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
@@ -132,3 +147,16 @@ def test_a_header_whose_numbers_are_text_is_damaged():
     )
     with pytest.raises(ValueError, match="its header is damaged"):
         read_image(content, None, "white")
+
+
+def test_a_file_that_is_opened_as_it_is_is_of_a_known_format_and_whole(tmp_path: Path) -> None:
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    palette = io.BytesIO()
+    Image.new("P", (8, 8)).save(palette, "PNG")
+    (tmp_path / "damaged.png").write_bytes(palette.getvalue().replace(b"PLTE", b"plTe"))
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("script", "damaged", "pipe", "none"):
+        with pytest.raises(UserError, match=rf"{name}\.png is no image that can be read: \w"):
+            open_image(tmp_path / f"{name}.png")
+    (tmp_path / "whole.png").write_bytes(palette.getvalue())
+    assert open_image(tmp_path / "whole.png").mode == "P"

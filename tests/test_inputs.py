@@ -131,9 +131,22 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
         archive.writestr("../outside.jpg", jpeg(1))
     prepare(tmp_path / "out", params(source="zip", path=str(packed)))
     about = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert about["left_out"] == {"link": 1}
+    assert about["left_out"] == {"link": 1, "outside the archive": 1}
     assert about["train"]["count"] + about["heldout"]["count"] == 9
     assert not (tmp_path / "outside.jpg").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_where_no_file_is_an_image_the_kinds_are_named(tmp_path: Path, kind: str) -> None:
+    files = {"a/1.HEIC": b"x", "a/2.heic": b"x", "notes.txt": b"x"}
+    path = zip_files(tmp_path / "a.zip", files)
+    if kind == "folder":
+        path = tmp_path / "in"
+        for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"No image was found.*3 other files.*2 \.heic, 1 \.txt"):
+        open_source(params(source=kind, path=str(path)), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "celebahq"])

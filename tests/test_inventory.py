@@ -3,14 +3,22 @@
 import os
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.presets import read_preset
 from maskdm.data import inventory as module
+from maskdm.data import prepared
 from maskdm.data.inventory import inventory
+from maskdm.data.prepared import open_prepared
+from maskdm.data.registry import read_samples
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
+from maskdm.runtime.params import merge
+from stages import prepare, source
 from tests.support.preparing import jpeg, params, save_images, zip_files
 
 
@@ -49,6 +57,58 @@ def test_whatever_happens_to_the_files_of_a_folder_is_seen(photos: Path, how: st
     assert of(photos) == before
     change(photos, how)
     assert of(photos) != before
+
+
+@pytest.fixture
+def workspace(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a params.yaml for the photos and what source said of them."""
+    monkeypatch.chdir(photos.parent)
+    asked = {"source": "folder", "path": "photos", "limit": None, "resolution": 16}
+    params = merge(read_preset("tiny"), {"data": asked | {"classes": False, "heldout": 0.3}})
+    write_json(Path("params.yaml"), params)
+    source.main()
+    return photos.parent
+
+
+def test_files_that_are_not_those_that_source_saw_are_refused(
+    workspace: Path, photos: Path
+) -> None:
+    """Or the set would be recorded under what they were, and found again when they are that."""
+    prepare.main()
+    before = open_prepared(Path("data/prepared")).hash
+    (photos / "a/0.png").rename(workspace / "aside.png")
+    with pytest.raises(UserError, match=r"not those that data/source\.json tells of.*dvc repro"):
+        prepare.main()
+    assert open_prepared(Path("data/prepared")).hash == before
+    source.main()
+    prepare.main()
+    assert open_prepared(Path("data/prepared")).hash != before
+
+
+def test_files_that_change_while_they_are_read_are_refused(
+    workspace: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(*given: Any) -> Any:
+        yield from read_samples(*given)
+        (photos / "c.png").write_bytes(b"new")
+
+    monkeypatch.setattr(prepare, "read_samples", changing)
+    with pytest.raises(UserError, match="have changed while they were read"):
+        prepare.main()
+    assert not Path("data/prepared/dataset.json").exists()
+
+
+def test_a_second_process_does_not_write_the_same_set(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "PATIENCE", 0.1)
+    with (
+        prepared.alone(Path("data/prepared")),
+        ThreadPoolExecutor() as pool,  # a lock of a thread is one of another
+        pytest.raises(UserError, match="Another process writes data/prepared"),
+    ):
+        pool.submit(prepare.main).result()
+    prepare.main()
 
 
 def test_hidden_files_and_what_is_read_from_a_folder_change_nothing(photos: Path) -> None:

@@ -66,6 +66,8 @@ def _dangers_of_call(node: ast.Call) -> Iterator[str]:
         yield "torch.load without weights_only=True"
     if name in ("np.load", "numpy.load") and "allow_pickle" in given:
         yield "numpy.load with allow_pickle"
+    if name in ("Image.open", "PIL.Image.open") and "formats" not in given:
+        yield "Image.open of any format"  # one of them starts Ghostscript
     if "shell" in given:
         yield "shell="
     if name.endswith("YAML"):
@@ -92,6 +94,7 @@ def test_no_module_runs_what_it_reads_but_for_those_that_are_named_here() -> Non
         "np.load(path, allow_pickle=True)",
         "subprocess.run(text, shell=True)",
         "subprocess.run(text, shell=wanted)",
+        "Image.open(path)",
         "eval(text)",
         "os.system(text)",
         "YAML(typ='unsafe')",

@@ -41,7 +41,7 @@ def saved_again(quality: int) -> Change:
     def change(image: Image.Image) -> Image.Image:
         buffer = BytesIO()
         image.save(buffer, "jpeg", quality=quality)
-        return Image.open(buffer)
+        return Image.open(buffer, formats=("JPEG",))
 
     return change
 

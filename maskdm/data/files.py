@@ -1,8 +1,9 @@
 """Files that are read by their names, whether they lie in a folder or in a zip archive.
 
 Names are relative and have slashes. Names that start with a dot are left out, and so are folders
-that systems add (``__MACOSX``: archives made on a Mac; ``@eaDir``: thumbnails of file servers).
-Everything else that is there and not taken is counted by kind. Nothing is ever unpacked.
+that systems add (``__MACOSX``: archives made on a Mac; ``@eaDir``: thumbnails of file servers; what
+was thrown away). Everything else that is there and not taken is counted by kind. Nothing is ever
+unpacked.
 """
 
 import os
@@ -20,7 +21,10 @@ from maskdm.data.images import endings, read_image
 from maskdm.data.reading import once_per_process
 from maskdm.runtime.errors import UserError
 
-SYSTEMS = ("__MACOSX", "@eaDir")
+SYSTEMS = (
+    *("__MACOSX", "@eaDir", "#snapshot", "System Volume Information"),
+    *("#recycle", "@Recycle", "$RECYCLE.BIN", "lost+found"),
+)
 MOST_BYTES = 2**30  # of one file: no image is larger, and it is read into memory
 
 
@@ -102,7 +106,7 @@ def open_zip(path: Path) -> Files:
     """
     archive = once_per_process(lambda: zipfile.ZipFile(path))
     members, left_out = dict[str, zipfile.ZipInfo](), Counter[str]()
-    for name, member in members_of(path, archive):
+    for name, member in members_of(path, archive, left_out):
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind in (0, stat.S_IFREG):
             members[name] = member
@@ -117,9 +121,14 @@ def open_zip(path: Path) -> Files:
 
 
 def members_of(
-    path: Path, archive: Callable[[], zipfile.ZipFile]
+    path: Path, archive: Callable[[], zipfile.ZipFile], left_out: Counter[str]
 ) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """Yield the visible files in a zip archive, by the names that they have in a folder of it.
+
+    Args:
+        path: of the archive.
+        archive: opens it.
+        left_out: files that would lie outside such a folder are counted here.
 
     Raises:
         UserError: if there is no archive, or it is damaged.
@@ -134,7 +143,11 @@ def members_of(
         raise UserError(f"data.path is '{path}', which is no whole zip file ({error}).") from None
     for member in listed:
         name = _plain(member.filename)
-        if name and not member.filename.endswith(("/", "\\")) and _visible(name):
+        if not name or member.filename.endswith(("/", "\\")):
+            continue
+        if ".." in name.split("/"):
+            left_out["outside the archive"] += 1
+        elif _visible(name):
             yield name, member
 
 

@@ -9,12 +9,14 @@ import logging
 import warnings
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, PngImagePlugin
 
 from maskdm.data.levels import to_eight_bits
+from maskdm.runtime.errors import UserError
 
 # What files are read as, whatever their names say. PIL knows more formats: those that start another
 # program (EPS), are stubs without a reader (HDF5, MPEG) or hold no pictures are not asked.
@@ -27,7 +29,8 @@ MOST_PIXELS = 64_000_000
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below this many times the wanted
 # size, which leaves the antialiased resize enough to work on.
 DRAFT_MARGIN = 4
-SHORT = 3  # EXIF's type of 16 bits
+# EXIF's types of whole numbers → bytes. Orientation is to be a SHORT, 3; many hands wrote it.
+WHOLE = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
 UPRIGHT = {  # EXIF's Orientation → what turns the pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -78,14 +81,39 @@ def read_image(
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         if size is not None:
             image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
-        if image.width * image.height > most_pixels:
-            raise ValueError(
-                f"{image.width} x {image.height} pixels are more than data.max_pixels = "
-                f"{most_pixels}"
-            )
+        _bounded(image, most_pixels, "data.max_pixels =")
         picture = to_eight_bits(image)
         upright = UPRIGHT.get(_orientation(image))
         return to_rgb(picture.transpose(upright) if upright is not None else picture, background)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Return the image in a file just as it is: of any size and mode, not turned.
+
+    Args:
+        path: of a file in any of ``FORMATS``.
+
+    Raises:
+        UserError: if there is none, it cannot be read, or has more than ``MOST_PIXELS`` pixels.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
+        with Image.open(path, formats=formats()) as image:
+            _bounded(image, MOST_PIXELS, "there may be")
+            image.load()
+            return image
+    except Exception as error:  # a decoder may raise anything for a damaged file
+        why = str(error) or type(error).__name__
+        raise UserError(f"{path} is no image that can be read: {why}.") from None
+
+
+def _bounded(image: Image.Image, most_pixels: int, limit: str) -> None:
+    """Refuse an image of too many pixels before they are decoded."""
+    if image.width * image.height > most_pixels:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than {limit} {most_pixels}"
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -94,7 +122,7 @@ def _orientation(image: Image.Image) -> int:
     PIL reads all tags, and stops at the first that is damaged. So this one is looked up where it
     stands (EXIF 2.32, section 4.6: a table of tag, type, count and value).
     """
-    with suppress(Exception):  # it was written by many hands
+    with suppress(Exception):  # anything may stand there
         block = image.info.get("exif")
         if block is None:
             return int(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -106,8 +134,8 @@ def _orientation(image: Image.Image) -> int:
 
         table = number(4, 4)
         for entry in range(table + 2, table + 2 + 12 * number(table, 2), 12):
-            if number(entry, 2) == ExifTags.Base.Orientation and number(entry + 2, 2) == SHORT:
-                return number(entry + 8, 2)
+            if number(entry, 2) == ExifTags.Base.Orientation:
+                return number(entry + 8, WHOLE[number(entry + 2, 2)])
     return 1
 
 

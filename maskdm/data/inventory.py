@@ -8,7 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,17 +50,21 @@ def inventory(params: DataParams) -> dict[str, Any]:
     return {"source": params.source, "files": count, "bytes": size, "digest": f"{digest:064x}"}
 
 
-def shaped_by(params: DataParams) -> str:
+def shaped_by(params: DataParams, files: Mapping[str, Any] | None = None) -> str:
     """Return a hash of all that the prepared images follow from.
 
     That is their files, the parameters (but for those that act on images which are read already),
     the code of this room, byte for byte, and the packages that decode and draw.
 
+    Args:
+        params: the section ``data``.
+        files: their inventory, if it is known already.
+
     Raises:
         UserError: as ``inventory`` does.
     """
     facts = {
-        "files": inventory(params),
+        "files": files or inventory(params),
         "params": params.model_dump(exclude=AFTERWARDS),
         "code": {
             str(path.relative_to(ROOM)): path.read_text("utf-8") for path in ROOM.rglob("*.py")
@@ -84,7 +88,7 @@ def _facts(path: Path) -> Iterator[tuple[str, int, int]]:
         for name, properties in walk(path, Counter()):
             yield name, properties.st_size, properties.st_mtime_ns
     elif path.is_file() and zipfile.is_zipfile(path):
-        for name, member in members_of(path, partial(zipfile.ZipFile, path)):
+        for name, member in members_of(path, partial(zipfile.ZipFile, path), Counter()):
             yield name, member.file_size, member.CRC
     else:
         properties = path.stat()

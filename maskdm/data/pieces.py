@@ -18,15 +18,13 @@ import numpy as np
 from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.runtime.files import BEGUN, remove_begun, replacing
-from maskdm.runtime.locks import held
-from maskdm.runtime.parent import SECONDS
+from maskdm.runtime.locks import PATIENCE, held
 
 MOST = 1024  # pictures in a piece
 MOST_BYTES = 2**24  # of their pixels, unless one picture has more
 PREFIX = "prepare-"  # of the names of their folders, which lie among the checkpoints
 PIECE = ".piece"
 LOCK = "prepare.lock"
-PATIENCE = 5 * SECONDS  # the readers of a process that was killed hold its lock until they notice
 
 Outcome = Sample | Unreadable
 

@@ -24,12 +24,14 @@ import numpy as np
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import remove_begun, replacing, write_array, write_json
+from maskdm.runtime.locks import PATIENCE, held
 from maskdm.runtime.shard_sender import sending
 from maskdm.runtime.sharded import Images, ShardedArray, Shards, Window
 
 PARTS = ("train", "heldout")
 LISTED = 20  # number of skipped files that dataset.json names
 BLOCK_BYTES = 2**22  # of the images that stay together, in a shard or in the order of an epoch
+NONE: Mapping[str, int] = MappingProxyType({})
 AGAIN = "Run the prepare stage again: dvc repro -f -s prepare."
 
 
@@ -174,6 +176,20 @@ def _map(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndar
     return mapped
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing a prepared set while the context lasts.
+
+    Raises:
+        UserError: if another one does.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with held(folder.with_name(f".{folder.name}.lock"), PATIENCE) as free:
+        if not free:
+            raise UserError(f"Another process writes {folder}: wait for its end, and try again.")
+        yield
+
+
 def write_prepared(
     folder: Path,
     samples: Iterable[Sample | Unreadable],
@@ -183,7 +199,7 @@ def write_prepared(
     classes: list[str] | None,
     source: str,
     licence: str,
-    left_out: Mapping[str, int] = MappingProxyType({}),
+    left_out: Mapping[str, int] = NONE,
     window: int | None = None,
     shards: str | None = None,
     encoder: Encoder | None = None,
@@ -191,7 +207,7 @@ def write_prepared(
     """Write a prepared set, one image in memory at a time; of shards, a few.
 
     An older set in ``folder`` is replaced once all images are written, and is untouched if
-    ``samples`` raises.
+    ``samples`` raises. Two processes that may write one folder take turns by ``alone``.
 
     Args:
         folder: where the files go; made if it is missing.
@@ -231,7 +247,7 @@ def write_prepared(
             (heldout if sample.heldout else train).append(sample.pixels)
             if sample.label is not None:
                 labels[sample.heldout].append(sample.label)
-        require_both(train.count, heldout.count)
+        require_both(train.count, heldout.count, left_out)
         train.finish()
         if encoder is not None:
             decoded = encoder.measure(train.images())
@@ -282,14 +298,24 @@ def write_prepared(
     return open_prepared(folder)
 
 
-def require_both(train: int, heldout: int) -> None:
+def require_both(train: int, heldout: int, left_out: Mapping[str, int] = NONE) -> None:
     """Check that the split left images on both sides.
+
+    Args:
+        train: images on one side.
+        heldout: images on the other.
+        left_out: what was there and was no image: kind of file → how many.
 
     Raises:
         UserError: saying which side is empty and what to change.
     """
     if train + heldout == 0:
-        raise UserError("No image was found: see data.source and data.path.")
+        others = f"{sum(left_out.values())} other files are there ({kinds(left_out)}). "
+        raise UserError(
+            f"No image was found: see data.source and data.path. {others if left_out else ''}"
+            "Images are told by the endings of their names; others, such as .heic, have to be "
+            "converted first (docs/data.md)."
+        )
     for name, count, change in (("training", train, "smaller"), ("held-out", heldout, "larger")):
         if count == 0:
             raise UserError(
@@ -297,6 +323,11 @@ def require_both(train: int, heldout: int) -> None:
                 f"related images go to one side. Use a {change} data.heldout, a finer data.group, "
                 "or more images."
             )
+
+
+def kinds(left_out: Mapping[str, int]) -> str:
+    """Return in words what lay beside the images."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def open_source(params: DataParams, downloads: Path) -> Source:
         )
         source = replace(source, pictures=sorted(chosen, key=lambda picture: picture.name))
     heldout = sum(picture.heldout for picture in source.pictures)
-    require_both(len(source.pictures) - heldout, heldout)
+    require_both(len(source.pictures) - heldout, heldout, source.left_out)
     return source
 
 
@@ -189,9 +189,14 @@ def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unre
     except UnidentifiedImageError:
         return Unreadable(picture.name, "in no image format that is known here")
     except Exception as error:  # a decoder may raise anything for a damaged file
-        return Unreadable(picture.name, getattr(error, "strerror", None) or str(error))
+        return Unreadable(picture.name, getattr(error, "strerror", None) or said(error))
     label = picture.label if source.classes else None
     return Sample(pixels, label, picture.heldout)
+
+
+def said(error: Exception) -> str:
+    """Return what an error says, or what it is called."""
+    return str(error) or type(error).__name__
 
 
 def _too_many(unreadable: list[Unreadable], total: int, params: DataParams) -> UserError:

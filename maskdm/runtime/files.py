@@ -6,11 +6,12 @@ the old file, no reader finds half of one, and a link into DVC's cache is replac
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUMBER = re.compile(r"os error (\d+)")
-BEGUN = ".begun"  # how the names of files end that are being written
+BEGUN = ".begun"  # how the names of files end that are being written, behind their process's number
 UNFINISHED = ".tmp*"  # what the library's file is called until it is whole
 
 
@@ -38,7 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
         Where to write it. If that fails, what was written is removed and ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(f".{path.name}{BEGUN}")
+    for left in _abandoned(path):
+        left.unlink(missing_ok=True)
+    begun = path.with_name(f".{path.name}.{os.getpid()}{BEGUN}")
     try:
         yield begun
         begun.replace(path)
@@ -47,8 +50,20 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def _abandoned(path: Path) -> Iterator[Path]:
+    """Yield what processes that run no longer have begun to write for a path."""
+    for begun in path.parent.glob(f".{glob.escape(path.name)}.*{BEGUN}"):
+        number = begun.name.removeprefix(f".{path.name}.").removesuffix(BEGUN)
+        if number.isdecimal():  # otherwise it is for a path with a longer name
+            with suppress(PermissionError):  # another user's process runs
+                try:
+                    os.kill(int(number), 0)
+                except (ProcessLookupError, OverflowError):
+                    yield begun
+
+
 def remove_begun(folder: Path) -> None:
-    """Remove what a process that was killed has begun to write in a folder."""
+    """Remove what processes that were killed have begun to write in a folder that is locked."""
     for begun in folder.glob(f".*{BEGUN}"):
         begun.unlink(missing_ok=True)
 

