@@ -15,7 +15,13 @@ from maskdm.backbones.registry import BACKBONES, ModelParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import ParamsError, read_params, read_section, validate
+from maskdm.runtime.params import (
+    ParamsError,
+    fault_of_name,
+    read_params,
+    read_section,
+    validate,
+)
 from maskdm.training.phases import PretrainParams
 from stages.check import check
 
@@ -194,6 +200,26 @@ def test_a_fault_of_yaml_is_one_line_that_says_where(tmp_path, text, fault):
     assert said.startswith(f"{path} is not valid YAML: ")
     assert fault in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("cat", None),
+        ("Größe 猫 👩‍⚖️", None),
+        ("x" * 1000, None),
+        ("x" * 1001, "more than 1000"),
+        ("a\udcff", "UTF-8"),
+        ("\x1b[31mred", "control characters"),
+        ("a\nb", "control characters"),
+        ("a\x9b1m", "control characters"),
+        ("a\u2028b", "control characters"),
+    ],
+)
+def test_a_name_is_text_that_no_terminal_obeys(name, fault):
+    found = fault_of_name(name)
+    assert (found is None) == (fault is None)
+    assert (fault or "") in (found or "")
 
 
 def test_a_folder_is_no_params_file(tmp_path):

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 
+from maskdm.runtime.command import say
 from tests.support.clones import ROOT
 
 STREAMS = {0: "<&-", 1: ">&-", 2: "2>&-"}
@@ -87,6 +88,12 @@ def test_what_a_terminal_cannot_show_is_escaped(encoding):
     sentence = f"{shown} \\udcff".encode(encoding.partition(":")[0])
     assert done.stdout.splitlines() == [sentence]
     assert done.stderr.split(b"\n") == [b"", b"error: " + sentence, b"", b""]
+
+
+def test_what_a_message_quotes_of_a_stranger_is_not_obeyed_by_the_terminal(capsys):
+    say("error: params.yaml has an unknown section '\x1b[2J\x9b\r'.\n\tcheck it")
+    shown = "error: params.yaml has an unknown section '\\x1b[2J\\x9b\\x0d'.\n\tcheck it"
+    assert capsys.readouterr().err == f"\n{shown}\n\n"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

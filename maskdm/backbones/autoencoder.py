@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.packages import require_package
-from maskdm.runtime.params import Section, validate
+from maskdm.runtime.params import LONGEST_PATH, Section, fault_of_name, validate
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +47,19 @@ class Latents(Section):
     Byte b of a channel is the latent ``centre + reach * (b / 127.5 - 1)``.
     """
 
-    autoencoder: str = Field(max_length=4096, description="the folder of the autoencoder")
+    autoencoder: str = Field(description="the folder of the autoencoder")
     hash: str = Field(pattern="^[0-9a-f]{64}$", description="of its config and weights")
     size: int = Field(ge=1, le=4096, description="side of the latents of an image")
     channels: int = Field(ge=1, le=MOST_CHANNELS, description="of the latents")
     centre: Numbers = Field(description="of each channel: its mean")
     reach: Numbers = Field(description="of each channel: how far from there bytes reach, > 0")
+
+    @field_validator("autoencoder")
+    @classmethod
+    def _autoencoder_is_a_name(cls, autoencoder: str) -> str:
+        if fault := fault_of_name(autoencoder, LONGEST_PATH):
+            raise ValueError(fault)
+        return autoencoder
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Latents:

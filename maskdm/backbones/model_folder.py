@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Size, Tensor
 
 from maskdm.backbones.autoencoder import Latents
@@ -21,7 +21,7 @@ from maskdm.backbones.stored import listed, misfits, stored_shapes, stored_tenso
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import replacing, write_json, write_tensors
-from maskdm.runtime.params import Section, Seed, validate
+from maskdm.runtime.params import Section, Seed, fault_of_name, validate
 
 T = TypeVar("T")
 Weights = Literal["averaged", "raw"]
@@ -32,7 +32,20 @@ MOST_BYTES = 2**24  # of a config: a thousand classes have 30 kB
 LARGEST_SIDE = 4096
 # Far above whatever was trained, and still a number that every format and float holds.
 Count = Annotated[int, Field(ge=0, le=10**30)]
-Name = Annotated[str, Field(max_length=1000)]
+
+
+def _named(name: str) -> str:
+    """Return a name that nothing is wrong with.
+
+    Raises:
+        ValueError: saying what is.
+    """
+    if fault := fault_of_name(name):
+        raise ValueError(fault)
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
 
 
 class TrainedLeg(Section):

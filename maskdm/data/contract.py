@@ -17,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from maskdm.data.duplicates import DuplicateRule
 from maskdm.data.images import MOST_PIXELS
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.params import Section
+from maskdm.runtime.params import LONGEST_PATH, Section, fault_of_name
 
 
 class SourceParams(Section):
@@ -103,6 +103,9 @@ class SourceParams(Section):
     def _autoencoder_is_named(cls, autoencoder: str | None) -> str | None:
         if autoencoder is not None and (not autoencoder.strip() or "\0" in autoencoder):
             raise ValueError("no folder has this name")
+        # dataset.json and config.json hold it.
+        if autoencoder is not None and (fault := fault_of_name(autoencoder, LONGEST_PATH)):
+            raise ValueError(fault)
         return autoencoder
 
     @field_validator("background")

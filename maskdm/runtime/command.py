@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import typer
 
 
+# A message may quote a stranger's file, and a terminal would obey it: all but new lines and tabs.
+ESCAPES = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
@@ -107,4 +109,4 @@ def say(text: str) -> None:
     if rank() > 0:
         time.sleep(2)  # the first process says the same, and then the launcher ends the others
     with suppress(OSError):  # nobody may be listening any more
-        print(f"\n{text}\n", file=sys.stderr)
+        print(f"\n{text.translate(ESCAPES)}\n", file=sys.stderr)

@@ -7,6 +7,7 @@ Files are read as YAML 1.2, as DVC writes them: there ``1e-05`` is a number, whi
 """
 
 import difflib
+import unicodedata
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +22,9 @@ from maskdm.runtime.errors import UserError
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
 
 MOST_FAULTS, LONGEST = 30, 200  # in a message; characters of a value in it
+LONGEST_NAME = 1000  # characters of a name of a class, of a phase, of a mask
+LONGEST_PATH = 4096  # characters of a folder's name, with those of the folders that it is in
+CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode: they move a cursor, colour, break a line
 
 Params = dict[str, Any]  # a whole params file: section → key → value
 
@@ -129,6 +133,29 @@ def validate(value: Any, name: str, kind: type[T], where: str = "params") -> T:
         if faults[MOST_FAULTS:]:
             sentences.append(f"And {len(faults) - MOST_FAULTS} more are wrong.")
         raise ParamsError(f"{where}: " + " ".join(dict.fromkeys(sentences))) from None
+
+
+def fault_of_name(name: str, longest: int = LONGEST_NAME) -> str | None:
+    """Return what is wrong with a name that a stranger may have given, None if nothing is.
+
+    A name is stored in JSON, compared, and shown on terminals, which would obey what is in it.
+
+    Args:
+        name: of a class, of a phase of training, or the like.
+        longest: characters that it may have.
+
+    Returns:
+        What to say after the name, such as "it has control characters".
+    """
+    if len(name) > longest:
+        return f"it has {len(name)} characters, more than {longest}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "it is no text that UTF-8 can hold"
+    if any(unicodedata.category(character) in CONTROLS for character in name):
+        return "it has control characters"
+    return None
 
 
 def _without_renamed(error: ValidationError, kind: Any) -> list[Any]:
