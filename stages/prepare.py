@@ -16,7 +16,7 @@ from maskdm.data.inventory import inventory, shaped_by
 from maskdm.data.pieces import kept_pieces
 from maskdm.data.prepared import Sample, Unreadable, alone, kinds, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
-from maskdm.runtime.command import run
+from maskdm.runtime.command import ESCAPES, run
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.environment import checkpoints_folder
 from maskdm.runtime.errors import UserError
@@ -107,7 +107,8 @@ def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sam
     """Name each file that is skipped, above the progress bar."""
     for sample in samples:
         if isinstance(sample, Unreadable):
-            tqdm.write(f"skipped {sample.name}: {sample.reason}", file=sys.stderr)
+            said = f"skipped {sample.name}: {sample.reason}"
+            tqdm.write(said.translate(ESCAPES), file=sys.stderr)
         yield sample
 
 

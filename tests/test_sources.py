@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import socket
 import struct
 import sys
@@ -361,3 +362,18 @@ def test_a_failed_download_is_one_clear_sentence(
     monkeypatch.setattr("maskdm.data.sources.fashion_mnist.DEBIAN", tmp_path / "none")
     with pytest.raises(UserError, match=r"could not be downloaded .*no route.*data\.path"):
         open_source(params(source="fashion-mnist"), tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\x1b[31mred", b"line\nbreak", b"x" * 1001])
+def test_a_class_that_no_model_can_have_is_named_before_anything_is_read(tmp_path, name) -> None:
+    """A model stores the names of its classes, and a terminal obeys what stands in one."""
+    if len(name) > 255:  # such a folder is in archives alone
+        files = {f"{name.decode()}/{n}.jpg": jpeg(n) for n in range(9)}
+        asked = params(source="zip", path=str(zip_files(tmp_path / "a.zip", files)), classes=True)
+    else:
+        for n in range(9):
+            write(tmp_path / "in" / os.fsdecode(name) / f"{n}.jpg", jpeg(n))
+        asked = params(path=str(tmp_path / "in"), classes=True)
+    with pytest.raises(UserError, match=r"^The class .* cannot be called that: it .* Rename it"):
+        open_source(asked, tmp_path)
+    open_source(asked.model_copy(update={"classes": False}), tmp_path)

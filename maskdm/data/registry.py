@@ -27,6 +27,7 @@ from maskdm.data.sources.lsun import CHURCH
 from maskdm.data.sources.openmoji import OPENMOJI
 from maskdm.data.sources.vggface2 import VGGFACE2
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import fault_of_name
 
 SOURCES: dict[str, Kind] = {
     "openmoji": OPENMOJI,
@@ -111,7 +112,8 @@ def open_source(params: DataParams, downloads: Path) -> Source:
         downloads: the folder for files that have to be fetched.
 
     Raises:
-        UserError: if the images cannot be found, or the split leaves one side empty.
+        UserError: if the images cannot be found, the split leaves one side empty, or a class has a
+            name that no model can have.
     """
     kind = SOURCES[params.source]
     if params.path is None and kind.fetch is not None:
@@ -121,6 +123,12 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     source = kind.listing(params, path)
     if not params.classes:
         source = replace(source, classes=None)
+    for name in source.classes or ():
+        if fault := fault_of_name(name):
+            raise UserError(
+                f"The class {name[:100]!r} of data.path cannot be called that: {fault}. Rename it, "
+                "or set data.classes to false."
+            )
     if params.limit is not None:
         chosen = heapq.nsmallest(
             params.limit, source.pictures, key=lambda p: hashed(f"limit {p.name}")
