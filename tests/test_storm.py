@@ -191,3 +191,18 @@ def test_checkpoints_are_listed_and_cleared_but_not_those_in_use(workspace):
     assert "There are no checkpoints called nothing" in checkpoints("clear", "nothing", status=1)
     checkpoints("clear", folder.name)
     assert checkpoints("list").startswith("0.0 MiB in ")
+
+
+def test_a_storm_in_the_background_is_heard_all_the_same():
+    """A shell makes its background jobs ignore SIGINT: it would be counted, and kill nothing."""
+    code = (
+        "from benchmarks.robustness.interrupts import hear; hear(); import subprocess;"
+        "child = subprocess.Popen(['sleep', '60']); child.send_signal(2); print(child.wait(30))"
+    )
+    ignoring = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ignoring.stdout == "-2\n", ignoring.stderr

@@ -26,6 +26,7 @@ import typer
 from ruamel.yaml import YAML
 
 from benchmarks.presets import read_preset
+from benchmarks.robustness.interrupts import hear
 from benchmarks.robustness.report import read_report, write_report
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
@@ -53,6 +54,7 @@ def main(
     anew: Annotated[bool, typer.Option("--anew", help="forget what was found before")] = False,
 ) -> None:
     """Run the pipeline undisturbed and under kills, compare, and write what happened."""
+    hear()
     chosen = ways or list(WAYS)
     if unknown := sorted(set(chosen) - WAYS.keys()):
         raise UserError(f"There is no way '{unknown[0]}'. There are: {', '.join(WAYS)}.")

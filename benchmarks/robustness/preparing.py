@@ -25,6 +25,7 @@ import typer
 from PIL import Image
 
 from benchmarks.presets import read_preset
+from benchmarks.robustness.interrupts import hear
 from benchmarks.robustness.report import write_report
 from benchmarks.robustness.torture import ROOT, SIGNALS
 from maskdm.data.pieces import MOST, PIECE
@@ -46,6 +47,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of the moments and the signals")] = 0,
 ) -> None:
     """Kill prepare at random moments, compare with an undisturbed run, and write what happened."""
+    hear()
     with tempfile.TemporaryDirectory() as folder:
         result = storm(Path(folder), images, kills, seed)
     write_report(kills_of_prepare=result)

@@ -27,6 +27,7 @@ import typer
 from ruamel.yaml import YAML
 
 from benchmarks.presets import read_preset
+from benchmarks.robustness.interrupts import hear
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
@@ -193,6 +194,7 @@ def main(
 
     Writes reports/torture.json. Takes about seven seconds a kill.
     """
+    hear()
     report: dict[str, Any] = {"kills": kills, "steps": steps, "seed": seed}
     lengths = {"pretrain": {"steps": steps}, "finetune": {"steps": steps}}
     with tempfile.TemporaryDirectory() as folder:

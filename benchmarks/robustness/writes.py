@@ -27,6 +27,7 @@ import typer
 
 from benchmarks.presets import read_preset
 from benchmarks.robustness.forks import STAGES, TEMPORARY, Ended, begin_anew, run
+from benchmarks.robustness.interrupts import hear
 from benchmarks.robustness.pipeline import results
 from benchmarks.robustness.report import REPORT, read_report, write_report
 from maskdm.runtime import command
@@ -139,6 +140,7 @@ def main(
 ) -> None:
     """Strike at the writes of the stages, round by round at others, and write what came of it."""
     begin_anew()
+    hear()
     before = {} if anew else read_report().get(FIGURES, {})
     if before.get("rounds") and before["every"] != every:
         raise UserError(f"--every was {before['every']} before: go on with it, or begin --anew.")
