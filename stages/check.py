@@ -1,5 +1,6 @@
 """Check the whole of params.yaml, before any other stage deletes or computes anything."""
 
+import os
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UNDO, UserError
 from maskdm.runtime.files import write_text
-from maskdm.runtime.params import ParamsError, Seed, read_params, read_section
+from maskdm.runtime.params import ParamsError, Seed, read_params, read_section, shortened
 from maskdm.runtime.shard_cache import check_room
 from maskdm.runtime.shard_sender import usable
 from maskdm.runtime.sharded import Window
@@ -135,7 +136,9 @@ def _check_fit(
         try:
             before = load_config(start)
         except UserError as error:
-            raise UserError(f"finetune.init is '{start}': {error}{_where(start)}") from None
+            raise UserError(
+                f"finetune.init is '{shortened(finetune.init)}': {error}{_where(start)}"
+            ) from None
         autoencoder = latents.hash if latents else None
         check_start(start, before, model, diffusion, data.classes, autoencoder=autoencoder)
         if finetune.optimiser == "kept" and not (start / MOMENTS).exists():
@@ -185,7 +188,7 @@ def _planned_latents(data: DataParams) -> Latents | None:
 
 def _where(path: Path) -> str:
     """Return what to say of a relative path, which counts from the experiment's own folder."""
-    if path.is_absolute() or path.exists():
+    if path.is_absolute() or os.path.exists(path):  # noqa: PTH110 - no name makes it raise
         return ""
     return (
         " Experiments that are queued or run with --temp have folders of their own, in which only "
@@ -224,7 +227,8 @@ def _check_guide(
         guide = load_config(Path(sample.guide or ""))
     except UserError as error:
         raise UserError(
-            f"sample.guide is '{sample.guide}': {error}{_where(Path(sample.guide or ''))}"
+            f"sample.guide is '{shortened(sample.guide or '')}': {error}"
+            f"{_where(Path(sample.guide or ''))}"
         ) from None
     planned = ModelConfig(
         size=data.resolution,

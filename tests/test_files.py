@@ -252,7 +252,7 @@ def test_a_report_is_written_by_the_one_function_that_knows_what_json_lacks() ->
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "MASKDM_MICRO_BATCH"),
         (torch.OutOfMemoryError("CUDA out of memory."), "MASKDM_MICRO_BATCH"),
         (RuntimeError("a defect"), None),
-        (FileNotFoundError(2, "No such file", "a"), None),
+        (FileNotFoundError(2, "No such file", "a"), "No such file (a): it is not there, or no"),
     ],
 )
 def test_what_the_machine_lacks_is_one_sentence(error: Exception, sentence: str | None) -> None:

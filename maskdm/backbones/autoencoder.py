@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.packages import require_package
 from maskdm.runtime.params import LONGEST_PATH, Section, fault_of_name, validate
+from maskdm.runtime.reading import read_small
 
 if TYPE_CHECKING:
     import torch
@@ -144,9 +145,7 @@ def autoencoder_hash(name: str) -> str:
 def _config(name: str) -> Mapping[str, Any]:
     path = autoencoder_folder(name) / CONFIG
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError("it is larger than a megabyte")
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_small(path, MOST_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise _wrong(name, f"has a {CONFIG} that cannot be read ({error})") from None
     if not isinstance(content, dict) or content.get("_class_name") != KIND:

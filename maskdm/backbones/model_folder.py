@@ -4,8 +4,10 @@ The safetensors file holds every weight twice, as ``raw.NAME`` and ``averaged.NA
 holds everything that is needed to rebuild the network, and how it was trained.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +23,8 @@ from maskdm.backbones.stored import listed, misfits, stored_shapes, stored_tenso
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import replacing, write_json, write_tensors
-from maskdm.runtime.params import Section, Seed, fault_of_name, validate
+from maskdm.runtime.params import Section, Seed, fault_of_name, shortened, validate
+from maskdm.runtime.reading import read_small
 
 T = TypeVar("T")
 Weights = Literal["averaged", "raw"]
@@ -30,6 +33,13 @@ MOMENTS = "optimiser.safetensors"  # of the raw weights, beside them: finetune.o
 FILES = ("config.json", WEIGHTS, MOMENTS)
 MOST_BYTES = 2**24  # of a config: a thousand classes have 30 kB
 LARGEST_SIDE = 4096
+# Errors of the system that say that there is no such file.
+NO_FILE = {
+    errno.ENOENT: "it has no config.json",
+    errno.ENOTDIR: "it is no folder",
+    errno.ENAMETOOLONG: "no folder can be called that",
+    errno.ELOOP: "a link on the way to its config.json leads to itself",
+}
 # Far above whatever was trained, and still a number that every format and float holds.
 Count = Annotated[int, Field(ge=0, le=10**30)]
 
@@ -223,15 +233,20 @@ def load_config(folder: Path) -> ModelConfig:
         UserError: if the folder is no model folder.
     """
     path = folder / "config.json"
-    if folder.name in FILES and folder.is_file():
+    if folder.name in FILES and os.path.isfile(folder):  # noqa: PTH113 - of no name it raises
         raise UserError(f"{folder} is a file of a model: give its folder, {folder.parent}.")
     try:
-        if path.stat().st_size > MOST_BYTES or not path.is_file():  # a pipe would never end
-            raise ValueError("it is no file of a few kilobytes")
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        content: Any = json.loads(read_small(path, MOST_BYTES).decode())
+    except IsADirectoryError:
         raise UserError(
-            f"{folder} is no model folder: it has no config.json. Give the folder of a model that "
+            f"{path} is damaged: it is a folder. Restore or retrain the model."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        why = NO_FILE[error.errno]
+        raise UserError(
+            f"{shortened(f'{folder}')} is no model folder: {why}. Give the folder of a model that "
             "maskdm trained, such as models/pretrain."
         ) from None
     except (ValueError, RecursionError) as error:

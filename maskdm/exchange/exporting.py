@@ -16,6 +16,7 @@ from maskdm.exchange.bundle import PACKAGE, Bundle
 from maskdm.exchange.card import model_card
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import replacing, write_json, write_tensors, write_text
+from maskdm.runtime.reading import read_small
 from maskdm.sampling.model import load
 from maskdm.sampling.sampler import SampleParams
 
@@ -24,6 +25,7 @@ DENOISER, GUIDE = "denoiser", "guide"
 PIPELINE_CLASS, DENOISER_CLASS = "MaskDMPipeline", "MaskDMDenoiser"
 ABOUT = "{what}, bundled from maskdm's own source by maskdm export."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+MOST_BYTES = 2**24  # of a file of metrics, which has one or two kB
 COSTS = {"network_passes"}  # which are no measure of the images
 MEASURED = "measured.json"  # beside a file of metrics: how the images were drawn
 
@@ -144,7 +146,7 @@ def _measured(path: Path) -> tuple[dict[str, float], str]:
 
 def _table(path: Path) -> Mapping[str, Any]:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_small(path, MOST_BYTES).decode())
         if not isinstance(content, Mapping):
             raise ValueError("it is no table")
     except (OSError, ValueError, RecursionError) as error:

@@ -19,8 +19,10 @@ from maskdm.exchange.layouts import LAYOUTS, sizes, translated
 from maskdm.exchange.reading import State, read_weights, tensors_under
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import validate
+from maskdm.runtime.reading import read_small
 
 NETWORK, AVERAGE = "model.", "ema_model.model."  # what the network's names begin with
+MOST_BYTES = 2**24  # of a file of names: a thousand have 30 kB
 TRAINED_ON = {"uvit": "vp-linear", "maskdm": None}  # the path, if the layout alone says it
 
 
@@ -81,8 +83,8 @@ def names_in(file: Path) -> list[str]:
         UserError: if it is no text file.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_small(file, MOST_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is no file of names, one a line: {error}.") from None
     return [line.strip() for line in lines if line.strip()]
 

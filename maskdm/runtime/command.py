@@ -24,6 +24,53 @@ if TYPE_CHECKING:
 
 # A message may quote a stranger's file, and a terminal would obey it: all but new lines and tabs.
 ESCAPES = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
+LONGEST = 300  # characters of a file's name in a message
+MEMORY_IS_FULL = (
+    "The memory is full: set MASKDM_MICRO_BATCH (training) or MASKDM_SAMPLE_BATCH (sampling) to "
+    "fewer images at a time, which changes no result, or lower batch_size, model.dim or "
+    "data.resolution."
+)
+GOES_ON = "the same command then goes on."
+IN_THE_WAY = f"something else is in the way: move it, or name another place; {GOES_ON}"
+FAILS = (
+    "the disk, or the way to it, fails. See the system's log; once it works, the same command "
+    "goes on."
+)
+FORBIDDEN = f"give this user the right to read and write there; {GOES_ON}"
+OTHERWISE = f"the system refuses it. Mend that, or name another place; {GOES_ON}"
+# errno → what it is called, or None for the system's own words; what to do.
+ADVICE: dict[int, tuple[str | None, str]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("The disk is full", f"make room; {GOES_ON}")),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        (
+            "Too many files are open at once",
+            f"allow more (ulimit -n), or close other programs; {GOES_ON}",
+        ),
+    ),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), (None, FAILS)),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), (None, FORBIDDEN)),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY), (None, IN_THE_WAY)
+    ),
+    errno.ENOENT: (
+        None,
+        "it is not there, or no longer. Run the command again; what DVC's stages had made, "
+        "dvc repro makes again.",
+    ),
+    errno.ELOOP: (None, f"a link there leads to itself: remove it; {GOES_ON}"),
+    errno.ENAMETOOLONG: (None, "no file can be called that: choose a shorter name."),
+    errno.EFBIG: (
+        None,
+        f"no file of this user may become that large: allow more (ulimit -f); {GOES_ON}",
+    ),
+    errno.ENOMEM: (None, MEMORY_IS_FULL),
+    errno.EAGAIN: (
+        None,
+        "this user has too many processes, or the system too many: end some, or allow more "
+        f"(ulimit -u); {GOES_ON}",
+    ),
+}
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
@@ -73,35 +120,38 @@ def run_commands(app: typer.Typer) -> None:
 
 
 def _fault_of_the_machine(error: Exception) -> str | None:
-    """Return what to say of a disk or a memory that will not do; None for any other error."""
+    """Return what to say of what the system refuses or lacks; None for a defect of the program."""
     if isinstance(error, OSError):
-        file = f" ({error.filename})" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"The disk is full{file}: make room; the same command then goes on."
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return (
-                f"Too many files are open at once{file}: allow more (ulimit -n), or close other "
-                "programs; the same command then goes on."
-            )
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-            return (
-                f"{error.strerror}{file}: the disk, or the way to it, fails. See the system's log; "
-                "once it works, the same command goes on."
-            )
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return (
-                f"{error.strerror}{file}: give this user the right to read and write there; the "
-                "same command then goes on."
-            )
-        return None
+        return None if error.errno is None else _refused(error, error.errno)
     # torch says so of a CPU in a RuntimeError, of a GPU in a class of its own.
     if isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY):
-        return (
-            "The memory is full: set MASKDM_MICRO_BATCH (training) or MASKDM_SAMPLE_BATCH "
-            "(sampling) to fewer images at a time, which changes no result, or lower batch_size, "
-            "model.dim or data.resolution."
-        )
+        return MEMORY_IS_FULL
     return None
+
+
+def _refused(error: OSError, number: int) -> str:
+    """Return what the system refused, of which file, and what to do.
+
+    Args:
+        error: what was raised.
+        number: its errno.
+    """
+    # What is in the way of a file that is whole is where that is to be: the second name.
+    names = (_shown(name) for name in (error.filename, error.filename2) if _named(name))
+    file = f" ({' → '.join(names)})" if _named(error.filename) else ""
+    what, advice = ADVICE.get(number, (None, OTHERWISE))
+    return f"{what or error.strerror or os.strerror(number)}{file}: {advice}"
+
+
+def _named(name: object) -> bool:
+    """Return whether a file has a name: of some errors Python knows a number only, or nothing."""
+    return isinstance(name, str | bytes) and bool(name)
+
+
+def _shown(name: str | bytes) -> str:
+    """Return the name of a file as a message can show it."""
+    text = os.fsdecode(name)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def say(text: str) -> None:

@@ -18,9 +18,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.reading import read_small
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
 
+MOST_BYTES = 2**17  # of a params file: those of the presets have 6 kB
 MOST_FAULTS, LONGEST = 30, 200  # in a message; characters of a value in it
 LONGEST_NAME = 1000  # characters of a name of a class, of a phase, of a mask
 LONGEST_PATH = 4096  # characters of a folder's name, with those of the folders that it is in
@@ -54,8 +56,7 @@ def read_params(path: Path | str) -> Params:
         ParamsError: if the file is missing, is not YAML, or has no sections.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        content = YAML(typ="safe", pure=True).load(text)
+        text = read_small(Path(path), MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ParamsError(
             f"There is no {path}: run from the folder that holds it, or say "
@@ -65,8 +66,10 @@ def read_params(path: Path | str) -> Params:
         raise ParamsError(
             f"{path} is not UTF-8 (byte {error.start}): save it in that encoding."
         ) from None
-    except IsADirectoryError:
-        raise ParamsError(f"{path} is a folder, not a params file.") from None
+    except ValueError as error:
+        raise ParamsError(f"{path} is no params file: {error}.") from None
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, RecursionError, ValueError, KeyError) as error:
         raise ParamsError(f"{path} is not valid YAML: {_fault(error)}.") from None
     if not isinstance(content, dict):
@@ -178,7 +181,7 @@ def _renamed(fault: Any, kind: Any) -> str | None:
 
 def _sentence(fault: Any, name: str, kind: Any) -> str:
     """Put one pydantic fault into words."""
-    key = ".".join([name, *(_short(str(part)) for part in fault["loc"])])
+    key = ".".join([name, *(shortened(str(part)) for part in fault["loc"])])
     path = [part for part in fault["loc"] if isinstance(part, str)]  # without indices in lists
     section, allowed = _lookup(kind, path[:-1]), ""
     fields = getattr(section, "model_fields", {})
@@ -202,13 +205,13 @@ def _sentence(fault: Any, name: str, kind: Any) -> str:
 def _shown(value: Any) -> str:
     """Return a wrong value as a message shows it, which a stranger's file may make of any size."""
     try:
-        return _short(repr(value))
+        return shortened(repr(value))
     except ValueError:  # Python writes no whole number of more than 4300 digits
         return "a number of thousands of digits"
 
 
-def _short(text: str) -> str:
-    """Return the beginning of a long text."""
+def shortened(text: str) -> str:
+    """Return a text, or the beginning of a long one, as a message can show it."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
