@@ -18,6 +18,7 @@ from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UNDO, UserError
 from maskdm.runtime.files import write_text
+from maskdm.runtime.folders import same_folder
 from maskdm.runtime.params import ParamsError, Seed, read_params, read_section, shortened
 from maskdm.runtime.shard_cache import check_room
 from maskdm.runtime.shard_sender import usable
@@ -131,7 +132,7 @@ def _check_fit(
         if leg.mask.in_middle is not None:
             _check_middle(network, model.backbone, leg.mask)
         print(describe(leg.mask))
-    if finetune.init != PRIMER:
+    if not same_folder(finetune.init, PRIMER):
         start = Path(finetune.init)
         try:
             before = load_config(start)
@@ -152,7 +153,8 @@ def _check_fit(
     name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
     if sample.guidance_scale != 1:
         _check_null_label(name, last, "guidance_scale", f"{sample.guidance_scale:g}", "1")
-    if data.classes and sample.guided and (sample.guide, sample.guide_class) == (PRIMER, "hidden"):
+    by_primer = sample.guided and same_folder(sample.guide, PRIMER)
+    if data.classes and by_primer and sample.guide_class == "hidden":
         _check_null_label("pretrain", pretrain, "guide_class", "hidden", "shown")
 
 
@@ -216,7 +218,7 @@ def _check_guide(
     seed: int,
 ) -> None:
     """Check that the guide is a trained model that fits the one to be trained."""
-    if sample.guide == PRIMER:
+    if same_folder(sample.guide, PRIMER):
         if not pretrain.steps:
             raise UserError(
                 f"sample.guide is {PRIMER}, which pretrain.steps: 0 leaves untrained: set "

@@ -15,6 +15,7 @@ from maskdm.backbones.registry import BACKBONES, ModelParams
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.masking import MaskParams
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.folders import same_folder
 from maskdm.runtime.params import (
     ParamsError,
     fault_of_name,
@@ -284,3 +285,21 @@ def test_moments_are_kept_only_from_a_model_that_has_some(tmp_path):
     content["finetune"]["init"] = str(tmp_path / "other")
     with pytest.raises(UserError, match=r"has no optimiser\.safetensors.*to fresh"):
         check(written(content, path))
+
+
+NAMES = ["models/{}", "./models/{}", "models/{}/", "models//{}", "models/../models/{}", "{here}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_the_pipeline_is_known_by_whatever_name(with_change, name):
+    """They are not there yet: pretraining will make the one, and the other is no guide."""
+    pretrain, finetune = (
+        name.format(folder, here=Path(f"models/{folder}").absolute())
+        for folder in ("pretrain", "finetune")
+    )
+    check(with_change("finetune.init", pretrain, "sample.guide", pretrain))
+    with pytest.raises(UserError, match="which is no other model"):
+        check(with_change("sample.guide", finetune, "sample.guide_scale", 2.0))
+    with pytest.raises(UserError, match=r"pretrain\.steps: 0 leaves untrained"):
+        check(with_change("sample.guide", pretrain, "pretrain.steps", 0))
+    assert not same_folder("models/\0", "models/pretrain")

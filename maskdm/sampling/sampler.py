@@ -16,6 +16,7 @@ from maskdm.diffusion.paths import PATHS, ProbabilityPath
 from maskdm.diffusion.randomness import stream
 from maskdm.diffusion.reverse import sampling_grid
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.folders import same_folder
 from maskdm.runtime.params import Section
 from maskdm.sampling.guidance import Guidance, X0Network, x0_denoiser
 from maskdm.sampling.inpainting import Known
@@ -111,7 +112,7 @@ def check_sampling(params: SampleParams, conditional: bool) -> None:
             f"sample.nfe is {params.nfe}, but {params.solver} makes two evaluations a step and one "
             f"at the end: take an odd number, {params.nfe - 1} or {params.nfe + 1}."
         )
-    if params.guided and params.guide in (None, ITSELF):
+    if params.guided and (params.guide is None or same_folder(params.guide, ITSELF)):
         raise UserError(
             f"sample.guide_scale is {params.guide_scale:g}, but sample.guide is {params.guide}, "
             "which is no other model: set sample.guide to models/pretrain, or sample.guide_scale "
