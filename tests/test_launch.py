@@ -42,7 +42,48 @@ def main(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("stage", SEVERAL)
 def test_a_stage_hands_its_own_command_to_the_launcher(stage, main, monkeypatch):
     monkeypatch.setenv("MASKDM_LAUNCHER", "echo -n '4 workers:'")
-    assert main(stage) == (0, f"4 workers: {sys.executable} -m stages.{stage}")
+    status, said = main(stage)
+    assert status == 1  # echo runs nothing
+    assert said.startswith(f"4 workers: {sys.executable} -m stages.{stage}\n")
+
+
+LAUNCHERS = {
+    "that runs nothing": ("true", 0, False),
+    "that does not wait": ("sh -c 'sleep 0 &'", 0, False),
+    "whose workers fail in silence": ("sh -c '\"$@\" >&- 2>&-; true' sh false", 0, False),
+    "that fails": ("sh -c 'exit 7'", 7, False),
+    "that is stopped": ("sh -c 'kill -TERM $$'", 143, False),
+    "whose first worker came to its end": (f"{sys.executable} -c '{{worker}}'", 0, True),
+    "whose second worker did so": (f"env RANK=1 {sys.executable} -c '{{worker}}'", 0, False),
+}
+# What a worker's process is, in short: the same command, which computes nothing here.
+WORKER = """
+import importlib.machinery, sys
+from maskdm.runtime import launch, numerics
+numerics.choose_kernels = lambda: None
+sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec("stages.pretrain", None)
+launch.on_all_processes(lambda: None)()
+"""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_that_ends_well_without_the_stage_is_a_failure(
+    launcher, main, monkeypatch, tmp_path
+):
+    command, status, came_to_its_end = LAUNCHERS[launcher]
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    command = command.replace("{worker}", f'exec(open("{worker}").read())')
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MASKDM_LAUNCHER", command)
+    for name, value in zip(NAMES[0], ("0", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "worker", lambda: None)  # this process is none of them
+    (tmp_path / ".stages.pretrain.launched").write_text("of a process that was killed")
+    found, said = main("pretrain")
+    assert found == (1 if status == 0 and not came_to_its_end else status)
+    assert ("did not run to its end" in said) == (status == 0 and not came_to_its_end), said
+    assert list(tmp_path.iterdir()) == [worker]
 
 
 def test_a_launcher_that_does_not_exist_is_named_in_one_sentence(main, monkeypatch):

@@ -5,7 +5,8 @@ that process starts the others (docs/running.md).
 
 MASKDM_PROCESSES says how many on this machine. MASKDM_LAUNCHER names the command that starts them
 instead, on several hosts, such as ``srun`` or ``torchrun --nnodes 2 …``; the stage's own command is
-put behind it.
+put behind it. What a launcher ends with says little: ``true`` runs nothing and ends well. So the
+process whose rank is 0 notes in the working folder, which all hosts see, that it came to its end.
 """
 
 import logging
@@ -22,14 +23,17 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
+from uuid import uuid4
 
 from maskdm.runtime.distributed import ENDED, leave, rank, worker
 from maskdm.runtime.environment import DEVICE, LAUNCHER, PARENT, PROCESSES, WORKER
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_text
 from maskdm.runtime.parent import leave_with
 
 # DDP warns on each rank that all parameters are used; it does so from C++.
 OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+CAME_TO_ITS_END = "came to its end"
 GRACE = 120  # seconds for workers to save, between a signal and their end
 
 
@@ -58,6 +62,8 @@ def on_all_processes(
             with redirect_stdout(sys.stdout if rank() == 0 else StringIO()):
                 compute()
             leave()
+            if rank() == 0:
+                note_end()
         elif launcher := LAUNCHER.get():
             launch(words_of(launcher))
         elif (count := processes_here()) > 1:
@@ -102,8 +108,50 @@ def this_command() -> list[str]:
     return [sys.executable, "-m", spec.name, *sys.argv[1:]]
 
 
+def notes() -> Path | None:
+    """Return where a stage's workers note that it came to its end; None for what is no module.
+
+    It has one name, and no variable tells it: not every launcher passes the environment on.
+    """
+    spec = sys.modules["__main__"].__spec__
+    return Path(f".{spec.name}.launched") if spec else None
+
+
+def note_end() -> None:
+    """Note that the stage came to its end, if a launching process asks for it in this folder."""
+    path = notes()
+    if path and path.exists():
+        write_text(path, f"{path.read_text(encoding='utf-8')} {CAME_TO_ITS_END}")
+
+
 def launch(launcher: list[str]) -> NoReturn:
-    """Run this command through a launcher, hand SIGTERM on to it, and end as it ends."""
+    """Run this command through a launcher, hand SIGTERM on to it, and end as it ends.
+
+    Raises:
+        UserError: if there is no such launcher, or it ended well, but the stage did not run to its
+            end.
+    """
+    command, path = this_command(), notes()
+    assert path is not None  # or this_command would have raised
+    # A name of this run alone: what one that was killed has left is another's.
+    asked = uuid4().hex
+    write_text(path, asked)
+    try:
+        status = _launched(launcher, command)
+        came_to_its_end = path.read_text(encoding="utf-8") == f"{asked} {CAME_TO_ITS_END}"
+    finally:
+        path.unlink(missing_ok=True)
+    if status == 0 and not came_to_its_end:
+        raise UserError(
+            f"{LAUNCHER.name} is '{shlex.join(launcher)}', which ended well, but the stage did not "
+            "run to its end: it must run what is put behind it, in this folder, and wait for it, "
+            "as srun and torchrun do (docs/running.md)."
+        )
+    sys.exit(status)
+
+
+def _launched(launcher: list[str], command: list[str]) -> int:
+    """Run a command through a launcher and return the status of its end, as in a shell."""
     if "torchrun" in (Path(word).name for word in launcher) and "--no-python" not in launcher:
         launcher = [*launcher, "--no-python"]
     with socket.socket() as free:
@@ -113,7 +161,7 @@ def launch(launcher: list[str]) -> NoReturn:
     meeting = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port)}
     environment = meeting | os.environ | OF_WORKERS
     try:
-        child = subprocess.Popen([*launcher, *this_command()], env=environment)
+        child = subprocess.Popen([*launcher, *command], env=environment)
     except OSError as error:
         raise UserError(
             f"{LAUNCHER.name} is '{shlex.join(launcher)}', which cannot be run: {error.strerror}."
@@ -121,7 +169,7 @@ def launch(launcher: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the child as well
     status = child.wait()
-    sys.exit(status if status >= 0 else 128 - status)
+    return status if status >= 0 else 128 - status
 
 
 def start_here(count: int) -> NoReturn:
