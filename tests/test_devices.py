@@ -20,8 +20,13 @@ def test_the_environment_overrides_the_choice(monkeypatch):
     assert choose_device().type == "cpu"
 
 
-@pytest.mark.parametrize("wanted", ["gpu", "cuda:77", "tpu!"])
-def test_a_device_that_is_not_there_is_refused_with_what_is_allowed(monkeypatch, wanted):
+WRONG = ["gpu", "cuda:77", "cuda:1234", "tpu!", "meta", "cpu:0", "CPU", "vulkan", "privateuseone"]
+
+
+@pytest.mark.parametrize("wanted", WRONG)
+def test_a_device_that_is_not_there_or_is_none_is_refused_with_what_is_allowed(monkeypatch, wanted):
+    with pytest.raises(UserError, match=rf"The device is '{wanted}'.*'cpu', 'cuda'"):
+        choose_device(wanted)
     monkeypatch.setenv("MASKDM_DEVICE", wanted)
     with pytest.raises(UserError, match=rf"MASKDM_DEVICE is '{wanted}'.*'cpu', 'cuda'"):
         choose_device()

@@ -18,6 +18,7 @@ from tests.support.clones import ROOT
 BY_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 WHOLE, FEW, SWITCH = "a whole number from 1 to 999999999", "a whole number from 1 to 64", "0 or 1"
 TRACKER = "dvclive, wandb or mlflow"
+DEVICES = "'cpu', 'cuda', 'cuda:N' or 'mps'"
 MUCH = "a whole number from 1 to 1000000"
 # name: what it is if unset; texts and their values; what is allowed, None where any text is
 TABLE = {
@@ -27,7 +28,7 @@ TABLE = {
     "MASKDM_CHECKPOINT_STEPS": (None, {"1": 1, "25": 25}, WHOLE),
     "MASKDM_SHARDS_CACHE": ("shards", {"/a/b": "/a/b"}, None),
     "MASKDM_SHARDS_CACHE_GIB": (16, {"1": 1, "1000000": 10**6}, MUCH),
-    "MASKDM_DEVICE": ("", {"cuda:1": "cuda:1"}, None),  # torch knows the devices
+    "MASKDM_DEVICE": ("", {name: name for name in ("cpu", "cuda", "cuda:1", "mps")}, DEVICES),
     "MASKDM_PROCESSES": (None, {"2": 2, "64": 64}, FEW),
     "MASKDM_LAUNCHER": ("", {"srun -n 4": "srun -n 4"}, None),
     "MASKDM_SHARD": (False, {"0": False, "1": True}, SWITCH),
@@ -45,6 +46,7 @@ WRONG = {
     MUCH: ("0", "1000001", "0.5", "²"),
     FEW: ("0", "65", "1000", "²"),
     SWITCH: ("2", "yes", "true", "01", " 1", "-0"),
+    DEVICES: ("meta", "gpu", "cuda:", "cuda:1:2", "cuda:²", "cuda:1234", " cpu", "CPU"),
     TRACKER: ("1", "tensorboard", "DVCLive", " dvclive"),
     None: (),
 }

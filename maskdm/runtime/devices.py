@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maskdm.runtime.distributed import worker
-from maskdm.runtime.environment import DEVICE
+from maskdm.runtime.environment import DEVICE, device_name
 from maskdm.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ def choose_device(wanted: str | None = None) -> torch.device:
     if not wanted:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(wanted)
+        device = torch.device(device_name(wanted))
         torch.zeros(1, device=device)
+    except ValueError as allowed:
+        raise UserError(f"{asked_in} is '{wanted}', but must be {allowed}.") from None
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -67,6 +67,17 @@ def _switch(text: str) -> bool:
     return text == "1"
 
 
+def device_name(text: str) -> str:
+    """Return the name of a device that can compute; torch knows others, such as meta.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise ValueError("'cpu', 'cuda', 'cuda:N' or 'mps'")
+    return text
+
+
 def _tracker(text: str) -> str:
     if text not in ("dvclive", "wandb", "mlflow"):
         raise ValueError("dvclive, wandb or mlflow")
@@ -101,7 +112,7 @@ SHARDS_CACHE_GIB = Variable(
     "GiB of them at most", "16",
 )  # fmt: skip
 DEVICE = Variable(
-    "MASKDM_DEVICE", str, "", "`cpu`, `cuda`, `cuda:1`, `mps`", "CUDA if torch sees it"
+    "MASKDM_DEVICE", device_name, "", "`cpu`, `cuda`, `cuda:1`, `mps`", "CUDA if torch sees it"
 )
 PROCESSES = Variable[int | None](
     "MASKDM_PROCESSES", partial(_whole_number, most=MOST_PROCESSES), None,
