@@ -38,6 +38,13 @@ def test_group_rules_name_groups(names: set[str], rule: int) -> None:
         assert len(set(groups)) == len(names)
 
 
+@pytest.mark.parametrize("rule", ["(", "a{99999999999999}", "(" * 5000 + ")" * 5000, "[z-a]"])
+def test_what_is_no_regular_expression_is_refused(rule: str) -> None:
+    with pytest.raises(UserError, match=r"data\.group is .*not a regular expression") as refused:
+        params(group=rule)
+    assert len(str(refused.value)) < 1000
+
+
 def test_group_regex_takes_the_parenthesis_or_the_match_or_the_file() -> None:
     assert file_group("a/person12_3.png", r"person(\d+)") == "12"
     assert file_group("a/person12_3.png", r"person\d+") == "person12"

@@ -27,6 +27,7 @@ from maskdm.data.prepared import (
 from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.evaluation.yardsticks import mean_image
 from maskdm.runtime import location
+from maskdm.runtime.environment import CHECKPOINTS_REMOTE
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 from maskdm.runtime.location import Location, StorageError
@@ -187,13 +188,59 @@ def test_what_acts_on_images_that_were_read_does_not_throw_them_away(tmp_path: P
         assert shaped_by(params(path=path, **change)) != key
 
 
+NO_PLACES = {
+    "memory://bucket": "memory:// is gone with the process",
+    "data://x": "data:// is gone with the process",
+    "file://relative": "no absolute path stands behind file://",
+    "local://relative/x": "no absolute path stands behind local://",
+    "file://": "no place stands behind file://",
+    "s3://": "no place stands behind s3://",
+    "://": "no protocol stands before ://",
+    "://bucket": "no protocol stands before ://",
+    "simplecache::s3://bucket/x": "simplecache::s3:// is no storage itself",
+    "dir::file:///x": "dir::file:// is no storage itself",
+    "generic://x": "generic:// is no storage itself",
+    "zip://x": "nothing can be written to zip://",
+    "https://host/x": "nothing can be written to https://",
+    "file:relative": "neither an address nor an absolute path",
+}
+PLACES = [
+    "s3://bucket/x",
+    "gs://bucket",
+    "ssh://host/x",
+    "file:///x",
+    "local:///x/y",
+    "/x",
+    "az://b",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_other_processes_see_is_taken(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert params(path="here", shards=place, window=9).shards == place
+    monkeypatch.setenv(CHECKPOINTS_REMOTE.name, place)
+    assert CHECKPOINTS_REMOTE.get() == place
+
+
+@pytest.mark.parametrize("place", NO_PLACES)
+def test_checkpoints_are_not_copied_where_they_would_vanish(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CHECKPOINTS_REMOTE.name, place)
+    with pytest.raises(UserError, match=r"must be an address such as s3://.*, or an absolute path"):
+        CHECKPOINTS_REMOTE.get()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"shards": "s3://bucket/x"}, r"data\.shards is .*shards need data\.window"),
         ({"shards": "there", "window": 9}, "neither an address nor an absolute path"),
         ({"shards": "", "window": 9}, "neither an address nor an absolute path"),
-        ({"shards": "/a\0b", "window": 9}, "neither an address nor an absolute path"),
+        ({"shards": "/a\0b", "window": 9}, "no place has this name"),
+        *(({"shards": place, "window": 9}, fault) for place, fault in NO_PLACES.items()),
         ({"window": 0}, r"data\.window is 0"),
     ],
 )

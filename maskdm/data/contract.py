@@ -17,6 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from maskdm.data.duplicates import DuplicateRule
 from maskdm.data.images import MOST_PIXELS
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.location import fault_of_place
 from maskdm.runtime.params import LONGEST_PATH, Section, fault_of_name
 
 
@@ -87,8 +88,8 @@ class SourceParams(Section):
     def _shards_are_elsewhere(cls, shards: str | None, info: ValidationInfo) -> str | None:
         if shards is None:
             return None
-        if ("://" not in shards and not Path(shards).is_absolute()) or "\0" in shards:
-            raise ValueError("neither an address nor an absolute path")
+        if fault := fault_of_place(shards):
+            raise ValueError(fault)
         if info.data.get("autoencoder") is not None:
             raise ValueError("networks learn the latents, which stay in data/prepared")
         if info.data.get("window", 0) is None:
@@ -119,7 +120,7 @@ class SourceParams(Section):
     def _group_compiles(cls, group: str) -> str:
         try:
             re.compile(group)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # counts, depth that it lacks
             raise ValueError(f"not a regular expression ({error})") from None
         return group
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.location import fault_of_place
 
 MOST_PROCESSES = 64  # on one machine; several hosts have a launcher
 MOST_GIB = 1_000_000
@@ -78,6 +79,12 @@ def device_name(text: str) -> str:
     return text
 
 
+def _place(text: str) -> str:
+    if fault := fault_of_place(text):
+        raise ValueError(f"an address such as s3://bucket/folder, or an absolute path ({fault})")
+    return text
+
+
 def _tracker(text: str) -> str:
     if text not in ("dvclive", "wandb", "mlflow"):
         raise ValueError("dvclive, wandb or mlflow")
@@ -90,7 +97,7 @@ CHECKPOINTS = Variable(
     "`checkpoints/` in the repository",
 )  # fmt: skip
 CHECKPOINTS_REMOTE = Variable[str | None](
-    "MASKDM_CHECKPOINTS_REMOTE", str, None,
+    "MASKDM_CHECKPOINTS_REMOTE", _place, None,
     "a second place for them, any [fsspec](https://filesystem-spec.readthedocs.io) location",
     "none",
 )  # fmt: skip

@@ -5,6 +5,7 @@ Networks fail for seconds, so whoever cannot do without an answer asks several t
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from maskdm.runtime.errors import UserError
@@ -14,6 +15,48 @@ WAIT = 1  # second before another attempt, then 2, 4, …
 IN_VAIN = FileNotFoundError, PermissionError  # what waiting does not mend
 
 Found = TypeVar("Found")
+
+
+# File systems of fsspec that are no storage, or none that maskdm can write to.
+OF_ONE_PROCESS = {"memory", "data", "pyscript"}
+OF_ANOTHER = {
+    *("async_wrapper", "asyncwrapper", "asynclocal", "blockcache", "cached", "dask", "dir"),
+    *("filecache", "generic", "reference", "simplecache"),
+}
+READ_ONLY = {"gist", "git", "github", "http", "https", "libarchive", "tar", "zip"}
+OF_THIS_MACHINE = {"file", "local"}
+
+
+def fault_of_place(url: str) -> str | None:
+    """Return why nothing can be kept at an address or path, from its text alone, None if it may.
+
+    Other processes must find it there, whatever folder they run in.
+
+    Args:
+        url: an address such as ``s3://bucket/folder``, or a path.
+
+    Returns:
+        What to say after the address, such as "no protocol stands before ://".
+    """
+    if "\0" in url:
+        return "no place has this name"
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        return None if Path(url).is_absolute() else "neither an address nor an absolute path"
+    kind = protocol.lower()
+    if not kind:
+        return "no protocol stands before ://"
+    if "::" in protocol or kind in OF_ANOTHER:
+        return f"{protocol}:// is no storage itself: name the one behind it"
+    if kind in OF_ONE_PROCESS:
+        return f"what is written to {protocol}:// is gone with the process that wrote it"
+    if kind in READ_ONLY:
+        return f"nothing can be written to {protocol}://"
+    if not rest.strip("/"):
+        return f"no place stands behind {protocol}://"
+    if kind in OF_THIS_MACHINE and not Path(rest).is_absolute():
+        return f"no absolute path stands behind {protocol}://"
+    return None
 
 
 class StorageError(UserError):
