@@ -1,9 +1,11 @@
 """Whatever a command has to say, and wherever it says it: no terminal makes it fail."""
 
 import os
+import resource
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +111,26 @@ def test_a_command_whose_reader_goes_away_computes_to_its_end(unbuffered, tmp_pa
         process.stderr.close()
     assert process.returncode == 0
     assert (tmp_path / "file").read_bytes() == b"result"
+
+
+def test_a_full_disk_behind_what_is_said_does_not_fail_the_run(tmp_path):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command(TALKING, str(tmp_path / "file")), env=environment(), stdout=full, stderr=full
+        )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"result"
+
+
+def test_neither_does_a_limit_of_the_size_of_files(tmp_path):
+    with (tmp_path / "said").open("wb") as said:
+        done = subprocess.run(
+            command(TALKING, str(tmp_path / "file")),
+            env=environment(),
+            stdout=said,
+            stderr=said,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999)),
+        )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"result"
+    assert (tmp_path / "said").stat().st_size <= 9999

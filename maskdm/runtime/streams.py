@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 ESCAPED = "backslashreplace"
+# No reader, a terminal that was closed or a disk that fails, a full one, the limits of this user.
+LOST = {errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def mend_streams() -> None:
@@ -50,14 +52,14 @@ def _unfailing(stream: TextIOWrapper, number: int) -> TextIOWrapper:
 
 
 class _Heard(FileIO):
-    """A file whose reader may go, as the terminal or the ``tee`` behind a long run may."""
+    """A file whose reader may go, as the terminal behind a long run may, or whose disk is full."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write, or say nothing from now on, neither from Python nor from a library."""
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a terminal that was closed
+            if error.errno not in LOST:
                 raise
             _silence(self.fileno())
             return memoryview(data).nbytes
