@@ -19,7 +19,14 @@ from maskdm.runtime.command import run
 from maskdm.runtime.errors import UNDO, UserError
 from maskdm.runtime.files import write_text
 from maskdm.runtime.folders import same_folder
-from maskdm.runtime.params import ParamsError, Seed, read_params, read_section, shortened
+from maskdm.runtime.params import (
+    MOST_FAULTS,
+    ParamsError,
+    Seed,
+    read_params,
+    read_section,
+    shortened,
+)
 from maskdm.runtime.shard_cache import check_room
 from maskdm.runtime.shard_sender import usable
 from maskdm.runtime.sharded import Window
@@ -77,11 +84,13 @@ def check(path: Path) -> None:
             not fit.
     """
     content = read_params(path)
+    unknown = [shortened(str(name)) for name in content if name not in SECTIONS]
     faults = [
         f"{path} has an unknown section '{name}'; it takes {', '.join(SECTIONS)}."
-        for name in content
-        if name not in SECTIONS
+        for name in unknown[:MOST_FAULTS]
     ]
+    if unknown[MOST_FAULTS:]:
+        faults.append(f"{path} has {len(unknown) - MOST_FAULTS} more of them.")
     sections: dict[str, Any] = {}
     for name, kind in SECTIONS.items():
         try:

@@ -1,5 +1,6 @@
 """Wrong parameters get a sentence that names the key, the value and what is allowed."""
 
+import os
 import re
 from pathlib import Path
 
@@ -188,6 +189,7 @@ def test_a_missing_or_broken_file_is_told(tmp_path):
         ("a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
         ("a: \x07\n", "unacceptable character #x0007"),
         ("a: !!bool x\n", "'x'"),
+        ("? [[a]]\n: 1\n? {b: 2}\n: 3\n", "unhashable type"),
         ("a: 2020-13-45\n", "month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
     ],
@@ -223,9 +225,63 @@ def test_a_name_is_text_that_no_terminal_obeys(name, fault):
     assert (fault or "") in (found or "")
 
 
-def test_a_folder_is_no_params_file(tmp_path):
-    with pytest.raises(ParamsError, match="is a folder"):
-        read_params(tmp_path)
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (Path.mkdir, "is a folder"),
+        (os.mkfifo, "is no ordinary file"),  # it would be waited for without end
+        (lambda path: path.symlink_to("/dev/zero"), "is no ordinary file"),
+        (lambda path: path.write_text("a: 1\n" * 10**5), "is larger than 32768 bytes"),
+    ],
+)
+def test_what_is_no_small_file_is_no_params_file(tmp_path, make, fault):
+    make(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match=f"params.yaml is no params file: it {fault}"):
+        read_params(tmp_path / "params.yaml")
+
+
+def nested(first, line):
+    """Return ten sections of which each holds the one before nine times."""
+    names = "bcdefghijk"
+    lines = [f"{name}: &{name} {line(['*' + 'abcdefghij'[n]] * 9)}" for n, name in enumerate(names)]
+    return "\n".join([f"a: &a {first}", *lines, "seed: *k"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        nested("[x]", lambda names: f"[{', '.join(names)}]"),
+        nested("{x: 1}", lambda n: f"{{{', '.join(f'k{i}: {a}' for i, a in enumerate(n))}}}"),
+        nested("{x: 1}", lambda names: f"{{<<: [{', '.join(names)}]}}"),
+        f"a: &a {'x' * 9000}\nseed: [{'*a, ' * 5000}]",
+    ],
+)
+def test_aliases_do_not_make_much_of_little(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match="its aliases stand for more than 65536 characters"):
+        read_params(path)
+
+
+def test_aliases_of_a_usual_size_are_taken_and_one_of_itself_is_not(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, y: *a}\nc: [*a, *a]")
+    assert read_params(path) == {
+        "a": {"x": 1},
+        "b": {"x": 1, "y": {"x": 1}},
+        "c": [{"x": 1}, {"x": 1}],
+    }
+    path.write_text("a: &a {x: *a}")
+    with pytest.raises(ParamsError, match="an alias stands for what it is in"):
+        read_params(path)
+
+
+def test_many_unknown_sections_of_long_names_are_a_short_message(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(f"{'x' * 400}{n}: 1" for n in range(60)))
+    with pytest.raises(ParamsError, match="has 30 more of them") as caught:
+        check(path)
+    assert len(str(caught.value)) < 20_000
 
 
 def test_sections_cannot_be_changed_after_reading():

@@ -15,14 +15,16 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.reading import read_small
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
 
-MOST_BYTES = 2**17  # of a params file: those of the presets have 6 kB
+MOST_BYTES = 2**15  # of a params file: those of the presets have 6 kB
+MOST_MEANT = 2 * MOST_BYTES  # characters and values of it, every alias written out
 MOST_FAULTS, LONGEST = 30, 200  # in a message; characters of a value in it
 LONGEST_NAME = 1000  # characters of a name of a class, of a phase, of a mask
 LONGEST_PATH = 4096  # characters of a folder's name, with those of the folders that it is in
@@ -68,20 +70,68 @@ def read_params(path: Path | str) -> Params:
         ) from None
     except ValueError as error:
         raise ParamsError(f"{path} is no params file: {error}.") from None
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Bounded
     try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError, ValueError, KeyError) as error:
+        content = yaml.load(text)
+    except MemoryError:  # the machine's fault
+        raise
+    except Exception as error:  # odd files lead ruamel to errors of many kinds
         raise ParamsError(f"{path} is not valid YAML: {_fault(error)}.") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path} holds no sections: it must map section names to parameters.")
     return content
 
 
+class _Bounded(Composer):
+    """Composes YAML whose aliases (``*name``) do not make much of little, or hold themselves.
+
+    Ten lines of aliases of aliases mean gigabytes, as soon as somebody goes through what they mean.
+    """
+
+    def get_single_node(self) -> Any:
+        """Return the document's tree.
+
+        Raises:
+            ValueError: if it means more than ``MOST_MEANT`` characters.
+        """
+        root = super().get_single_node()
+        if root is not None and _meant(root, {}) > MOST_MEANT:
+            raise ValueError(f"its aliases stand for more than {MOST_MEANT} characters")
+        return root
+
+
+def _meant(node: Node, known: dict[int, int]) -> int:
+    """Return the characters and values below a node, every alias written out.
+
+    Args:
+        node: of a tree in which aliases are one node in several places.
+        known: those of nodes that were seen, by identity; 0 of one that is above this one.
+
+    Raises:
+        ValueError: if a node is in itself.
+    """
+    seen = known.get(id(node))
+    if seen == 0:
+        raise ValueError("an alias stands for what it is in")
+    if seen is not None:
+        return seen
+    known[id(node)] = 0
+    if isinstance(node, MappingNode):
+        total = 1 + sum(_meant(k, known) + _meant(v, known) for k, v in node.value)
+    elif isinstance(node, SequenceNode):
+        total = 1 + sum(_meant(value, known) for value in node.value)
+    else:
+        total = 1 + len(node.value)
+    known[id(node)] = total
+    return total
+
+
 def _fault(error: Exception) -> str:
     """Return what is wrong with a file, in one line: the library's own has several, and hints."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return str(error).splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"  # type: ignore[attr-defined]
 
 
