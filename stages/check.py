@@ -94,7 +94,7 @@ def check(path: Path) -> None:
     sections: dict[str, Any] = {}
     for name, kind in SECTIONS.items():
         try:
-            sections[name] = read_section(path, name, kind)
+            sections[name] = read_section(content, name, kind, where=str(path))
         except ParamsError as error:
             faults.append(str(error))
     if faults:

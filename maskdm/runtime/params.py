@@ -152,19 +152,22 @@ def merge(base: Params, *overlays: Mapping[str, Any]) -> Params:
     return merged
 
 
-def read_section(source: Path | str | Mapping[str, Any], name: str, kind: type[T]) -> T:
+def read_section(
+    source: Path | str | Mapping[str, Any], name: str, kind: type[T], where: str | None = None
+) -> T:
     """Return one section of a params file, validated.
 
     Args:
         source: the params file, or what it holds.
         name: the section, dotted if it is nested (``"fid.features"``).
         kind: the class (or annotated type) that the section must fit.
+        where: what the file is called in messages; by default its path, if that is given.
 
     Raises:
         ParamsError: naming the key, the value and what is allowed.
     """
     value: Any = source if isinstance(source, Mapping) else read_params(source)
-    where = "params" if isinstance(source, Mapping) else str(source)
+    where = where or ("params" if isinstance(source, Mapping) else str(source))
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
             raise ParamsError(f"{where} has no section '{name}'.")

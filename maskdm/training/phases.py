@@ -16,6 +16,8 @@ from maskdm.runtime.params import Section
 from maskdm.training.schedule import Leg, Schedule
 
 MOST_STEPS, MOST_IMAGES = 10**9, 10**6  # of a phase, of a batch: more is a slip of the pen
+# Of less, weights in fp32 and AdamW's epsilon leave nothing; of more decay nothing is left of them.
+LEAST_RATE, LEAST_NORM, MOST_DECAY = 1e-10, 1e-8, 1000
 
 
 class PhaseParams(Section):
@@ -27,14 +29,16 @@ class PhaseParams(Section):
     batch_size: int = Field(
         ge=1, le=MOST_IMAGES, description="images a step, a whole number from 1 to 1e6"
     )
-    lr: float = Field(gt=0, description="peak learning rate of AdamW, > 0")
+    lr: float = Field(ge=LEAST_RATE, description="peak learning rate of AdamW, >= 1e-10")
     warmup: int = Field(ge=0, description="steps of linear warm-up, >= 0")
     cooldown: int = Field(ge=0, description="last steps, over which the rate falls to 0, >= 0")
     betas: Annotated[tuple[float, float], Strict(False)] = Field(
         description="AdamW's two decay rates, a list of two numbers, 0 <= rate < 1"
     )
-    weight_decay: float = Field(ge=0, description="AdamW's weight decay, >= 0")
-    clip: float | None = Field(gt=0, description="largest gradient norm, > 0, or null for none")
+    weight_decay: float = Field(ge=0, le=MOST_DECAY, description="AdamW's weight decay, 0 to 1000")
+    clip: float | None = Field(
+        ge=LEAST_NORM, description="largest gradient norm, >= 1e-8, or null for none"
+    )
     hflip: float = Field(ge=0, le=1, description="probability of mirroring an image, 0 to 1")
     ema_images: int = Field(
         ge=1, le=10**15, description="horizon of the weight average in images, 1 to 1e15"
@@ -69,7 +73,9 @@ class LegParams(Section):
     batch_size: int | None = Field(
         None, ge=1, le=MOST_IMAGES, description="images a step, a whole number from 1 to 1e6"
     )
-    lr: float | None = Field(None, gt=0, description="peak learning rate of AdamW, > 0")
+    lr: float | None = Field(
+        None, ge=LEAST_RATE, description="peak learning rate of AdamW, >= 1e-10"
+    )
     warmup: int | None = Field(None, ge=0, description="steps of linear warm-up, >= 0")
 
 
