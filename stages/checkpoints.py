@@ -53,6 +53,9 @@ def clear(
     trained, prepared = store.folders(root), pieces.folders(root)
     there = {folder.name: folder for folder in (*trained, *prepared)}
     chosen = list(there) if everything else names or []
+    if everything and not there:
+        print(f"There are no checkpoints in {root}.")
+        return
     unknown = [name for name in chosen if name not in there]
     if unknown or not chosen:
         what = f"There are no checkpoints called {', '.join(unknown)}" if unknown else None

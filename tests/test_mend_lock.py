@@ -51,10 +51,18 @@ def test_wherever_a_lock_was_cut_it_is_put_aside_or_dvc_can_read_it(repository: 
     ends = {False: 0, True: 0}
     for length in random.Random(0).sample(range(len(whole)), 40):
         (repository / "dvc.lock").write_bytes(whole[:length])
-        ends[mend_lock.put_aside(repository)] += 1
+        ends[mend_lock.put_aside(repository) is not None] += 1
         with Repo(str(repository)) as dvc:
             dvc.status()
     assert min(ends.values()) > 5
+
+
+def test_a_second_damage_does_not_replace_what_the_first_one_left(repository: Path) -> None:
+    for content in (b"first", b"second", b"third"):
+        (repository / "dvc.lock").write_bytes(content)
+        mend_lock.main()
+    names = ("dvc.lock.damaged", "dvc.lock.damaged.2", "dvc.lock.damaged.3")
+    assert [(repository / name).read_bytes() for name in names] == [b"first", b"second", b"third"]
 
 
 def test_the_demo_mends_before_it_runs() -> None:
@@ -148,4 +156,5 @@ def test_after_it_dvc_brings_all_back_and_computes_nothing(tmp_path: Path) -> No
 
 
 def test_git_ignores_what_is_put_aside() -> None:
-    assert not subprocess.run(["git", "check-ignore", "-q", mend_lock.ASIDE], cwd=ROOT).returncode
+    for name in (mend_lock.ASIDE, f"{mend_lock.ASIDE}.2"):
+        assert not subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode

@@ -202,6 +202,14 @@ def test_a_place_that_holds_no_checkpoints_is_one_sentence(
     assert len(found.splitlines()) == 1
 
 
+def test_nothing_to_clear_is_no_mistake(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MASKDM_CHECKPOINTS", "nowhere")
+    assert said("stages.checkpoints clear --all", monkeypatch, capfd, 0) == ""
+    assert "Nothing is named" in said("stages.checkpoints clear", monkeypatch, capfd)
+
+
 def test_a_limit_of_the_size_of_files_is_one_sentence(here: Path) -> None:
     save_images(here / "images", [f"{n}.png" for n in range(60)])
     ended = subprocess.run(

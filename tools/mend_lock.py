@@ -7,6 +7,7 @@ DVC notes who is at work: it is removed, since whoever had noted something was k
 """
 
 import json
+from itertools import count
 from pathlib import Path
 
 from dvc.dvcfile import Lockfile
@@ -21,41 +22,48 @@ from voluptuous import Invalid
 from maskdm.runtime import command
 
 LOCK = "dvc.lock"
-ASIDE = "dvc.lock.damaged"
+ASIDE = "dvc.lock.damaged"  # and then dvc.lock.damaged.2, .3, …: whoever made it may want it
 
 
 def main() -> None:
     """Move dvc.lock to dvc.lock.damaged if DVC cannot read it, and remove a damaged rwlock."""
-    if put_aside(Path()):
+    if aside := put_aside(Path()):
         print(
-            f"{LOCK} is damaged, perhaps because DVC was killed while it wrote it: it is {ASIDE} "
+            f"{LOCK} is damaged, perhaps because DVC was killed while it wrote it: it is {aside} "
             "now, and the stages that are done are found again in DVC's cache."
         )
     if remove_notes(Path()):
         print(f".dvc/tmp/{RWLOCK_FILE} was damaged, perhaps because DVC was killed: it is removed.")
 
 
-def put_aside(root: Path) -> bool:
-    """Rename a dvc.lock that DVC cannot read; return whether there was one.
+def put_aside(root: Path) -> str | None:
+    """Rename a dvc.lock that DVC cannot read; return its new name, None if there was none.
 
     Args:
         root: the folder that holds dvc.yaml.
     """
     if not (root / LOCK).exists():
-        return False
+        return None
     try:
         repository = Repo(str(root))
     except DvcException:  # no repository of DVC's: whoever runs DVC next is told so by it
-        return False
+        return None
     with repository:
         try:
             with repository.lock:  # so that nobody is writing the file just now
-                damaged = is_damaged(repository, root / LOCK)
-                if damaged:
-                    (root / LOCK).replace(root / ASIDE)
+                if not is_damaged(repository, root / LOCK):
+                    return None
+                aside = _free_name(root)
+                (root / LOCK).replace(root / aside)
         except LockError:
-            return False  # DVC is at work there
-    return damaged
+            return None  # DVC is at work there
+    return aside
+
+
+def _free_name(root: Path) -> str:
+    """Return a name for a damaged file under which none is kept yet."""
+    names = (ASIDE if n == 1 else f"{ASIDE}.{n}" for n in count(1))
+    return next(name for name in names if not (root / name).exists())
 
 
 def remove_notes(root: Path) -> bool:
