@@ -26,16 +26,19 @@ help:
 	@echo 'make clean           remove the environment'
 
 setup: $(VENV)/.complete $(PAGE)
+	@$(if $(TORCH),grep -qx '$(TORCH)' $(VENV)/.packages || \
+	  echo '$(VENV) was installed without TORCH=$(TORCH): make clean, then make setup TORCH=$(TORCH) installs it anew.')
 
-# Two marks, each set last, so that an install that was cut short is begun again.
-$(VENV)/.packages: requirements.lock
+# Two marks, each set last, so that an install that was cut short is begun again. The first holds
+# the build of torch that was asked for.
+$(VENV)/.packages: requirements.lock tools/install.py
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'maskdm needs Python 3.11 or newer, which $(or $(PYTHON),the one asked for) is not.' \
 	       'Name one: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; }
-	@echo 'Installing the packages of requirements.lock into $(VENV): 6.4 GB, a minute or as long as the download takes.'
+	@echo 'Installing the packages of requirements.lock into $(VENV): $(if $(TORCH),2.4,6.4) GB, a minute or as long as the download takes.'
 	$(PYTHON) -m venv --clear $(VENV)
 	python -m tools.install $(if $(TORCH),--torch $(TORCH))
-	@touch $@
+	@echo '$(TORCH)' >$@
 
 $(VENV)/.complete: $(VENV)/.packages pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation -e .

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 from pathspec import GitIgnoreSpec
@@ -53,16 +54,38 @@ def test_what_they_call_are_targets_of_make():
         assert make_would(ROOT, target)
 
 
-def test_the_layer_of_packages_needs_nothing_but_what_is_copied_before_it(tmp_path):
-    copied, whole = instructions("COPY")
+@pytest.fixture
+def layer(tmp_path):
+    """A folder with what the Dockerfile copies before it installs packages, and nothing else."""
+    *early, whole = instructions("COPY")
     assert whole == ". ."
-    for name in copied.split()[:-1]:
-        shutil.copy(ROOT / name, tmp_path)
+    for line in early:
+        *names, where = line.split()
+        for name in names:
+            (tmp_path / where).mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / where)
+    return tmp_path
+
+
+def test_the_layer_of_packages_needs_nothing_but_what_is_copied_before_it(layer):
     target = instructions("RUN")[0].split()[1]
-    assert "requirements.lock" in make_would(tmp_path, target)
-    (tmp_path / "requirements.lock").unlink()
-    with pytest.raises(AssertionError, match=r"requirements\.lock"):
-        make_would(tmp_path, target)
+    (module,) = re.findall(r"^python -m (tools\S+)", make_would(layer, target), re.MULTILINE)
+    said = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=layer, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    for needed in ("requirements.lock", "tools/install.py"):
+        (layer / needed).rename(layer / "away")
+        with pytest.raises(AssertionError, match=re.escape(needed)):
+            make_would(layer, target)
+        (layer / "away").rename(layer / needed)
+
+
+def test_the_image_can_be_built_without_cuda(layer, monkeypatch):
+    """An argument of the build is a variable of the environment in what it runs."""
+    (argument,) = instructions("ARG")
+    monkeypatch.setenv(argument, "cpu")
+    assert "--torch cpu" in make_would(layer, instructions("RUN")[0].split()[1])
 
 
 def test_all_that_git_has_and_nothing_that_a_run_makes_goes_into_the_image():

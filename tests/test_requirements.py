@@ -177,6 +177,26 @@ def test_torchs_builds_for_cpus_are_taken_without_what_gpus_need(tmp_path):
     assert not [name for name in there for gpu in gpus if name.startswith(gpu.replace("-", "_"))]
 
 
+@pytest.mark.parametrize(
+    ("installed", "asked", "told"), [("", "cpu", True), ("cpu", "cpu", False), ("", "", False)]
+)
+def test_another_build_of_torch_than_the_installed_one_is_not_ignored_silently(
+    tmp_path, installed, asked, told
+):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.lock", "tools/install.py", "pyproject.toml", "tools/plots_page.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in (".venv/.packages", ".venv/.complete", ".dvc/tmp/plots_page.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{installed}\n")
+    said = subprocess.run(
+        ["make", "setup", f"TORCH={asked}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    assert ("make clean, then make setup TORCH=cpu" in said.stdout) == told
+
+
 def test_every_package_that_only_gpus_need_is_known():
     text = (ROOT / "requirements.lock").read_text()
     only_linux = re.findall(r"^([\w.-]+)==.*sys_platform == 'linux'", text, re.MULTILINE)
