@@ -26,8 +26,8 @@ help:
 	@echo 'make clean           remove the environment'
 
 setup: $(VENV)/.complete $(PAGE)
-	@$(if $(TORCH),grep -qx '$(TORCH)' $(VENV)/.packages || \
-	  echo '$(VENV) was installed without TORCH=$(TORCH): make clean, then make setup TORCH=$(TORCH) installs it anew.')
+	@test -z '$(TORCH)' || grep -qx '$(TORCH)' $(VENV)/.packages || \
+	  echo '$(VENV) was installed without TORCH=$(TORCH): make clean, then make setup TORCH=$(TORCH) installs it anew.'
 
 # Two marks, each set last, so that an install that was cut short is begun again. The first holds
 # the build of torch that was asked for.
