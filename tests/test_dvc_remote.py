@@ -21,7 +21,8 @@ def test_a_clone_that_pulled_from_s3_computes_nothing(finished, s3, tmp_path):
     here.environment |= s3 | {"no_proxy": "127.0.0.1"}
     here.call("dvc", "remote", "add", "--default", "storage", f"s3://{BUCKET}/results")
     here.call("dvc", "remote", "modify", "storage", "endpointurl", s3["AWS_ENDPOINT_URL"])
-    here.git("commit", "--quiet", "--message", "a remote", ".dvc/config")
+    here.git("add", "--all")
+    here.git("commit", "--quiet", "--message", "results, and where they are")
     here.call("dvc", "push")
     computed = content(here)
 

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -18,7 +19,7 @@ from benchmarks.speed.guidance import INTERVALS, SCALES
 from maskdm.runtime.errors import UNDO
 from maskdm.runtime.params import read_params
 from maskdm.sampling.solvers import SOLVERS
-from tests.support.clones import ALWAYS
+from tests.support.clones import ALWAYS, ROOT, Clone
 from tests.support.graph import STAGES as GRAPH
 from tests.support.graph import lies_under
 from tests.support.preparing import save_images
@@ -225,9 +226,42 @@ def test_what_a_refusal_advises_works_where_git_alone_sees_no_change(tmp_path):
     os.utime(params, ns=earlier)
     call(*git, "checkout", "params.yaml")
     assert "1.0" in params.read_text()  # git by itself took it for the old one
+    params.write_text("mask: {rate: 1.0}\nseed: 7\n")
     advised = re.search(r"'(.*)' undoes", UNDO)[1]
     call("sh", "-c", advised.replace("git ", f"{' '.join(git)} "))
-    assert "0.9" in params.read_text()
+    assert params.read_text() == "mask: {rate: 0.9}\n"  # another change is gone, as it says
+    assert "every other change to params.yaml that is not committed" in UNDO
+
+
+def test_what_the_readme_advises_to_commit_is_all_that_a_clone_needs(finished, tmp_path):
+    """A run writes new files, too: previews of other steps, which ``git commit -a`` leaves out."""
+    clone = finished[0].copied(tmp_path / "here")
+    clone.dvc("exp", "run", "--set-param", "pretrain.steps=90", "--set-param", "mask.rate=0.5")
+    assert "?? reports/pretrain/previews" in clone.git("status", "--short")
+    advised = set(re.findall(r"`(git add [^`]*)`", (ROOT / "README.md").read_text()))
+    assert len(advised) == 1
+    clone.call("sh", "-c", advised.pop())
+    assert clone.git("status", "--short") == ""
+
+    there = Clone(tmp_path / "there")
+    subprocess.run(["git", "clone", "--quiet", clone.path, there.path], check=True)
+    there.call("dvc", "config", "--local", "cache.dir", str(clone.path / ".dvc/cache"))
+    there.call("dvc", "checkout")
+    assert there.dvc("repro") == set()
+    assert there.git("status", "--short") == ""
+
+
+def test_only_what_changed_is_shown_of_an_experiment_and_no_dependency(clone):
+    """As README.md and docs/experiments.md say; without --drop hashes of folders fill the table."""
+    everywhere = [(ROOT / name).read_text() for name in ("README.md", "docs/experiments.md")]
+    advised = {re.search(r"^dvc (exp show --only-changed.*?)\s*(#.*)?$", text, re.M)[1]
+               for text in everywhere}  # fmt: skip
+    assert len(advised) == 1
+    shown = clone.call("dvc", *shlex.split(advised.pop()), "--csv")
+    head, *rows = csv.reader(shown.splitlines())
+    assert "other" in {row[head.index("Experiment")] for row in rows}
+    assert "mask.rate" in head
+    assert not [name for name in head if (clone.path / name).exists()]
 
 
 def test_a_mistyped_key_is_refused_by_dvc(clone):

@@ -2,7 +2,10 @@
 
 # git compares sizes and whole seconds: a new value of equal length, written by DVC in the second in
 # which git had looked, it takes for the old one, and leaves it. What is gone it always brings back.
-UNDO = "If this came from -S, 'rm params.yaml && git checkout params.yaml' undoes it."
+UNDO = (
+    "If this came from -S, 'rm params.yaml && git checkout params.yaml' undoes it, and every other "
+    "change to params.yaml that is not committed."
+)
 
 
 class UserError(Exception):
