@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from maskdm import __version__
 from maskdm.runtime.command import plain_app, run_commands
 from maskdm.runtime.errors import UserError
 
@@ -20,8 +21,21 @@ if TYPE_CHECKING:
 app = plain_app()
 
 
-Model = Annotated[Path, typer.Argument(help="a model folder, such as models/finetune")]
-Out = Annotated[Path, typer.Option(help="the folder for the images; made if missing")]
+def named(typed: str | Path) -> Path:
+    """Return a path that was typed.
+
+    Raises:
+        UserError: if nothing was, which Python takes for the current folder.
+    """
+    if typed == "":
+        raise UserError("A path is empty: name it, '.' for the current folder.")
+    return Path(typed)
+
+
+Model = Annotated[
+    Path, typer.Argument(help="a model folder, such as models/finetune", parser=named)
+]
+Out = Annotated[Path, typer.Option(help="the folder for the images: empty, or made", parser=named)]
 Seed = Annotated[int, typer.Option(help="of the noise; image i is the same in any count")]
 Label = Annotated[
     str | None, typer.Option(help="a class by name or number; default: as in training")
@@ -32,7 +46,8 @@ Nfe = Annotated[
 Eta = Annotated[float, typer.Option(help="noise that ddim adds, 0 to 1")]
 GuidanceScale = Annotated[float, typer.Option(help="towards the class; 1: none")]
 Guide = Annotated[
-    Path | None, typer.Option(help="a worse model to be led away from: models/pretrain")
+    Path | None,
+    typer.Option(help="a worse model to be led away from: models/pretrain", parser=named),
 ]
 GuideScale = Annotated[float | None, typer.Option(help="by that model; default: 3")]
 GuideClass = Annotated[
@@ -44,9 +59,30 @@ Times = Annotated[
 ]
 Decoder = Annotated[
     Path | None,
-    typer.Option(help="the folder of the autoencoder, if the model draws latents and it was moved"),
+    typer.Option(
+        help="the folder of the autoencoder, if the model draws latents and it was moved",
+        parser=named,
+    ),
 ]
 WhichWeights = Annotated[str, typer.Option(help="averaged or raw")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"maskdm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which version this is.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """What can be done with a trained model; COMMAND --help says how."""
 
 
 @app.command()
@@ -93,8 +129,10 @@ def sample(
 @app.command()
 def inpaint(
     model: Model,
-    image: Annotated[Path, typer.Argument(help="of the size that the model draws")],
-    mask: Annotated[Path, typer.Argument(help="of that size, white where to draw anew")],
+    image: Annotated[Path, typer.Argument(help="of the size that the model draws", parser=named)],
+    mask: Annotated[
+        Path, typer.Argument(help="of that size, white where to draw anew", parser=named)
+    ],
     count: Annotated[int, typer.Option(help="how many answers")] = 1,
     out: Out = Path("inpainted"),
     seed: Seed = 0,
@@ -133,10 +171,10 @@ def _loaded(
     model: Path, guide: Path | None, weights: str, out: Path, decoder: Path | None = None
 ) -> "TrainedModel":
     """Return a model with its guide, once it is clear that images can be written."""
+    from maskdm.exchange.exporting import require_empty
     from maskdm.sampling.model import load
 
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out is '{out}', which is a file: name a folder.")
+    require_empty(out)
     chosen = cast("Weights", weights)  # load refuses others
     trained = load(model, chosen, autoencoder=decoder)
     if guide is None:
@@ -210,15 +248,18 @@ def info(
 
 @app.command("import")
 def import_model(
-    file: Annotated[Path, typer.Argument(help="a checkpoint or state dictionary: .pth, .pt, …")],
-    out: Annotated[Path, typer.Argument(help="the model folder to make")],
+    file: Annotated[
+        Path, typer.Argument(help="a checkpoint or state dictionary: .pth, .pt, …", parser=named)
+    ],
+    out: Annotated[Path, typer.Argument(help="the model folder to make", parser=named)],
     layout: Annotated[str, typer.Option(help="whose: uvit (baofff/U-ViT) or maskdm")],
     heads: Annotated[int | None, typer.Option(min=1, help="default: one for 64 numbers")] = None,
     path: Annotated[
         str | None, typer.Option(help="diffusion.path it was trained on; default: as it says")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="a file with the names of its classes, one a line")
+        Path | None,
+        typer.Option(help="a file with the names of its classes, one a line", parser=named),
     ] = None,
 ) -> None:
     """Make a model folder of weights that U-ViT or MaskDM published.
@@ -239,15 +280,23 @@ def import_model(
 @app.command()
 def export(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="the folder to make")],
+    out: Annotated[Path, typer.Argument(help="the folder to make", parser=named)],
     to: Annotated[str, typer.Option(help="for whom: diffusers")] = "diffusers",
     guide: Guide = None,
     weights: WhichWeights = "averaged",
-    data: Annotated[str | None, typer.Option(help="for the card: the images, in words")] = None,
-    licence: Annotated[str | None, typer.Option(help="for the card: cc-by-sa-4.0, …")] = None,
-    metrics: Annotated[Path | None, typer.Option(help="for the card: reports/metrics.json")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="for the card: the images, in words; default: as prepared")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="for the card: cc-by-sa-4.0, …; default: the images'")
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="for the card: reports/metrics.json", parser=named)
+    ] = None,
 ) -> None:
     """Make a folder that diffusers loads, with a model card and all code that it needs.
+
+    The card takes images and licence from data/prepared, if the model learned those.
 
     maskdm export models/finetune --to diffusers emoji --guide models/pretrain
     """
@@ -262,7 +311,9 @@ def export(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="what maskdm export made, its card read")],
+    folder: Annotated[
+        Path, typer.Argument(help="what maskdm export made, its card read", parser=named)
+    ],
     repo: Annotated[str, typer.Argument(help="NAME or OWNER/NAME; made if it is not there")],
     public: Annotated[bool, typer.Option("--public", help="anybody may see it")] = False,
 ) -> None:

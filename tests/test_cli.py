@@ -121,13 +121,30 @@ def test_info_says_what_a_model_is(models: Path) -> None:
             ("inpaint", "{}/finetune", "{}/finetune/config.json", "{}/none.png"),
             "config.json is no image that can be read",
         ),
-        (("sample", "{}/finetune", "--out", "{}/finetune/config.json"), "is a file: name a folder"),
+        (
+            ("sample", "{}/finetune", "--out", "{}/finetune/config.json"),
+            "is not empty: name a folder",
+        ),
+        (("sample", "{}/finetune", "--out", "{}"), "is not empty: name a folder"),
+        (
+            ("inpaint", "{}/finetune", "{}/none.png", "{}/none.png", "--out", "{}"),
+            "is not empty: name a folder",
+        ),
+        (("sample", "{}/finetune", "--out", ""), "A path is empty"),
+        (("sample", ""), "A path is empty"),
+        (("info", ""), "A path is empty"),
+        (("export", "{}/finetune", ""), "A path is empty"),
+        (("push", "", "me/emoji"), "A path is empty"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(models: Path, words: tuple[str, ...], sentence: str) -> None:
     said = call(*(word.format(models) for word in words), code=1)
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_it_says_which_version_it_is() -> None:
+    assert call("--version") == f"maskdm {maskdm.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def test_nothing_is_pickled_and_no_code_needs_maskdm(tmp_path: Path) -> None:
 
 def test_the_card_says_how_the_model_was_trained_and_measured(tmp_path: Path) -> None:
     saved(tmp_path / "model", training=[LEG.model_dump()])
-    metrics = {"fd_efficientnet_lite0": 71.9, "manifold": {"recall": 0.12}}
+    cost = {"steps": LEG.steps, "images": LEG.images, "flops": LEG.flops}
+    metrics = {"fd_efficientnet_lite0": 71.9, "manifold": {"recall": 0.12}, "training": cost}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"network_passes": 34}))
     how = {"samples": {"count": 1500, "solver": "ddpm", "nfe": 25}}
     (tmp_path / "measured.json").write_text(json.dumps(how))
@@ -147,6 +148,41 @@ def test_the_card_says_how_the_model_was_trained_and_measured(tmp_path: Path) ->
     assert "| recall | 0.12 |" in text
     assert "Drawn with count 1500, solver ddpm, nfe 25" in text
     assert "network_passes" not in text
+
+
+@pytest.mark.parametrize("where", ["beside models", "current folder", "of other images"])
+def test_the_card_has_the_images_of_the_repository_if_the_model_learned_them(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(tmp_path / "models/own", training=[LEG.model_dump()])
+    root = tmp_path / "other" if where == "current folder" else tmp_path
+    (root / "data/prepared").mkdir(parents=True)
+    about = {"source": "OpenMoji 17.0.0", "licence": "CC BY-SA 4.0", "hash": LEG.data}
+    known = where != "of other images"
+    text = json.dumps(about if known else about | {"hash": "another"})
+    (root / "data/prepared/dataset.json").write_text(text)
+    if where == "current folder":
+        monkeypatch.chdir(root)
+    export_to_diffusers(model, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert ("Trained on: OpenMoji 17.0.0." in card) == known
+    assert ("Licence: CC BY-SA 4.0, that of the images." in card) == known
+    assert "license" not in card  # that of the model is not known
+    export_to_diffusers(model, tmp_path / "told", data="emoji", licence="mit")
+    card = (tmp_path / "told/README.md").read_text()
+    assert "Trained on: emoji.\n\nLicence: mit." in card
+
+
+def test_measures_of_another_model_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "model", training=[LEG.model_dump()])
+    other = {"steps": 1, "images": 32, "flops": 99}
+    for of in (other, None):
+        (tmp_path / "metrics.json").write_text(json.dumps({"fd": 1.0, "training": of}))
+        with pytest.raises(UserError, match="is of another model: what it says of training is"):
+            export_to_diffusers(
+                tmp_path / "model", tmp_path / "out", metrics=tmp_path / "metrics.json"
+            )
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_card_is_not_told_it_says_so(tmp_path: Path) -> None:

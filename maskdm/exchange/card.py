@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from maskdm.backbones.model_folder import ModelConfig
 
@@ -24,6 +25,7 @@ def model_card(
     name: str,
     data: str | None,
     licence: str | None,
+    images: Mapping[str, Any],
     measures: Mapping[str, float],
     drawn: str | None,
     guided: bool,
@@ -33,8 +35,10 @@ def model_card(
     Args:
         config: of the model.
         name: of the model.
-        data: what it was trained on, in words.
-        licence: of that and of the model, as an SPDX identifier in lower case.
+        data: what it was trained on, in words; None for what ``images`` say.
+        licence: of that and of the model, as an SPDX identifier in lower case; None for that of the
+            images alone, since what the model's is cannot be known.
+        images: what data/prepared/dataset.json says of them; nothing if that is not known.
         measures: how good its images were found to be, by name.
         drawn: with what settings the images were drawn that they were measured on.
         guided: whether a guide is in the folder.
@@ -56,11 +60,17 @@ def model_card(
         f"{model.patch} pixels; path {config.diffusion.path}, predicts "
         f"{config.diffusion.prediction}.{guide}",
         USE.format(place=name, further=" and timm" if model.backbone == "vit" else "").rstrip(),
-        f"## Data\n\nTrained on: {data or UNSAID}.\n\nLicence: {licence or UNSAID}.",
+        f"## Data\n\nTrained on: {data or images.get('source') or UNSAID}.\n\n"
+        f"Licence: {licence or _of_images(images) or UNSAID}.",
         f"## Training\n\n{_training(config)}",
         f"## Quality\n\n{_quality(measures, drawn)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_images(about: Mapping[str, Any]) -> str | None:
+    """Return the licence of images in words, None if nothing is known of them."""
+    return f"{about['licence']}, that of the images" if about.get("licence") else None
 
 
 def _of_classes(classes: Mapping[str, int] | None) -> str:

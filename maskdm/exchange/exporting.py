@@ -27,6 +27,7 @@ ABOUT = "{what}, bundled from maskdm's own source by maskdm export."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MOST_BYTES = 2**24  # of a file of metrics, which has one or two kB
 COSTS = {"network_passes"}  # which are no measure of the images
+PREPARED = Path("data/prepared/dataset.json")
 MEASURED = "measured.json"  # beside a file of metrics: how the images were drawn
 
 
@@ -46,20 +47,20 @@ def export_to_diffusers(
         folder: to write; empty, or made.
         guide: the folder of a worse model, which images are led away from; None for none.
         weights: averaged or raw.
-        data: what the model was trained on, in words, for the card.
-        licence: of that and of the model, for the card.
-        metrics: what the stage fid wrote, for the card; how the images were drawn is read from
-            measured.json beside it.
+        data: what the model was trained on, in words, for the card; None for what the prepared
+            images say, if they are the ones it learned (``_images_of``).
+        licence: of that and of the model, for the card; None for that of the images, if they say.
+        metrics: what the stage fid wrote of this model, for the card; how the images were drawn is
+            read from measured.json beside it.
 
     Raises:
-        UserError: if a model is damaged, they do not fit together, the model draws latents, or the
-            folder is not empty.
+        UserError: if a model is damaged, they do not fit together, the model draws latents, the
+            metrics are of another model, or the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
-    measures, drawn = ({}, None) if metrics is None else _measured(metrics)
+    require_empty(folder)
     trained = load(model, weights, device="cpu")
     components, index, config = {DENOISER: trained}, {}, trained.config
+    measures, drawn = ({}, None) if metrics is None else _measured(metrics, config)
     if config.latents is not None:
         raise UserError(
             f"{model} draws the latents of an autoencoder, and what is exported has no decoder for "
@@ -81,7 +82,10 @@ def export_to_diffusers(
     bundle = Bundle()
     bundle.add(f"{PACKAGE}.exchange.diffusers_pipeline", PIPELINE_CLASS)
     write_text(folder / f"{PIPELINE}.py", bundle.text(ABOUT.format(what="Drawing images")))
-    card = model_card(config, folder.name, data, licence, measures, drawn, guide is not None)
+    images = _images_of(model, config)
+    card = model_card(
+        config, folder.name, data, licence, images, measures, drawn, guide is not None
+    )
     write_text(folder / "README.md", card)
     write_json(
         folder / "model_index.json",
@@ -96,6 +100,16 @@ def export_to_diffusers(
             "classes": config.classes,
         },
     )
+
+
+def require_empty(folder: Path) -> None:
+    """Check that what is written to a folder will not be mixed with what is there.
+
+    Raises:
+        UserError: if it is a folder with something in it, or a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
 
 
 def _network_source(config: ModelConfig) -> str:
@@ -126,9 +140,35 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _measured(path: Path) -> tuple[dict[str, float], str]:
-    """Return what a metrics file says of the images, and in words how the images were drawn."""
+def _images_of(model: Path, config: ModelConfig) -> Mapping[str, Any]:
+    """Return what the prepared images that a model learned say of themselves; nothing if unknown.
+
+    They are looked for beside the folder ``models`` in which the model lies, and in the current
+    folder, and are known by their hash, which every leg of training must have.
+    """
+    learned = {leg.data for leg in config.training}
+    for root in (model.absolute().parent.parent, Path()):
+        try:
+            about = _table(root / PREPARED)
+        except UserError:
+            continue
+        if learned == {about.get("hash")}:
+            return about
+    return {}
+
+
+def _measured(path: Path, config: ModelConfig) -> tuple[dict[str, float], str]:
+    """Return what a metrics file says of the images, and in words how the images were drawn.
+
+    Raises:
+        UserError: if it is no file of metrics, or one of a model that was trained otherwise.
+    """
     content = _table(path)
+    if content.get("training") != config.cost:
+        raise UserError(
+            f"{path} is of another model: what it says of training is "
+            f"{json.dumps(content.get('training'))}, and this model's is {json.dumps(config.cost)}."
+        )
     spans = content.get("manifold", {})  # precision, recall, density, coverage
     if not isinstance(spans, Mapping):
         raise UserError(f"{path} is no file of metrics: its manifold is no table.")
