@@ -57,12 +57,23 @@ def test_plots_of_two_runs_are_one_page_that_loads_nothing(comparison):
         assert shown == clone.git("rev-parse", f"{commit}:reports/samples.png")
 
 
+def test_axes_are_logarithmic_and_hold_nothing_without_a_logarithm(comparison):
+    """On linear ones both runs lie on the floor; the start, at no compute, has no place on these."""
+    for title, spec in comparison[1].charts.items():
+        axes = [spec["encoding"][axis] for axis in ("x", "y")]
+        assert [axis["scale"]["type"] for axis in axes] == ["log", "log"], title
+        assert [rule["filter"] for rule in spec["transform"]] == [
+            {"field": axis["field"], "gt": 0} for axis in axes
+        ]
+
+
 @needs_browser
 def test_plots_are_drawn_without_a_network(comparison, tmp_path):
     _, page, path = comparison
-    dom, _ = visit(path, tmp_path)
+    dom, said = visit(path, tmp_path)
     drawn = drawings(dom)
     assert len(drawn) == len(page.charts)
+    assert said == []
     assert all(">HEAD<" in chart and ">other<" in chart for chart in drawn)
 
 
