@@ -4,12 +4,12 @@ What it draws is what the pipeline and ``TrainedModel.sample`` draw with the sam
 """
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from maskdm import __version__
 from maskdm.runtime.command import plain_app, run_commands
 from maskdm.runtime.errors import UserError
 
@@ -69,13 +69,13 @@ WhichWeights = Annotated[str, typer.Option(help="averaged or raw")]
 
 def _say_version(asked: bool) -> None:
     if asked:
-        print(f"maskdm {__version__}")
+        print(f"maskdm {version('maskdm')}")
         raise typer.Exit
 
 
 @app.callback()
 def about(
-    version: Annotated[
+    asked: Annotated[
         bool,
         typer.Option(
             "--version", help="Say which version this is.", callback=_say_version, is_eager=True

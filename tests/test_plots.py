@@ -58,7 +58,7 @@ def test_plots_of_two_runs_are_one_page_that_loads_nothing(comparison):
 
 
 def test_axes_are_logarithmic_and_hold_nothing_without_a_logarithm(comparison):
-    """On linear ones both runs lie on the floor; the start, at no compute, has no place on these."""
+    """On linear ones both runs lie on the floor; the start, at no compute, has no place here."""
     for title, spec in comparison[1].charts.items():
         axes = [spec["encoding"][axis] for axis in ("x", "y")]
         assert [axis["scale"]["type"] for axis in axes] == ["log", "log"], title

@@ -38,7 +38,7 @@ BUNDLE
 </body>
 </html>
 """
-# DVC fills what a template tells lines apart by with {} where there is one file to tell: Vega warns.
+# Where lines need not be told apart by dashes, DVC leaves {} in the template, of which Vega warns.
 DRAW = """
 for (const [place, spec] of waiting) {
   for (const [channel, how] of Object.entries(spec.encoding ?? {}))
