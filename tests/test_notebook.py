@@ -1,6 +1,7 @@
 """The notebook runs from its first cell to its last, and shows what it says it shows."""
 
 import base64
+import os
 from io import BytesIO
 
 import nbformat
@@ -19,6 +20,27 @@ def test_no_outputs_are_kept_that_could_be_stale():
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_the_images_that_it_names_are_those_of_the_run(tmp_path, monkeypatch, own):
+    """The cells that train, where dvc and python only say what they were asked for."""
+    (tmp_path / "bin").mkdir()
+    for name in ("dvc", "python"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=os.pathsep)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    names = ("PRESET = ", "%%bash -s")
+    settings, train = notebook.cells = [c for c in notebook.cells if c.source.startswith(names)]
+    if own:
+        settings.source = settings.source.replace("DATA = None", f'DATA = "{tmp_path}/my images"')
+    NotebookClient(notebook, kernel_name="python3").execute()
+    said = "".join(output.text for output in train.outputs)
+    images = f"-S data.source=folder -S data.path={tmp_path}/my images " if own else ""
+    assert said == f"python -m tools.preset tiny\ndvc exp run --quiet {images}finetune\n"
 
 
 @pytest.mark.slow
