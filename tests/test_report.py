@@ -12,13 +12,13 @@ from benchmarks.evidence.plan import read_matrix
 from benchmarks.evidence.results import read_results, read_step_times
 from benchmarks.evidence.summary import entries, transfers
 from tests.support.browser import drawings, needs_browser, visit, written
-from tests.support.clones import ROOT, clone_tree
+from tests.support.clones import ROOT, Clone, clone_tree
 from tools.report import definitions
 from tools.report.charts import AXES
 from tools.report.evidence import plus_minus, rows_of
 from tools.report.experiments import Experiment
 from tools.report.measures import measures
-from tools.report.page import DEFAULTS, different
+from tools.report.page import DEFAULTS, beside, different
 
 LETTER = 5.5  # pixels, of the charts' font of 10
 
@@ -41,6 +41,13 @@ YARDSTICKS = {
     },
     "uniform_noise": {"kid_efficientnet_lite0": 0.617, "fd_efficientnet_lite0": 334.0},
 }
+NEIGHBOURS = {
+    "distance": 11.4731,
+    "ratio": 1.2107,
+    "ratio_null": [0.962, 1.0384],
+    "close": 0.0,
+    "close_null": [0.0, 0.0333],
+}
 
 
 def run(name: str, params: str = "", metrics=METRICS, reference: str = "one") -> Experiment:
@@ -48,6 +55,7 @@ def run(name: str, params: str = "", metrics=METRICS, reference: str = "one") ->
         "params.yaml": params.encode(),
         "reports/metrics.json": json.dumps(metrics).encode(),
         "reports/measured.json": json.dumps({"reference": {"hash": reference}}).encode(),
+        "reports/neighbours.json": json.dumps(NEIGHBOURS if metrics else {}).encode(),
         "reports/yardsticks.json": json.dumps(YARDSTICKS).encode(),
     }
     return Experiment(name, files.get)
@@ -66,6 +74,8 @@ def test_a_measure_stands_beside_its_yardsticks_with_its_spread():
     assert rows["fd_efficientnet_lite0_infinity"] == ("lower", limit)
     assert rows["manifold.recall"] == ("higher", ["0.12", "0.74", None])
     assert rows["kid_efficientnet_lite0_heldout"][1][0] == "0.0521 ± 0.002"
+    assert rows["neighbours.ratio"] == ("not lower", ["1.21", "0.962 … 1.04", None])
+    assert rows["neighbours.close"] == ("not higher", ["0", "0 … 0.0333", None])
     assert not {
         name for name in rows if "_std" in name or "interval" in name or name == "network_passes"
     }
@@ -80,10 +90,33 @@ def test_a_run_measured_against_other_images_is_named():
 def test_only_the_parameters_that_differ_come_first():
     runs = [run("a", "mask: {rate: 0.75}\nseed: 0"), run("b", "mask: {rate: 0.6}\nseed: 0")]
     assert different(runs) == [("mask.rate", [0.75, 0.6], True)]
+
+
+def test_a_run_alone_is_compared_with_the_last_commit_and_else_with_the_preset(
+    tmp_path, monkeypatch
+):
+    """A run of another preset differs from the defaults in many, from the last commit in one."""
     defaults = (ROOT / f"presets/{DEFAULTS}.yaml").read_text()
-    assert different([run("workspace", defaults)]) == []
-    changed = defaults.replace("seed: 0  ", "seed: 7  ", 1)
-    assert different([run("workspace", changed)]) == [("seed", [7, 0], True)]
+    committed = defaults.replace("rate: 0.75", "rate: 0.5", 1)
+    changed = committed.replace("seed: 0  ", "seed: 7  ", 1)
+    assert len({defaults, committed, changed}) == 3
+    clone = Clone(tmp_path / "clone")
+    clone.path.mkdir()
+    for name, value in clone.environment.items():
+        if name.startswith(("DVC", "GIT")):
+            monkeypatch.setenv(name, value)
+    nothing = beside(run("workspace", defaults), clone.path)  # no history, no DVC
+    assert nothing.name == f"the preset {DEFAULTS}"
+    (clone.path / "params.yaml").write_text(committed)
+    clone.git("init", "--quiet")
+    clone.call("dvc", "init", "--quiet")
+    clone.git("add", "--all")
+    clone.git("-c", "user.name=x", "-c", "user.email=x", "commit", "--quiet", "--message", "x")
+    one, same = run("workspace", changed), run("workspace", committed)
+    head, preset = beside(one, clone.path), beside(same, clone.path)
+    assert (head.name, preset.name) == ("HEAD", nothing.name)
+    assert different([one, head]) == [("seed", [7, 0], True)]
+    assert different([same, preset]) == [("mask.rate", [0.5, 0.75], True)]
 
 
 def test_every_arm_and_tuning_of_the_matrix_has_words_of_its_own():
@@ -129,6 +162,36 @@ def test_the_run_and_what_differs_come_before_the_evidence(page):
     metrics = json.loads((page.parent / "metrics.json").read_text())
     assert f"<td>{metrics['fd_efficientnet_lite0']:.3g}</td>" in run
     assert "A class a row" not in text  # it has none
+
+
+@pytest.mark.slow
+def test_every_chapter_is_named_once_and_linked_at_the_top(page):
+    text = page.read_text()
+    chapters = re.findall(r"<h2(.*?)>(.*?)</h2>", text)
+    assert len({title for _, title in chapters}) == len(chapters) >= 7
+    linked = re.findall(r'href="#(\S+)"', text[text.index("<nav>") : text.index("</nav>")])
+    assert [f' id="{place}"' for place in linked] == [place for place, _ in chapters]
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(("width", "stacked"), [(400, True), (1200, False)])
+def test_measures_and_yardsticks_are_on_the_screen_of_a_telephone(page, tmp_path, width, stacked):
+    """A script that is added to the page writes down how wide what is there became."""
+    probe = (
+        "<script>setTimeout(() => { const table = document.querySelector('.stack');"
+        "document.body.dataset.found = JSON.stringify([table.parentElement.scrollWidth, "
+        "table.parentElement.clientWidth, getComputedStyle(table.rows[1]).display]); }, 50)"
+        "</script></body>"
+    )
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", probe))
+    dom, _ = visit(probed, tmp_path / "profile", f"--window-size={width},900")
+    needed, there, display = json.loads(
+        re.search(r'data-found="([^"]*)"', dom)[1].replace("&quot;", '"')
+    )
+    assert needed <= there
+    assert (display == "block") == stacked
 
 
 @pytest.mark.slow

@@ -123,7 +123,40 @@ def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
         rows: ``tokens, budget, factor, bound, dataset, seeds``.
         shapes: bound → the shape of its mark.
     """
+    names = list(dict.fromkeys(row["tokens"] for row in rows))
+    datasets = sorted({row["dataset"] for row in rows})
+    chart = (
+        alt.layer(*_regimes(rows, shapes, datasets), data=_data(rows))
+        .properties(width=WIDTH, height=HEIGHT)
+        .facet(column=alt.Column("tokens:N", title=None, sort=names))
+    )
+    return _spec(chart) | {"background": "white"}
+
+
+def regime_charts(rows: Rows, shapes: Mapping[str, str]) -> dict[str, Spec]:
+    """Return the columns of ``regime_map`` as charts that a telephone's screen holds."""
+    found = {}
+    for tokens in dict.fromkeys(row["tokens"] for row in rows):
+        own = [row for row in rows if row["tokens"] == tokens]
+        datasets = sorted({row["dataset"] for row in rows})  # one colour each, in every chart
+        layers = _regimes(own, shapes, datasets, orient="bottom", columns=2)
+        chart = alt.layer(*layers, data=_data(own)).properties(width="container", height=HEIGHT)
+        spec = _spec(chart)
+        spec["config"]["legend"] = {
+            "layout": {"bottom": {"anchor": "start", "direction": "vertical"}}
+        }
+        found[tokens] = spec
+    return found
+
+
+def _regimes(
+    rows: Rows, shapes: Mapping[str, str], datasets: Sequence[str], **legend: Any
+) -> list[alt.Chart]:
+    """Return the line of equal compute and the marks."""
     logarithmic = alt.Scale(type="log", nice=False, padding=15)
+    shape = alt.Scale(domain=list(shapes), range=list(shapes.values()))
+    seeds = alt.Scale(domain=["one", "several"], range=[0.35, 1.0])
+    budgets = sorted({row["budget"] for row in rows})
     marks = (
         alt.Chart()
         .mark_point(size=60, opacity=0.75)
@@ -132,7 +165,7 @@ def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
                 "budget:Q",
                 title="scratch's budget, training FLOPs",
                 scale=logarithmic,
-                axis=alt.Axis(format=".3~e", values=sorted({row["budget"] for row in rows})),
+                axis=_axis("~s", values=budgets),
             ),
             y=alt.Y(
                 "factor:Q",
@@ -140,27 +173,20 @@ def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
                 scale=logarithmic,
                 axis=alt.Axis(format="~g", values=[0.5, 0.7, 1, 1.4, 2, 3, 4]),
             ),
-            color=alt.Color("dataset:N", title=None, scale=alt.Scale(scheme="tableau10")),
+            color=alt.Color(
+                "dataset:N",
+                title=None,
+                scale=alt.Scale(domain=list(datasets), scheme="tableau10"),
+                legend=alt.Legend(**legend),
+            ),
             shape=alt.Shape(
-                "bound:N",
-                title="the factor is",
-                scale=alt.Scale(domain=list(shapes), range=list(shapes.values())),
+                "bound:N", title="the factor is", scale=shape, legend=alt.Legend(**legend)
             ),
-            opacity=alt.Opacity(
-                "seeds:N",
-                title="seeds",
-                scale=alt.Scale(domain=["one", "several"], range=[0.35, 1.0]),
-            ),
+            opacity=alt.Opacity("seeds:N", title="seeds", scale=seeds, legend=alt.Legend(**legend)),
         )
     )
-    even = alt.Chart().mark_rule(strokeDash=[4, 4]).encode(y=alt.datum(1))
-    names = list(dict.fromkeys(row["tokens"] for row in rows))
-    chart = (
-        alt.layer(even, marks, data=_data(rows))
-        .properties(width=WIDTH, height=HEIGHT)
-        .facet(column=alt.Column("tokens:N", title=None, sort=names))
-    )
-    return _spec(chart) | {"background": "white"}
+    even = alt.Chart().mark_rule(strokeDash=[4, 4], color="#888").encode(y=alt.datum(1))
+    return [even, marks]
 
 
 def _axis(numbers: str, **more: Any) -> alt.Axis:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Mapping
 from math import floor, log10
-from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence import decided
@@ -17,8 +16,8 @@ from benchmarks.evidence.summary import (
     entries,
     transfers,
 )
-from tools.report import definitions
-from tools.report.charts import Spec, against_compute, dots
+from tools.report import definitions, regimes
+from tools.report.charts import Spec, against_compute, dots, regime_charts
 from tools.tables import decision
 
 TITLES = {
@@ -27,13 +26,12 @@ TITLES = {
     "kid": "kernel distance to training images",
 }
 COMPARED = {  # parts of the matrix → headings; the user's own runs first
-    "reduced": "Is masking at half the compute as good as scratch at the whole?",
-    "confirmation": "Does masked pretraining pay at equal compute?",
-    "fine": "With patches of 2 pixels: four times as many tokens",
+    "reduced": "The quick comparison of make evidence: masking at half the compute",
+    "confirmation": "At equal compute, patches of 4 pixels",
+    "fine": "At equal compute, patches of 2 pixels",
 }
 DECIDED = ("reduced",)  # of these, compared as the deciding experiment is
 SCREENED = {"screening": "", "fine-screening": ", patches of 2 pixels"}  # parts → what to add
-REGIMES = Path("reports/regimes.png")
 NEVER = "never"
 NOTHING = "–"
 
@@ -41,9 +39,10 @@ NOTHING = "–"
 def comparisons() -> list[dict[str, Any]]:
     """Return a section for every compared part of the matrix of which there are runs.
 
-    Each has ``title``, ``decided`` (whether it is compared as the deciding experiment is),
-    ``head``, ``full`` and ``smaller`` (rows of the headline table at the whole budget and below
-    it), ``arms`` with what they do, ``charts`` by dataset and measure, and ``samples`` by dataset.
+    Each has ``name``, ``title``, ``decided`` (whether it is compared as the deciding experiment
+    is), ``head``, ``full`` and ``smaller`` (rows of the headline table at the whole budget and
+    below it), ``arms`` with what they do, ``charts`` by dataset and measure, and ``samples`` by
+    dataset.
     """
     step_times = read_step_times()
     found = []
@@ -53,6 +52,7 @@ def comparisons() -> list[dict[str, Any]]:
             continue
         found.append(
             {
+                "name": part,
                 "title": title,
                 "decided": part in DECIDED,
                 "arms": definitions.arms(result.run.arm for result in results),
@@ -82,12 +82,13 @@ def deciding() -> dict[str, Any] | None:
     if not decision.REPORT.exists():
         return None
     found = decision.read()["comparisons"]
+    marks = regimes.rows()
     return {
         "head": decision.HEAD,
         "rows": decision.rows_of(found),
         "arms": definitions.arms(row["arm"] for row in found),
         "tunings": definitions.tunings(row["against"] for row in found),
-        "map": inline(REGIMES.read_bytes()) if REGIMES.exists() else None,
+        "map": regime_charts(marks, regimes.shapes(marks)),
     }
 
 

@@ -94,7 +94,7 @@ def experiments(names: list[str], root: Path) -> list[Experiment]:
     Raises:
         UserError: if there is no such revision, or it holds no finished run.
     """
-    found = [_experiment(name, root) for name in names or [WORKSPACE]]
+    found = [experiment(name, root) for name in names or [WORKSPACE]]
     for one in found:
         if names and one.read("reports/metrics.json") is None:
             raise UserError(
@@ -104,7 +104,12 @@ def experiments(names: list[str], root: Path) -> list[Experiment]:
     return found
 
 
-def _experiment(name: str, root: Path) -> Experiment:
+def experiment(name: str, root: Path) -> Experiment:
+    """Return what is at a revision, an experiment or in the workspace, finished or not.
+
+    Raises:
+        UserError: if there is no such revision.
+    """
     if name == WORKSPACE:
 
         def from_disk(path: str) -> bytes | None:

@@ -22,6 +22,19 @@ MEASURES = {
     "manifold.density": ("how densely real images lie around a sample; 1 for real ones", "higher"),
     "manifold.coverage": ("share of real images with a sample near them", "higher"),
 }
+# Of reports/neighbours.json, with what each would be for new images; which way is better.
+COPYING = {
+    "ratio": (
+        "how far samples are from their nearest training image, over how far held-out images are; "
+        "about 0 for copies. In the place of held-out images: its values for new images, 95 %",
+        "not lower",
+    ),
+    "close": (
+        "share of samples as near to a training image as the nearest hundredth of the held-out "
+        "images; the same",
+        "not higher",
+    ),
+}
 HELDOUT, SPREAD = "_heldout", "_std"
 LIMIT, INTERVAL = "_infinity", "_interval"
 
@@ -49,6 +62,7 @@ def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
             what = "what infinitely many samples of the model would have, with its 95 % interval"
         marks = [value(scale[key], name) for key in there]
         rows.append((name, what, better, [value(one, name) for one in found] + marks))
+    rows += _copying(runs, there)
     hashes = [one.get("reference.hash") for one in found]
     return {
         "head": [one.name for one in runs] + [YARDSTICKS[key] for key in there],
@@ -58,6 +72,20 @@ def measures(runs: Sequence[Experiment]) -> dict[str, Any] | None:
             one.name for one, own in zip(runs, hashes, strict=True) if own != hashes[0] and own
         ],
     }
+
+
+def _copying(runs: Sequence[Experiment], yardsticks: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the rows that say whether the runs copy; new images stand in as the yardstick."""
+    found = [one.json("reports/neighbours.json") for one in runs]
+    rows = []
+    for name, (what, better) in COPYING.items():
+        if any(one.get(name) is not None for one in found):
+            cells = [None if one.get(name) is None else f"{one[name]:.3g}" for one in found]
+            null = found[0].get(f"{name}_null")
+            chance = f"{null[0]:.3g} … {null[1]:.3g}" if null else None
+            marks = [chance if key == "heldout" else None for key in yardsticks]
+            rows.append((f"neighbours.{name}", what, better, cells + marks))
+    return rows
 
 
 def about(name: str) -> tuple[str, str] | None:

@@ -17,11 +17,12 @@ from benchmarks.presets import DEFAULTS, path_of
 from benchmarks.speed.machine import machine, versions
 from maskdm.data.registry import with_classes
 from maskdm.runtime.command import run
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_text
 from tools.report import definitions, evidence
 from tools.report.charts import AXES, Spec, against_compute
 from tools.report.evidence import inline
-from tools.report.experiments import Experiment, experiments
+from tools.report.experiments import Experiment, experiment, experiments
 from tools.report.measures import measures
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,7 +35,8 @@ CURVES = {
 PICTURES = {  # of a run, if it has them
     "samples": "Samples",
     "classes": "A class a row, a noise a column",
-    "neighbours": "Samples and the training images nearest to them",
+    "neighbours": "Samples and the training images nearest to them, nearest first; the numbers "
+    "are the distances to the nearest, in features",
     "previews": "What the model drew while it was trained, always from the same noise",
     "denoising": "From noise to sample",
     "interpolation": "Between two samples",
@@ -53,6 +55,7 @@ def main(
 ) -> None:
     """Write the report."""
     runs = experiments(revisions or [], ROOT)
+    compared_with = beside(runs[0]) if len(runs) == 1 else None
     charts: dict[str, Spec] = {}
 
     def draw(name: str, spec: Spec) -> str:
@@ -64,8 +67,8 @@ def main(
         "revisions": revisions or [],
         "axes": AXES,
         "runs": runs,
-        "defaults": DEFAULTS,
-        "differs": different(runs),
+        "beside": compared_with,
+        "differs": different([*runs, compared_with] if compared_with else runs),
         "measures": measures(runs),
         "curves": {file: chart for file in CURVES if (chart := curves(runs, file))},
         "pictures": pictures(runs),
@@ -115,15 +118,24 @@ def curves(runs: Sequence[Experiment], file: str) -> Spec | None:
 
 
 def different(runs: Sequence[Experiment]) -> list[tuple[str, list[Any], bool]]:
-    """Return the parameters in which runs differ, as ``compared`` does.
+    """Return the parameters in which runs differ, as ``compared`` does."""
+    return [row for row in compared([one.params() for one in runs]) if row[2]]
 
-    One alone is compared with the preset of the defaults, whose values come second.
+
+def beside(one: Experiment, root: Path = ROOT) -> Experiment:
+    """Return what a run that is shown alone is compared with.
+
+    That is the last commit, whose few differences are what was tried last, or the preset of the
+    defaults if that has the same parameters, or none.
     """
-    found = [one.params() for one in runs]
-    if len(found) == 1:
-        preset = path_of(DEFAULTS)
-        found.append(Experiment(DEFAULTS, lambda _: preset.read_bytes()).params())
-    return [row for row in compared(found) if row[2]]
+    try:
+        head = experiment("HEAD", root)
+        if (before := head.params()) and before != one.params():
+            return head
+    except UserError:  # no history
+        pass
+    preset = path_of(DEFAULTS)
+    return Experiment(f"the preset {DEFAULTS}", lambda _: preset.read_bytes())
 
 
 def compared(found: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool]]:
