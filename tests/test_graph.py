@@ -32,7 +32,7 @@ ROOMS = {
 }
 ROOMS["examples"] = set(ROOMS)
 ROOMS["exchange"] = {"backbones", "diffusion", "runtime", "sampling"}
-ROOMS["cli"] = {"backbones", "exchange", "figures", "runtime", "sampling"}
+ROOMS["cli"] = {"backbones", "data", "exchange", "figures", "runtime", "sampling"}
 OURS = ("maskdm", "stages", "benchmarks", "tools", "tests")
 
 each_stage = pytest.mark.parametrize("stage", STAGES)
