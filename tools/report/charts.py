@@ -182,7 +182,7 @@ def _regimes(
             shape=alt.Shape(
                 "bound:N", title="the factor is", scale=shape, legend=alt.Legend(**legend)
             ),
-            opacity=alt.Opacity("seeds:N", title="seeds", scale=seeds, legend=alt.Legend(**legend)),
+            opacity=alt.Opacity("seeds:O", title="seeds", scale=seeds, legend=alt.Legend(**legend)),
         )
     )
     even = alt.Chart().mark_rule(strokeDash=[4, 4], color="#888").encode(y=alt.datum(1))
