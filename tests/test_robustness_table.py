@@ -75,9 +75,13 @@ def test_what_was_tried_is_a_row(row, reports):
 
 
 def test_what_was_not_tried_is_none(reports):
-    assert "signals" not in robustness.table()
+    assert "signals to" not in robustness.table()
+    assert robustness.table().endswith(
+        "| signals and faults in all | 15 | 2 results lost, 1 wrong |"
+    )
     torture = {"pretrain": PHASE, "finetune": PHASE}
     (reports / "torture.json").write_text(json.dumps(torture))
     assert "| signals to finetune | 4 | 0 wrong |" in robustness.table()
+    assert "| signals and faults in all | 23 | 2 results lost, 1 wrong |" in robustness.table()
     (reports / "robustness.json").unlink()
     assert "odd files" not in robustness.table()

@@ -15,7 +15,24 @@ def table() -> str:
     lines = ["| tried | how often | what came of it |", "| --- | --- | --- |"]
     for key, rows in KINDS.items():
         lines += [f"| {' | '.join(row)} |" for row in rows(report[key])] if report.get(key) else []
-    return "\n".join(lines)
+    return "\n".join([*lines, f"| {' | '.join(_in_all(report))} |"])
+
+
+def _in_all(report: Mapping[str, Any]) -> Row:
+    """Return the sum of the signals and faults that struck whole stages and pipelines."""
+    prepare, writes = report.get("kills_of_prepare", {}), report.get("faults_at_writes", {})
+    trained = [report["torture"][p] for p in ("pretrain", "finetune") if report["torture"]]
+    dvc = list(report.get("kills_under_dvc", {}).values())
+    count = writes.get("faults", 0) + sum(
+        sum(own[key].values())
+        for parts, key in ((dvc, "kills"), (trained, "signals"), ([prepare], "signals"))
+        for own in parts
+        if own
+    )
+    lost = sum(len(own.get("lost", ())) for own in (writes, *dvc))
+    wrong = sum(len(own.get("wrong", ())) for own in (writes, *dvc))
+    wrong += sum(len(own.get("differing", ())) for own in (prepare, *trained))
+    return "signals and faults in all", f"{count:,}", f"{lost} results lost, {wrong} wrong"
 
 
 def _read(name: str) -> dict[str, Any]:
