@@ -209,6 +209,42 @@ def _write(images: "Images", folder: Path, about: dict[str, Any]) -> None:
 
 
 @app.command()
+def unpack(
+    samples: Annotated[
+        Path, typer.Argument(help="what the stage sample wrote: data/samples", parser=named)
+    ] = Path("data/samples"),
+    out: Out = Path("unpacked"),
+) -> None:
+    """Write the samples that the pipeline drew, which are one array, as images.
+
+    Writes 00000.png …, grid.png and samples.json, which says how they were made.
+
+    maskdm unpack data/samples --out pictures
+    """
+    import numpy as np
+    from PIL import Image
+
+    from maskdm.exchange.exporting import require_empty
+    from maskdm.sampling.images import Images
+
+    require_empty(out)
+    try:
+        array = np.load(samples / "samples.npy", mmap_mode="r")
+        about = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
+        images = Images(
+            Image.fromarray(np.squeeze(pixels, -1 if pixels.shape[-1] == 1 else ()))
+            for pixels in array
+        )
+        _write(images, out, dict(about))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"There is no {error.filename}: dvc repro draws samples.") from None
+    except (ValueError, TypeError, EOFError, AttributeError) as error:
+        raise UserError(
+            f"{samples} is damaged ({error}): dvc repro -f sample draws it anew."
+        ) from None
+
+
+@app.command()
 def info(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="all of its config, as JSON")] = False,

@@ -95,6 +95,24 @@ def test_inpainting_is_that_of_python(models: Path, tmp_path: Path) -> None:
     assert (about["solver"], about["nfe"], about["mask"]) == ("ddpm", 3, str(tmp_path / "mask.png"))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_samples_of_the_pipeline_become_images(channels: int, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels), dtype=np.uint8)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    assert "There is no" in call("unpack", folder, "--out", tmp_path / "out", code=1)
+    np.save(folder / "samples.npy", drawn)
+    (folder / "samples.json").write_text('{"solver": "ddpm"}')
+    call("unpack", folder, "--out", tmp_path / "out")
+    for number, pixels in enumerate(drawn):
+        with Image.open(tmp_path / f"out/{number:05}.png") as written:
+            assert np.array_equal(np.asarray(written).reshape(pixels.shape), pixels)
+    assert json.loads((tmp_path / "out/samples.json").read_text()) == {"solver": "ddpm"}
+    assert "is not empty" in call("unpack", folder, "--out", tmp_path / "out", code=1)
+    (folder / "samples.npy").write_bytes(b"no array")
+    assert "is damaged" in call("unpack", folder, "--out", tmp_path / "new", code=1)
+
+
 def test_info_says_what_a_model_is(models: Path) -> None:
     said = call("info", models / "finetune")
     assert "classes: cat, dog" in said
