@@ -27,6 +27,9 @@ COLOURS = FeatureNetwork(
 )
 
 
+COSTS = {"network_passes": 16, "training": {"steps": 1, "images": 8, "flops": 1}}
+
+
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that measures samples, and returns all reports by name."""
@@ -43,7 +46,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         )  # fmt: skip
         Path("params.yaml").write_text("fid: {features: {extractor: efficientnet-lite0}}\n")
         write_array(Path("data/samples/samples.npy"), samples)
-        write_json(Path("data/samples/samples.json"), {"count": len(samples)})
+        write_json(Path("data/samples/samples.json"), {"count": len(samples)} | COSTS)
         for stage in (reference, fid, neighbours):
             stage.main()
         return {path.stem: read(path) for path in Path("reports").glob("*.json")}
@@ -87,7 +90,7 @@ def test_what_one_image_does_not_allow_is_left_out_and_said(measured, capsys):
     assert not any(name.startswith(("kid", "fd")) for name in found["metrics"])
     assert found["yardsticks"]["heldout"] == {"manifold": {}}
     assert found["metrics"]["manifold"] == {}
-    assert found["metrics"]["count"] == 1
+    assert found["measured"]["samples"]["count"] == 1
     said = capsys.readouterr().out
     assert f"{KID} is left out: it needs at least 2 images on both sides, not 1 samples" in said
     assert f"{FRECHET} is left out: it needs at least 4 images on both sides" in said

@@ -142,7 +142,7 @@ def test_clipping_bounds_the_step_but_reports_the_norm_before_it(emoji):
         return state.history.norms[0], state
 
     norm, free = moved(None)
-    same, clipped = moved(1e-9)  # so small that AdamW's ε swallows the step
+    same, clipped = moved(1e-8)  # so small that AdamW's ε swallows most of the step
     assert norm == pytest.approx(same)
     start = build_backbone(MODEL, 32, 3, 0)
     distance = [

@@ -93,7 +93,7 @@ def result_of(matrix: Params, run: Run) -> dict[str, Any]:
         if part["distance_at"]:
             sample.main()
             fid.main()
-            measured.append(distances(json.loads(Path("reports/metrics.json").read_text())))
+            measured.append(distances())
     config = load_config(Path("models/finetune"))
     timing = {
         phase: json.loads(Path(f"reports/timing/{phase}.json").read_text())
@@ -151,9 +151,13 @@ def write_params(params: Params) -> None:
     Path("params.yaml").write_text(json.dumps(params), encoding="utf-8")
 
 
-def distances(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return a point of the curve of distances: its compute, and the distances."""
-    extractor = EXTRACTORS[metrics["features"]["extractor"]]
+def distances() -> dict[str, float]:
+    """Return what the stage fid has just reported: the compute, and the distances."""
+    metrics, how = (
+        json.loads(Path(f"reports/{name}.json").read_text(encoding="utf-8"))
+        for name in ("metrics", "measured")
+    )
+    extractor = EXTRACTORS[how["features"]["extractor"]]
     point = {key: metrics["training"][key] for key in ("flops", "images")}
     return point | {
         name: metrics[key]

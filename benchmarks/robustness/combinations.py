@@ -28,7 +28,7 @@ from benchmarks.robustness.report import REPORT, write_report
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
-from maskdm.runtime.params import Params, merge, read_section
+from maskdm.runtime.params import Params, merge
 from stages import check
 
 TRAINED: dict[str, Sequence[Any]] = {  # of both phases
@@ -225,12 +225,8 @@ def refusal(row: Mapping[Key, Any]) -> str | None:
         Exception: whatever it raises that is no sentence.
     """
     params = params_of(row)
-
-    def section(_: Path, name: str, kind: Any) -> Any:
-        return read_section(params, name, kind)
-
     # Most of the time of a check is that of reading the file.
-    instead = mock.patch.multiple(check, read_params=lambda _: params, read_section=section)
+    instead = mock.patch.object(check, "read_params", return_value=params)
     try:
         with instead, redirect_stdout(io.StringIO()):
             check.check(Path("params.yaml"))

@@ -166,8 +166,7 @@ def train(cell: Cell) -> None:
             write_params(params | {"sample": section})
             sample.main()
             fid.main()
-            metrics = json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
-            measured[name] = distances(metrics)
+            measured[name] = distances()
             save(
                 grid(np.load("data/samples/samples.npy")[:SHOWN], columns=10),
                 target.with_name(f"{target.name}_{name}.png"),
@@ -176,10 +175,10 @@ def train(cell: Cell) -> None:
             phase: json.loads(Path(f"reports/timing/{phase}.json").read_text(encoding="utf-8"))
             for phase in ("pretrain", "finetune")
         }
+        config = load_config(Path("models/finetune"))
         kept = {
             "cell": vars(cell),
-            "flops": load_config(Path("models/finetune")).flops,
-            "images": metrics["training"]["images"],
+            **{name: config.cost[name] for name in ("flops", "images")},
             "distances": {
                 name: {measure: found[measure] for measure in ("fd", "kid") if measure in found}
                 for name, found in measured.items()
