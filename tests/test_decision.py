@@ -118,7 +118,7 @@ def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole(tuning)
         assert {(run.tuning, run.share) for run in own} == {(tuned.tuning, tuned.share)}
     assert len(runs) == 2 * len(decision.SEEDS) * len(best)  # none where nothing was chosen yet
     deciding = {run.of for run in runs[: len(runs) // 2]}  # those come first
-    assert deciding == ({1.0, 0.5} if best else set())
+    assert deciding == {1.0 if arm == SCRATCH else 0.5 for _, arm in best}
     assert best or tuning != "decision-tuning"
     for run in runs:
         assert points(MATRIX, run) == [plan(MATRIX, run)["finetune"]["steps"]]
