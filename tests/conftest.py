@@ -1,23 +1,34 @@
 """Tests compute little: on one thread they, and what they start, are faster than on several."""
 
 import os
-import signal
 
 import hypothesis
 import numpy as np
 import pytest
 
+from benchmarks.robustness.interrupts import hear
+from tests.support.clones import ROOT
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# In the background, or under nohup, these are ignored; what a test starts must not inherit that.
-for number, usual in (
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGHUP, signal.SIG_DFL),
-):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, usual)
+hear()
 # No test measures time: on a busy machine an example may take seconds.
 hypothesis.settings.register_profile("maskdm", deadline=None)
 hypothesis.settings.load_profile("maskdm")
+
+
+def _here():
+    """Return when what a run of the pipeline has here, in this working tree, was last changed."""
+    folders = [ROOT / name for name in ("data", "models") if (ROOT / name).is_dir()]
+    inside = [path for folder in folders for path in folder.iterdir()]
+    return {path: path.stat().st_mtime_ns for path in (*folders, *inside)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written_here():
+    """No test touches the images and models of this working tree; seen to where nobody works."""
+    before = _here() if os.environ.get("CI") else None
+    yield
+    assert before is None or _here() == before
 
 
 @pytest.fixture

@@ -305,8 +305,12 @@ def test_the_committed_summary_is_that_of_the_committed_runs(tmp_path):
 
 
 @pytest.fixture
-def prepared(tmp_path):
-    """A prepared set of 20 training and 4 held-out images of the classes a, b, in turns."""
+def prepared(tmp_path, monkeypatch):
+    """A prepared set of 20 training and 4 held-out images of the classes a, b, in turns.
+
+    A part of it takes its place, and not that of the repository.
+    """
+    monkeypatch.setattr(images, "PREPARED", tmp_path / "prepared")
     samples = [
         Sample(np.full((8, 8, 3), number, dtype=np.uint8), number % 2, number >= 20)
         for number in range(24)
@@ -327,9 +331,8 @@ def prepared(tmp_path):
     ],
 )
 def test_a_part_of_a_set_is_of_its_classes_and_share(
-    prepared, monkeypatch, tmp_path, select, share, train, heldout
+    prepared, tmp_path, select, share, train, heldout
 ):
-    monkeypatch.setattr(images, "PREPARED", tmp_path / "prepared")
     keep(prepared, classes_kept(select), share)
     kept = open_prepared(tmp_path / "prepared")
     assert list(kept.train[:, 0, 0, 0]) == list(train)
@@ -338,9 +341,8 @@ def test_a_part_of_a_set_is_of_its_classes_and_share(
 
 
 def test_the_halves_of_the_held_out_images_are_apart_and_the_training_images_the_same(
-    prepared, monkeypatch, tmp_path
+    prepared, tmp_path
 ):
-    monkeypatch.setattr(images, "PREPARED", tmp_path / "prepared")
     found = {}
     for half in ("first", "second"):
         keep(prepared, None, heldout=half)
