@@ -43,7 +43,7 @@ def main() -> None:
     params = read_section(PARAMS, "data", DataParams)
     shape = (params.resolution, params.resolution, params.channels)
     files = inventory(params)  # first: files that change from here on make it another set
-    if SOURCE.exists() and not files.items() <= json.loads(SOURCE.read_text("utf-8")).items():
+    if SOURCE.exists() and not _told_of(files):
         raise UserError(f"The files of data.source are not those that {SOURCE} tells of. {AGAIN}")
     key = shaped_by(params, files)
     source = open_source(params, DOWNLOADS)
@@ -92,6 +92,15 @@ def main() -> None:
         )
     if duplicates is not None and (said := duplicates.said()):
         print(said)
+
+
+def _told_of(files: Mapping[str, Any]) -> bool:
+    """Return whether data/source.json says of the files what they are."""
+    try:
+        told = json.loads(SOURCE.read_text(encoding="utf-8"))
+        return bool(files.items() <= told.items())
+    except (ValueError, AttributeError):  # it is damaged
+        return False
 
 
 def _as_it_was(

@@ -85,6 +85,13 @@ def test_files_that_are_not_those_that_source_saw_are_refused(
     assert open_prepared(Path("data/prepared")).hash != before
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"files"', "\\xff"])
+def test_a_damaged_note_of_what_source_saw_tells_of_nothing(workspace: Path, content: str) -> None:
+    Path("data/source.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"not those that data/source\.json tells of.*dvc repro"):
+        prepare.main()
+
+
 def test_files_that_change_while_they_are_read_are_refused(
     workspace: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
