@@ -222,7 +222,6 @@ def unpack(
     maskdm unpack data/samples --out pictures
     """
     import numpy as np
-    from PIL import Image
 
     from maskdm.exchange.exporting import require_empty
     from maskdm.sampling.images import Images
@@ -231,11 +230,7 @@ def unpack(
     try:
         array = np.load(samples / "samples.npy", mmap_mode="r")
         about = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
-        images = Images(
-            Image.fromarray(np.squeeze(pixels, -1 if pixels.shape[-1] == 1 else ()))
-            for pixels in array
-        )
-        _write(images, out, dict(about))
+        _write(Images.of(array), out, dict(about))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"There is no {error.filename}: dvc repro draws samples.") from None
     except (ValueError, TypeError, EOFError, AttributeError) as error:

@@ -16,7 +16,7 @@ from maskdm.diffusion.masking import Mask, MaskParams, describe
 from maskdm.evaluation.distances import FidParams
 from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.runtime.command import run
-from maskdm.runtime.errors import UNDO, UserError
+from maskdm.runtime.errors import UNDO, UserError, shortened
 from maskdm.runtime.files import write_text
 from maskdm.runtime.folders import same_folder
 from maskdm.runtime.params import (
@@ -25,7 +25,6 @@ from maskdm.runtime.params import (
     Seed,
     read_params,
     read_section,
-    shortened,
 )
 from maskdm.runtime.shard_cache import check_room
 from maskdm.runtime.shard_sender import usable

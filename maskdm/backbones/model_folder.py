@@ -21,9 +21,9 @@ from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.registry import ModelParams, backbone_without_weights, build_backbone
 from maskdm.backbones.stored import listed, misfits, stored_shapes, stored_tensors
 from maskdm.diffusion.loss import DiffusionParams
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, shortened
 from maskdm.runtime.files import replacing, write_json, write_tensors
-from maskdm.runtime.params import Section, Seed, fault_of_name, shortened, validate
+from maskdm.runtime.params import Section, Seed, fault_of_name, validate
 from maskdm.runtime.reading import read_small
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageColor, PngImagePlugin
 
 from maskdm.data.levels import to_eight_bits
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 
 # What files are read as, whatever their names say. PIL knows more formats: those that start another
 # program (EPS), are stubs without a reader (HDF5, MPEG) or hold no pictures are not asked.
@@ -104,8 +104,7 @@ def open_image(path: Path) -> Image.Image:
             image.load()
             return image
     except Exception as error:  # a decoder may raise anything for a damaged file
-        why = str(error) or type(error).__name__
-        raise UserError(f"{path} is no image that can be read: {why}.") from None
+        raise UserError(f"{path} is no image that can be read: {reason(error)}.") from None
 
 
 def _bounded(image: Image.Image, most_pixels: int, limit: str) -> None:

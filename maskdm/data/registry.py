@@ -26,7 +26,7 @@ from maskdm.data.sources.imagenet import IMAGENET
 from maskdm.data.sources.lsun import CHURCH
 from maskdm.data.sources.openmoji import OPENMOJI
 from maskdm.data.sources.vggface2 import VGGFACE2
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 from maskdm.runtime.params import fault_of_name
 
 SOURCES: dict[str, Kind] = {
@@ -197,14 +197,9 @@ def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unre
     except UnidentifiedImageError:
         return Unreadable(picture.name, "in no image format that is known here")
     except Exception as error:  # a decoder may raise anything for a damaged file
-        return Unreadable(picture.name, getattr(error, "strerror", None) or said(error))
+        return Unreadable(picture.name, getattr(error, "strerror", None) or reason(error))
     label = picture.label if source.classes else None
     return Sample(pixels, label, picture.heldout)
-
-
-def said(error: Exception) -> str:
-    """Return what an error says, or what it is called."""
-    return str(error) or type(error).__name__
 
 
 def _too_many(unreadable: list[Unreadable], total: int, params: DataParams) -> UserError:

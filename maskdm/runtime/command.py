@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from maskdm.runtime.distributed import ENDED, another_has_ended, rank
 from maskdm.runtime.environment import PARENT, WORKER, refuse_former_names
-from maskdm.runtime.errors import StoppedError, UserError
+from maskdm.runtime.errors import StoppedError, UserError, shortened
 from maskdm.runtime.packages import require_package
 from maskdm.runtime.parent import leave_with
 from maskdm.runtime.streams import mend_streams
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # A message may quote a stranger's file, and a terminal would obey it: all but new lines and tabs.
 ESCAPES = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
-LONGEST = 300  # characters of a file's name in a message
 MEMORY_IS_FULL = (
     "The memory is full: set MASKDM_MICRO_BATCH (training) or MASKDM_SAMPLE_BATCH (sampling) to "
     "fewer images at a time, which changes no result, or lower batch_size, model.dim or "
@@ -137,7 +136,9 @@ def _refused(error: OSError, number: int) -> str:
         number: its errno.
     """
     # What is in the way of a file that is whole is where that is to be: the second name.
-    names = (_shown(name) for name in (error.filename, error.filename2) if _named(name))
+    names = (
+        shortened(os.fsdecode(name)) for name in (error.filename, error.filename2) if _named(name)
+    )
     file = f" ({' → '.join(names)})" if _named(error.filename) else ""
     what, advice = ADVICE.get(number, (None, OTHERWISE))
     return f"{what or error.strerror or os.strerror(number)}{file}: {advice}"
@@ -146,12 +147,6 @@ def _refused(error: OSError, number: int) -> str:
 def _named(name: object) -> bool:
     """Return whether a file has a name: of some errors Python knows a number only, or nothing."""
     return isinstance(name, str | bytes) and bool(name)
-
-
-def _shown(name: str | bytes) -> str:
-    """Return the name of a file as a message can show it."""
-    text = os.fsdecode(name)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def say(text: str) -> None:

@@ -8,6 +8,9 @@ UNDO = (
 )
 
 
+LONGEST = 200  # characters of a value, or of a file's name, in a message
+
+
 class UserError(Exception):
     """Something the user can mend: what was wrong, where, what is allowed, what to do.
 
@@ -26,3 +29,13 @@ class StoppedError(UserError):
     def __init__(self, text: str, signal: int) -> None:
         super().__init__(text)
         self.signal = signal
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says in one line, or what it is called if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(text: str) -> str:
+    """Return a text, or the beginning of a long one, as a message can show it."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 
 ATTEMPTS = 6
 WAIT = 1  # second before another attempt, then 2, 4, …
@@ -161,8 +161,3 @@ def _may_pass(error: BaseException) -> bool:
     """Return whether waiting may mend an error."""
     hopeless = isinstance(error, IN_VAIN) or "Credential" in type(error).__name__
     return isinstance(error, Exception) and not hopeless
-
-
-def reason(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

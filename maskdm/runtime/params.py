@@ -18,14 +18,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason, shortened
 from maskdm.runtime.reading import read_small
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31, description="a whole number >= 0")]
 
 MOST_BYTES = 2**15  # of a params file: those of the presets have 6 kB
 MOST_MEANT = 2 * MOST_BYTES  # characters and values of it, every alias written out
-MOST_FAULTS, LONGEST = 30, 200  # in a message; characters of a value in it
+MOST_FAULTS = 30  # in a message
 LONGEST_NAME = 1000  # characters of a name of a class, of a phase, of a mask
 LONGEST_PATH = 4096  # characters of a folder's name, with those of the folders that it is in
 CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode: they move a cursor, colour, break a line
@@ -131,7 +131,7 @@ def _fault(error: Exception) -> str:
     """Return what is wrong with a file, in one line: the library's own has several, and hints."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return reason(error)
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"  # type: ignore[attr-defined]
 
 
@@ -261,11 +261,6 @@ def _shown(value: Any) -> str:
         return shortened(repr(value))
     except ValueError:  # Python writes no whole number of more than 4300 digits
         return "a number of thousands of digits"
-
-
-def shortened(text: str) -> str:
-    """Return a text, or the beginning of a long one, as a message can show it."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _lookup(kind: Any, path: list[str]) -> Any:

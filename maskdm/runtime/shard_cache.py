@@ -23,9 +23,9 @@ from maskdm.runtime.environment import (
     SHARDS_CACHE_GIB,
     shards_folder,
 )
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 from maskdm.runtime.files import BEGUN, replacing
-from maskdm.runtime.location import Location, StorageError, patiently, reason
+from maskdm.runtime.location import Location, StorageError, patiently
 from maskdm.runtime.locks import held
 
 LOCKS = 64  # files, of which each stands for the shards whose names begin alike

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from maskdm.runtime.errors import UserError
-from maskdm.runtime.location import Location, StorageError, patiently, reason
+from maskdm.runtime.errors import UserError, reason
+from maskdm.runtime.location import Location, StorageError, patiently
 
 SENDERS = 4  # threads, each with a shard
 

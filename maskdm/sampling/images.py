@@ -2,6 +2,7 @@
 
 from io import BytesIO
 
+import numpy as np
 from PIL import Image
 
 COLUMNS = 8  # images in a row
@@ -11,6 +12,11 @@ SIDE = 128  # pixels of an image's side at least, as it is shown
 
 class Images(list[Image.Image]):
     """PIL images of one size; as the last value of a notebook's cell they are shown as a grid."""
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "Images":
+        """Return uint8 ``(count, H, W, C)``, C = 1 or 3, as PIL images."""
+        return cls(Image.fromarray(image.squeeze()) for image in pixels)
 
     def grid(self, columns: int = COLUMNS) -> Image.Image:
         """Return the images side by side on white, row by row, small ones enlarged.

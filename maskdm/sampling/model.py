@@ -10,7 +10,6 @@ from typing import TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maskdm.backbones.autoencoder import Codec, open_codec
@@ -223,7 +222,7 @@ class TrainedModel:
             raise UserError(f"Both seeds are {one}: between two equal noises there is nothing.")
         begin, end = (starting_noise(seed, self.shape, range(1))[0] for seed in (one, other))
         given = self.labels(label, one, range(1))
-        return _pil(model.draw_between(begin, end, count, params, given))
+        return Images.of(model.draw_between(begin, end, count, params, given))
 
     def inpaint(
         self,
@@ -429,7 +428,7 @@ class TrainedModel:
         images = Images()
         for indices in sample_batches(params.count):
             labels = self.labels(label, params.seed, indices)
-            images += _pil(self.draw(params, indices, labels, known=known))
+            images += Images.of(self.draw(params, indices, labels, known=known))
         return images
 
     def _estimates(
@@ -461,11 +460,6 @@ class TrainedModel:
             )
         config = self.config
         return images_of(tokens, config.model.patch, config.network_channels, self.codec)
-
-
-def _pil(images: np.ndarray) -> Images:
-    """Return uint8 ``(count, H, W, C)`` as PIL images."""
-    return Images(Image.fromarray(image.squeeze()) for image in images)
 
 
 def check_guide(guide: ModelConfig, model: ModelConfig) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from maskdm.runtime.environment import CHECKPOINTS_REMOTE
-from maskdm.runtime.errors import UserError
-from maskdm.runtime.location import Location, reason
+from maskdm.runtime.errors import UserError, reason
+from maskdm.runtime.location import Location
 
 
 class Remote:
