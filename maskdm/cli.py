@@ -171,7 +171,7 @@ def _loaded(
     model: Path, guide: Path | None, weights: str, out: Path, decoder: Path | None = None
 ) -> "TrainedModel":
     """Return a model with its guide, once it is clear that images can be written."""
-    from maskdm.exchange.exporting import require_empty
+    from maskdm.runtime.files import require_empty
     from maskdm.sampling.model import load
 
     require_empty(out)
@@ -223,7 +223,7 @@ def unpack(
     """
     import numpy as np
 
-    from maskdm.exchange.exporting import require_empty
+    from maskdm.runtime.files import require_empty
     from maskdm.sampling.images import Images
 
     require_empty(out)

@@ -15,7 +15,7 @@ from maskdm.backbones.registry import BACKBONES
 from maskdm.exchange.bundle import PACKAGE, Bundle
 from maskdm.exchange.card import model_card
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import replacing, write_json, write_tensors, write_text
+from maskdm.runtime.files import replacing, require_empty, write_json, write_tensors, write_text
 from maskdm.runtime.reading import read_small
 from maskdm.sampling.model import load
 from maskdm.sampling.sampler import SampleParams
@@ -100,16 +100,6 @@ def export_to_diffusers(
             "classes": config.classes,
         },
     )
-
-
-def require_empty(folder: Path) -> None:
-    """Check that what is written to a folder will not be mixed with what is there.
-
-    Raises:
-        UserError: if it is a folder with something in it, or a file.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
 
 
 def _network_source(config: ModelConfig) -> str:

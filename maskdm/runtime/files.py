@@ -19,6 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskdm.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -66,6 +68,16 @@ def remove_begun(folder: Path) -> None:
     """Remove what processes that were killed have begun to write in a folder that is locked."""
     for begun in folder.glob(f".*{BEGUN}"):
         begun.unlink(missing_ok=True)
+
+
+def require_empty(folder: Path) -> None:
+    """Check that what is written to a folder will not be mixed with what is there.
+
+    Raises:
+        UserError: if it is a folder with something in it, or a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name a folder that is not there yet.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,18 +20,15 @@ def table() -> str:
 
 def _in_all(report: Mapping[str, Any]) -> Row:
     """Return the sum of the signals and faults that struck whole stages and pipelines."""
-    prepare, writes = report.get("kills_of_prepare", {}), report.get("faults_at_writes", {})
-    trained = [report["torture"][p] for p in ("pretrain", "finetune") if report["torture"]]
-    dvc = list(report.get("kills_under_dvc", {}).values())
-    count = writes.get("faults", 0) + sum(
-        sum(own[key].values())
-        for parts, key in ((dvc, "kills"), (trained, "signals"), ([prepare], "signals"))
-        for own in parts
-        if own
-    )
-    lost = sum(len(own.get("lost", ())) for own in (writes, *dvc))
-    wrong = sum(len(own.get("wrong", ())) for own in (writes, *dvc))
-    wrong += sum(len(own.get("differing", ())) for own in (prepare, *trained))
+    torture = [report["torture"].get(phase, {}) for phase in ("pretrain", "finetune")]
+    parts = [
+        *(report.get("kills_of_prepare", {}), report.get("faults_at_writes", {}), *torture),
+        *report.get("kills_under_dvc", {}).values(),
+    ]
+    struck = ("signals", "kinds", "kills")  # how each part calls how many there were of which kind
+    count = sum(sum(part[key].values()) for part in parts for key in struck if key in part)
+    lost = sum(len(part.get("lost", ())) for part in parts)
+    wrong = sum(len(part.get("wrong", part.get("differing", ()))) for part in parts)
     return "signals and faults in all", f"{count:,}", f"{lost} results lost, {wrong} wrong"
 
 
