@@ -10,12 +10,19 @@ from benchmarks.speed.batches import generator, sample_by_sample
 from maskdm.diffusion.masking import MaskParams, make_mask, nothing_masked
 from maskdm.diffusion.randomness import stream, streams
 from maskdm.diffusion.tokens import to_images, to_tokens
+from maskdm.runtime.sharded import ShardedArray, Shards
+from maskdm.training import resident as resident_images
 from maskdm.training.batches import Batch, Batches
+from maskdm.training.resident import ResidentImages, resident
 from maskdm.training.schedule import Leg, Schedule
 
+CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 MASK = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid=4)
 SPARSE = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1, scope="middle"), grid=4)
+
+
+GREY = IMAGES[..., :1].copy()
 
 
 def batches(mask=MASK, batch_size=6, **changes):
@@ -75,6 +82,35 @@ def test_batches_are_to_the_bit_those_made_plainly_sample_by_sample(mask, batch_
                     assert own.dtype == tensor.dtype, name
                     assert own.shape == tensor.shape, name
                     assert own.numpy().tobytes() == tensor.numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("images", [IMAGES, GREY], ids=["colours", "grey"])
+@pytest.mark.parametrize("part", [slice(None), slice(2, 5), slice(0, 0)])
+def test_batches_of_a_resident_set_are_the_same_to_the_bit(mask, images, part, monkeypatch):
+    monkeypatch.setattr(resident_images, "AT_ONCE", 5 * images[0].nbytes)  # not a divisor of all
+    there = ResidentImages(images, CPU)
+    assert len(there) == len(images)
+    for step in (0, 500):
+        made = batches(mask, 60, images=there).at(step, part)
+        for name, tensor in batches(mask, 60, images=images).at(step, part)._asdict().items():
+            own = getattr(made, name)
+            assert (own is None) == (tensor is None), name
+            if tensor is not None:
+                assert own.dtype == tensor.dtype, name
+                assert own.numpy().tobytes() == tensor.numpy().tobytes(), name
+
+
+def test_a_set_is_resident_where_it_fits(monkeypatch):
+    assert resident(IMAGES, CPU) is IMAGES  # it is as near in the memory map
+    monkeypatch.setattr(resident_images, "room", lambda device: IMAGES.nbytes)
+    there = resident(IMAGES, CPU)
+    assert torch.equal(there.pixels, torch.from_numpy(IMAGES))
+    monkeypatch.setattr(resident_images, "room", lambda device: IMAGES.nbytes - 1)
+    assert resident(IMAGES, CPU) is IMAGES
+    sharded = ShardedArray(Shards("s3://nowhere", 10, ["0" * 64] * 3), IMAGES.shape)
+    monkeypatch.setattr(resident_images, "room", lambda device: 10**12)
+    assert resident(sharded, CPU) is sharded
 
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
@@ -209,18 +245,25 @@ def test_a_part_of_a_batch_without_labels_has_none():
     assert batches().at(0).part(slice(2)).labels is None
 
 
-def test_what_is_pinned_shares_no_memory_between_rows(monkeypatch):
+def test_what_is_sent_to_a_gpu_is_pinned_and_shares_no_memory_between_rows(monkeypatch):
     """Torch refuses to pin whole images' positions, which are one row seen many times."""
-    seen = []
+    pinned, sent = [], []
 
     def pin(tensor):
-        seen.append(tensor)
+        pinned.append(tensor)
         return tensor
 
+    def to(tensor, device, non_blocking=False):
+        sent.append((device.type, non_blocking))
+        return tensor
+
+    batch = batches(mask=nothing_masked(4)).at(0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    batches(mask=nothing_masked(4)).at(0).pinned()
-    assert len(seen) == 4
-    assert all(tensor.is_contiguous() for tensor in seen)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch.to(torch.device("cuda"))
+    assert len(pinned) == 4
+    assert all(tensor.is_contiguous() for tensor in pinned)
+    assert sent == [("cuda", True)] * 4
 
 
 def test_with_the_scope_middle_all_patches_are_given_and_the_middle_sees_the_visible():

@@ -1,11 +1,15 @@
 """The kit for GPUs: it ends by itself, goes on where it was, and outlives a piece that fails."""
 
 import json
+import os
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import exactness, kit
+from benchmarks.gpu import attention, compiling, exactness, kit, several, steps
+from benchmarks.presets import read_preset
 from maskdm.runtime.execution import Execution
 from tools.tables import kit as tables
 
@@ -49,19 +53,117 @@ def test_it_goes_on_where_it_was_and_a_piece_that_fails_stops_nothing(measured, 
     assert pieces == {"a": 1.0, "b": {"failed": "ValueError: no"}, "c": {}}
 
 
+def test_what_other_code_has_measured_stays_until_it_is_measured_anew(measured, tmp_path):
+    kit.main()
+    path, report = next(tmp_path.glob("*.json")), read(tmp_path)
+    report["code"]["c"] = "another"
+    del report["code"]["a"]
+    path.write_text(json.dumps(report))
+    kit.main(only="a")
+    assert measured == ["a", "b", "c", "a"]
+    assert read(tmp_path)["pieces"]["c"] == {}
+    kit.main()
+    assert measured == ["a", "b", "c", "a", "c"]
+
+
+def test_what_compiles_is_not_begun_shortly_before_the_end(measured, monkeypatch, capsys):
+    monkeypatch.setattr(kit, "pieces", lambda _: [("a", dict), ("b, compiled", dict)])
+    kit.main(minutes=1.0)
+    said = capsys.readouterr().out
+    assert "a: " in said
+    assert "The time is over before 'b, compiled'" in said
+
+
 def test_it_begins_nothing_when_the_time_is_over(measured, tmp_path, capsys):
     kit.main(minutes=0.0)
     assert measured == []
     assert "run it again to go on" in capsys.readouterr().out
 
 
-def test_its_pieces_have_names_of_their_own_and_what_compiles_comes_last():
+def test_its_pieces_have_names_of_their_own_and_what_training_does_comes_first():
     names = [name for name, _ in kit.pieces(Execution(CPU))]
     assert len(set(names)) == len(names)
-    compiled = ["compiled" in name for name in names]
-    assert compiled == sorted(compiled)
     steps = [name for name in names if name.startswith("steps")]
-    assert all(tables.STEPS.fullmatch(name) for name in steps)
+    ways = [tables.STEPS.fullmatch(name)["way"] for name in steps]
+    assert list(dict.fromkeys(ways)) == ["replayed", "compiled, replayed", "launched"]
+    assert len(ways) == 3 * (2 * len(kit.RATES) + 2)
+
+
+@pytest.mark.parametrize(
+    ("there", "together"), [(1, []), (2, [2]), (3, [2]), (4, [2, 4]), (6, [2, 4]), (8, [2, 4, 8])]
+)
+def test_as_many_gpus_as_there_are_compute_together(there, together, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert kit.counts(torch.device("cuda")) == together
+    assert kit.counts(CPU) == []
+
+
+def test_sets_in_one_sequence_attend_as_sets_alone_do(monkeypatch):
+    """The kernel is CUDA's: what stands for it here attends to one set after the other."""
+    split = torch.randn(3, 4, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    packed = split.transpose(2, 3).reshape(3, 4 * 5, 2, 8)
+    ends = torch.arange(5, dtype=torch.int32) * 5
+
+    def varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k):
+        assert cu_seq_q is cu_seq_k
+        assert max_q == max_k == 5
+        sets = [[t[a:b].transpose(0, 1) for t in (q, k, v)] for a, b in pairwise(cu_seq_q)]
+        return torch.cat([attention.plain(*one).transpose(0, 1) for one in sets])
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    alone = attention.plain(*split).transpose(1, 2).reshape(4 * 5, 2, 8)
+    torch.testing.assert_close(attention.in_one(ends, 5, *packed), alone)
+
+
+@pytest.mark.slow
+def test_attention_is_timed_way_by_way_and_what_does_not_work_says_why():
+    found = attention.attention(7, heads=1, device=CPU, tokens=70)
+    assert found["as chosen"] > 0
+    assert found["math"] > 0
+    assert set(found) == {"as chosen", *attention.KERNELS, "packed"}
+    assert "CUDA" in found["packed"] or "backend" in found["packed"]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_steps_of_one_with_its_losses():
+    found = several.compare(2, "tiny", 0.5)
+    assert found["images/s"] > 0
+    assert found["of so many times one"] > 0
+    assert 0 < found["largest difference of a loss"] < 1e-4
+
+
+@pytest.mark.slow
+def test_processes_that_fail_say_why():
+    with pytest.raises(RuntimeError, match=r"1 processes failed: .*no preset 'nothing'"):
+        several.on_processes(1, "nothing", 0.0)
+
+
+def test_the_compiler_finds_nothing_first_and_then_what_it_made(monkeypatch):
+    monkeypatch.setenv(compiling.CACHES[0], "usual")
+    monkeypatch.delenv(compiling.CACHES[1], raising=False)
+    seen = []
+
+    def first_steps(*work):
+        folder = Path(os.environ[compiling.CACHES[0]])
+        os.environ[compiling.CACHES[1]] = "triton's own"
+        seen.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "compiled").touch()
+        return float(len(seen))
+
+    monkeypatch.setattr(compiling, "first_steps", first_steps)
+    found = compiling.compiling({}, None, None, None)
+    assert found == {"cold, s": 1.0, "from the cache, s": 2.0}
+    assert seen == [[], ["compiled"]]
+    assert os.environ[compiling.CACHES[0]] == "usual"
+    assert compiling.CACHES[1] not in os.environ
+
+
+@pytest.mark.slow
+def test_batches_come_and_weights_are_compared():
+    preset = read_preset("tiny")
+    mask, params = steps.masked(preset, 0.5)
+    assert steps.batches_a_second(preset, mask, params, CPU) > 0
+    assert set(steps.autocast_and_bf16(preset, mask, params, CPU)) == {"autocast, s", "bf16, s"}
 
 
 @pytest.mark.slow
@@ -94,6 +196,8 @@ def test_the_tables_say_what_the_report_says(monkeypatch, tmp_path):
                 "peak memory, bytes": 2**30,
             },
             "steps, demo, 0%, bf16, replayed": {"failed": "RuntimeError: no"},
+            "2 GPUs, demo": {"of so many times one": 0.95},
+            "attention, sets of 7": {"flash": 0.25, "cudnn": "No kernel."},
         },
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(report))
@@ -101,3 +205,7 @@ def test_the_tables_say_what_the_report_says(monkeypatch, tmp_path):
     assert "| demo | 75% | 64 | replayed | 200 | 12,800 | 2 | 0.5 | 1 | 30 |" in tables.speed()
     assert "failed" not in tables.speed()
     assert "| two runs the same | **no** |" in tables.exactness()
+    assert "| 2 GPUs, demo | of so many times one: 0.95 |" in tables.others()
+    assert "| attention, sets of 7 | flash: 0.25, cudnn: No kernel. |" in tables.others()
+    (tmp_path / "a.json").unlink()
+    assert tables.others() == "Nothing yet: `make gpu` measures it."

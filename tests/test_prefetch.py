@@ -21,13 +21,13 @@ def elsewhere(monkeypatch):
     return Elsewhere()
 
 
-def of(step):
+def of(step, device=None):
     return Batch(*(torch.tensor([step]) for _ in range(4)))
 
 
 def test_on_a_cpu_a_batch_is_made_when_it_is_needed():
     made = []
-    with prefetched(lambda step: made.append(step) or of(step), 9, torch.device("cpu")) as take:
+    with prefetched(lambda step, _: made.append(step) or of(step), 9, torch.device("cpu")) as take:
         assert take(3).tokens.item() == 3
     assert made == [3]
 
@@ -35,7 +35,7 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_needed():
 def test_elsewhere_the_next_ones_are_under_way_in_threads_and_none_beyond_the_end(elsewhere):
     made, started, go = [], threading.Barrier(PREFETCHED + 1), threading.Event()
 
-    def make(step):
+    def make(step, device):
         if step < PREFETCHED:
             started.wait(timeout=30)  # so many must be under way at once
             go.wait(timeout=30)
@@ -55,7 +55,7 @@ def test_elsewhere_the_next_ones_are_under_way_in_threads_and_none_beyond_the_en
 
 
 def test_an_error_in_a_batch_is_the_error_of_its_step(elsewhere):
-    def make(step):
+    def make(step, device):
         if step == 1:
             raise ValueError("no such image")
         return of(step)

@@ -181,7 +181,7 @@ def test_its_network_has_exactly_the_parameters_of_the_table(name):
 
 
 def test_every_preset_of_the_paper_is_here():
-    others = {"laptop", "long", "hero", "tiny", "fashion-mnist"}
+    others = {"laptop", "long", "hero", "tiny", "fashion-mnist", "paper64"}
     assert set(names()) - others == set(PARAMETERS)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from maskdm.diffusion.masking import nothing_masked
 from maskdm.runtime.errors import StoppedError, UserError
-from maskdm.training.batches import WHOLE, Batches
+from maskdm.training.batches import Batches
 from maskdm.training.checkpoints.store import TENSORS, CheckpointStore
 from maskdm.training.schedule import Schedule
 from tests.support.checkpoints import steps_in
@@ -153,10 +153,10 @@ def test_the_checkpoints_are_held_until_the_last_write_has_ended(tmp_path, monke
         save(store, *arguments)
 
     class Failing(Batches):
-        def at(self, step, part=WHOLE):
+        def at(self, step, *where):
             if step == 3:
                 raise OSError("the images are gone")
-            return super().at(step, part)
+            return super().at(step, *where)
 
     monkeypatch.setattr(CheckpointStore, "save", slow)
     monkeypatch.setenv("MASKDM_CHECKPOINT_STEPS", "2")
@@ -181,8 +181,8 @@ def spoiled(at):
     """Batches that hold NaN at the steps ``at``."""
 
     class Spoiled(Batches):
-        def at(self, step, part=WHOLE):
-            batch = super().at(step, part)
+        def at(self, step, *where):
+            batch = super().at(step, *where)
             return batch._replace(tokens=batch.tokens * torch.nan) if step in at else batch
 
     return lambda batches: Spoiled(**vars(batches))

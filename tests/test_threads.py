@@ -46,7 +46,7 @@ def test_batches_are_made_in_such_threads(monkeypatch, two_threads):
     monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
     threads = []
 
-    def make(step):
+    def make(step, device):
         threads.append(torch.get_num_threads())
         return Batch(*(torch.tensor([step]) for _ in range(4)))
 

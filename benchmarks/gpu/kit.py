@@ -1,8 +1,8 @@
 """Everything that only a GPU can show, in one command of at most nine minutes: ``make gpu``.
 
-Smallest first, piece by piece: a piece that is in the report is not measured again, so that a
-second call goes on where the first had to end. It also runs on a CPU, in a quarter of an hour,
-where it shows that it runs.
+Piece by piece, what is wanted most first: a piece that this code has measured is not measured
+again, so that a second call goes on where the first had to end; what older code has measured stays
+in the report until then. It also runs on a CPU, where it shows that it runs.
 """
 
 import gc
@@ -20,22 +20,30 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.gpu.attention import attention
+from benchmarks.gpu.compiling import compiling
 from benchmarks.gpu.exactness import exactness
-from benchmarks.gpu.steps import batches_a_second, best_multiply, measure
+from benchmarks.gpu.several import compare
+from benchmarks.gpu.steps import (
+    autocast_and_bf16,
+    batches_a_second,
+    best_multiply,
+    masked,
+    measure,
+)
 from benchmarks.presets import read_preset
 from benchmarks.speed.machine import cpu
-from maskdm.backbones.registry import ModelParams
-from maskdm.data.registry import DataParams
-from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.command import run
+from maskdm.runtime.errors import shortened
 from maskdm.runtime.execution import Execution, Precision
 from maskdm.runtime.files import write_json
 from maskdm.runtime.numerics import choose_kernels
-from maskdm.runtime.params import Params, read_section
-from maskdm.training.phases import FinetuneParams
+from maskdm.training.checkpoints.fingerprint import code_hash
+from maskdm.training.setup import COMPUTES_STEPS
 
 REPORTS = Path("reports/gpu")
 LEAST = 15  # seconds that must be left for a piece to be begun
+COMPILING = 75  # the same for one that compiles
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 RATES = (0.0, 0.5, 0.75, 0.9)
 # What is called how: the preset, its mask rates, whether masked batches hold as many tokens.
@@ -44,6 +52,7 @@ SIZES = {
     "MaskDM-small, 64 px": ("celeba64", RATES),
     "MaskDM-base, 256 px": ("celebahq256", (0.9, 0.0)),
 }
+LENGTHS, HEADS = (7, 26, 64, 256, 1024), 8  # tokens of a set; heads of MaskDM-small
 # How steps are made: whether the network is compiled, whether launches are replayed.
 WAYS = {
     "launched": (False, False),
@@ -65,22 +74,27 @@ def main(
     execution = Execution.from_environment()
     path = REPORTS / f"{device_slug(execution.device)}{tag}.json"
     report = json.loads(path.read_text()) if path.exists() else about(execution.device)
-    report["pieces"] = report.get("pieces", {})
+    report = {"pieces": {}, "code": {}} | report
+    code = code_hash(*COMPUTES_STEPS)
     for name, piece in pieces(execution):
         left = 60 * minutes - (time.monotonic() - began)
-        if only not in name or name in report["pieces"]:
+        if only not in name or report["code"].get(name) == code:
             continue
-        if left < LEAST:
+        if left < (COMPILING if "compil" in name else LEAST):
             print(f"The time is over before '{name}': run it again to go on.")
             break
         started = time.monotonic()
         report["pieces"][name] = found = attempt(piece)
+        report["code"][name] = code
         write_json(path, report)
         print(f"{time.monotonic() - started:6.1f} s  {name}: {shown(found)}", flush=True)
 
 
 def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
-    """Yield what is measured: names, and functions that measure; what is compiled comes last."""
+    """Yield what is measured: names, and functions that measure.
+
+    What training does by default, compiled and replayed, comes before what it is compared with.
+    """
     device = execution.device
     for precision in PRECISIONS:
         yield f"multiply, {precision}", partial(best_multiply, device, precision)
@@ -90,11 +104,26 @@ def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
     yield from steps(execution, "replayed")
     for size, (name, rates) in SIZES.items():
         for rate in rates:
-            work = read_preset(name), *masked(read_preset(name), rate)
+            work = read_preset(name), *masked(read_preset(name), rate), device
             yield f"batches, {size}, {rate:.0%}", partial(batches_a_second, *work)
-    yield from steps(execution, "launched")
     yield from steps(execution, "compiled, replayed")
     yield "exactness, fp32, compiled", partial(exactness, replace(execution, compiles=True))
+    for count in counts(device):
+        for size, (name, _) in SIZES.items():
+            yield f"{count} GPUs, {size}", partial(compare, count, name, 0.0)
+    for length in LENGTHS:
+        yield f"attention, sets of {length}", partial(attention, length, HEADS, device)
+    for size, (name, _) in SIZES.items():
+        whole = read_preset(name), *masked(read_preset(name), 0.0)
+        yield f"weights, {size}", partial(autocast_and_bf16, *whole, device)
+        yield f"compiling, {size}", partial(compiling, *whole, replace(execution, compiles=True))
+    yield from steps(execution, "launched")
+
+
+def counts(device: torch.device) -> list[int]:
+    """Return how many GPUs are to compute together: 2, 4, 8 …, as far as there are so many."""
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    return [2**power for power in range(1, there.bit_length()) if 2**power <= there]
 
 
 def steps(execution: Execution, way: str) -> Iterator[tuple[str, Piece]]:
@@ -112,31 +141,12 @@ def steps(execution: Execution, way: str) -> Iterator[tuple[str, Piece]]:
             )
 
 
-def masked(preset: Params, rate: float) -> tuple[Mask, FinetuneParams]:
-    """Return a mask, and a phase whose batches have as many tokens as whole images have, in bf16.
-
-    Args:
-        preset: all sections.
-        rate: of single patches.
-    """
-    grid = (
-        read_section(preset, "data", DataParams).resolution
-        // read_section(preset, "model", ModelParams).patch
-    )
-    mask = nothing_masked(grid)
-    if rate:
-        mask = make_mask(MaskParams(strategy="patch", rate=rate, block_size=1), grid)
-    params = read_section(preset, "finetune", FinetuneParams)
-    images = round(params.batch_size * grid**2 / mask.visible)
-    return mask, params.model_copy(update={"batch_size": images, "precision": "bf16"})
-
-
 def attempt(piece: Piece) -> Any:
     """Return what a piece finds, or the first line of its error: the next one may work."""
     try:
         return piece()
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
         print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr)
         return {"failed": f"{type(error).__name__}: {first}"}
     finally:

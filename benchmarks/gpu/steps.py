@@ -7,23 +7,24 @@ multiply measured on the same device in the same run.
 
 import time
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.speed.measuring import finish
-from benchmarks.speed.training import noise_batches
+from benchmarks.speed.measuring import finish, timer
+from benchmarks.speed.training import noise_batches, noise_images
 from maskdm.backbones.registry import ModelParams, build_backbone
 from maskdm.data.registry import DataParams
 from maskdm.diffusion.loss import DiffusionParams
-from maskdm.diffusion.masking import Mask
+from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.params import Params, read_section
+from maskdm.training.batches import Batch
 from maskdm.training.flops import training_flops
 from maskdm.training.loop import train
-from maskdm.training.phases import PhaseParams
-from maskdm.training.prefetch import PREFETCHED
+from maskdm.training.phases import FinetuneParams, PhaseParams
+from maskdm.training.prefetch import prefetched
 from maskdm.training.state import State
 from maskdm.training.validation import LOG_SNRS, HeldOutValidator
 
@@ -75,12 +76,14 @@ def measure(
         next(steps)
     finish(device)
     first = time.perf_counter() - started
-    count, began = 0, time.perf_counter()
-    while count < FEW or time.perf_counter() - began < SECONDS:
+    count, began, going_on = 0, time.perf_counter(), True
+    while going_on:
         for _ in range(FEW):
             next(steps)
         finish(device)
         count += FEW
+        # All processes make as many steps, or they would wait for each other.
+        (going_on,) = execution.processes.any(time.perf_counter() - began < SECONDS)
     seconds = (time.perf_counter() - began) / count
     steps.close()
     flops = step_flops(preset, mask, params)
@@ -97,6 +100,52 @@ def measure(
     }
 
 
+def autocast_and_bf16(
+    preset: Params, mask: Mask, params: PhaseParams, device: torch.device
+) -> dict[str, float]:
+    """Return how long forward and backward take by autocast, and with weights that are bf16.
+
+    So one sees what weights in bf16, beside their masters in fp32, could save at most.
+    """
+    data, model = (
+        read_section(preset, "data", DataParams),
+        read_section(preset, "model", ModelParams),
+    )
+    batch = noise_batches(preset, mask, params, device).at(0, device=device)
+    network = build_backbone(model, data.resolution, data.channels, seed=0).to(device)
+
+    def once(tokens: torch.Tensor) -> None:
+        network(tokens, batch.positions, batch.uniform).float().square().mean().backward()
+        network.zero_grad()
+
+    def by_autocast() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            once(batch.tokens)
+
+    found = {"autocast, s": timer(by_autocast, device)()}
+    network.bfloat16()
+    return found | {"bf16, s": timer(partial(once, batch.tokens.bfloat16()), device)()}
+
+
+def masked(preset: Params, rate: float) -> tuple[Mask, FinetuneParams]:
+    """Return a mask, and a phase whose batches have as many tokens as whole images have, in bf16.
+
+    Args:
+        preset: all sections.
+        rate: of single patches.
+    """
+    grid = (
+        read_section(preset, "data", DataParams).resolution
+        // read_section(preset, "model", ModelParams).patch
+    )
+    mask = nothing_masked(grid)
+    if rate:
+        mask = make_mask(MaskParams(strategy="patch", rate=rate, block_size=1), grid)
+    params = read_section(preset, "finetune", FinetuneParams)
+    images = round(params.batch_size * grid**2 / mask.visible)
+    return mask, params.model_copy(update={"batch_size": images, "precision": "bf16"})
+
+
 def endless(
     preset: Params, mask: Mask, params: PhaseParams, execution: Execution
 ) -> Generator[int, None, None]:
@@ -104,10 +153,10 @@ def endless(
     data = read_section(preset, "data", DataParams)
     model = read_section(preset, "model", ModelParams)
     diffusion = read_section(preset, "diffusion", DiffusionParams)
-    batches = noise_batches(preset, mask, params)
+    batches = noise_batches(preset, mask, params, execution.device)
     network = build_backbone(model, data.resolution, data.channels, seed=0).to(execution.device)
     validator = HeldOutValidator(
-        batches.images[: len(LOG_SNRS)], model.patch, diffusion, execution.device
+        noise_images(preset, len(LOG_SNRS)), model.patch, diffusion, execution.device
     )
     rarely = params.model_copy(update={"validate_every": FOREVER, "preview_every": 0})
     steps = train(State.start(network, params), batches, validator, diffusion, rarely, execution)
@@ -122,12 +171,22 @@ def step_flops(preset: Params, mask: Mask, params: PhaseParams) -> int:
     return training_flops(on_meta(preset), mask.shown, params.batch_size, mask.in_middle)
 
 
-def batches_a_second(preset: Params, mask: Mask, params: PhaseParams) -> float:
-    """Return how many batches a second the threads of one process make, the GPU left out."""
-    batches = noise_batches(preset, mask, params)
-    with ThreadPoolExecutor(PREFETCHED, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+def batches_a_second(
+    preset: Params, mask: Mask, params: PhaseParams, device: torch.device
+) -> float:
+    """Return how many batches a second come to a device that does nothing but take them."""
+    batches = noise_batches(preset, mask, params, device)
+
+    def make(step: int, where: torch.device) -> Batch:
+        return batches.at(step, device=where)
+
+    with prefetched(make, FOREVER, device) as batch_of:
+        for step in range(FIRST):
+            batch_of(step)
+        finish(device)
         count, began = 0, time.perf_counter()
         while time.perf_counter() - began < SECONDS:
-            list(pool.map(batches.at, range(count, count + 4 * PREFETCHED)))
-            count += 4 * PREFETCHED
+            batch_of(FIRST + count)
+            count += 1
+        finish(device)
         return count / (time.perf_counter() - began)

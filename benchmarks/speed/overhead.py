@@ -118,8 +118,8 @@ def surrounding(
     preset: Params, mask: Mask, params: PhaseParams, state: State, folder: Path
 ) -> Callable[[], None]:
     """Return all that a step of ``train`` does but forward, backward and optimiser."""
-    batches = noise_batches(preset, mask, params)
     device = next(state.backbone.parameters()).device
+    batches = noise_batches(preset, mask, params, device)
     parameters = list(state.backbone.parameters())
     history, step = History(), 0
     store = CheckpointStore(folder, "bench", "step {:d}".format)
@@ -129,7 +129,7 @@ def surrounding(
 
     def surround() -> None:
         nonlocal step
-        batches.at(step).to(device)
+        batches.at(step, device=device)
         ema.update(state.averaged.values(), parameters, 0.001)
         history.add(outcome)
         step += 1

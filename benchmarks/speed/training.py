@@ -31,6 +31,7 @@ from maskdm.training.batches import Batches
 from maskdm.training.flops import training_flops
 from maskdm.training.loop import train
 from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
+from maskdm.training.resident import resident
 from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.state import State
 from maskdm.training.validation import LOG_SNRS, HeldOutValidator
@@ -45,6 +46,7 @@ DRAWN, EVALUATIONS = 32, 4  # images that are sampled at once, network evaluatio
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 UTILISATION = 0.4  # a goal that large transformers reach
 RATE, SHARE = 0.85, 0.95  # goals: of the best multiplies; of what the cost model promises
+CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -173,9 +175,10 @@ def training_step(preset: Params, mask: Mask, params: PhaseParams) -> Work:
     model = read_section(preset, "model", ModelParams)
     diffusion = read_section(preset, "diffusion", DiffusionParams)
     backbone = build_backbone(model, data.resolution, data.channels, seed=0).to(device)
-    batches = noise_batches(preset, mask, params)
+    batches = noise_batches(preset, mask, params, device)
     endless = params.model_copy(update={"validate_every": FOREVER})
-    validator = HeldOutValidator(batches.images[: len(LOG_SNRS)], model.patch, diffusion, device)
+    heldout = noise_images(preset, len(LOG_SNRS))
+    validator = HeldOutValidator(heldout, model.patch, diffusion, device)
     execution = Execution.from_environment(params.precision)
     state = State.start(backbone, params)
     steps = train(state, batches, validator, diffusion, endless, execution)
@@ -186,14 +189,21 @@ def training_step(preset: Params, mask: Mask, params: PhaseParams) -> Work:
     return Work(partial(next, steps), multiplied, params.batch_size, tokens)
 
 
-def noise_batches(preset: Params, mask: Mask, params: PhaseParams) -> Batches:
-    """Return endless batches of noise in the shape of a preset's images."""
-    data = read_section(preset, "data", DataParams)
+def noise_batches(
+    preset: Params, mask: Mask, params: PhaseParams, device: torch.device = CPU
+) -> Batches:
+    """Return endless batches of noise in the shape of a preset's images, for steps on a device."""
     model = read_section(preset, "model", ModelParams)
-    shape = (IMAGES, data.resolution, data.resolution, data.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = resident(noise_images(preset, IMAGES), device)
     leg = Leg(mask, FOREVER, params.batch_size, params.lr, params.warmup)
     return Batches(images, Schedule((leg,), FOREVER), model.patch, params.hflip, 0, "bench")
+
+
+def noise_images(preset: Params, count: int) -> np.ndarray:
+    """Return noise in the shape of a preset's images, uint8 ``(count, H, W, C)``."""
+    data = read_section(preset, "data", DataParams)
+    shape = (count, data.resolution, data.resolution, data.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def sampling(preset: Params, device: torch.device) -> Work:

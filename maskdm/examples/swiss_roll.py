@@ -157,7 +157,7 @@ class RollBatches:
     phase: str
     seed: int
 
-    def at(self, step: int, part: slice = WHOLE) -> Batch:
+    def at(self, step: int, part: slice = WHOLE, device: torch.device = CPU) -> Batch:
         """Return points ``part`` of the batch of a step (from 0), tokens ``(batch, shown, 1)``."""
         leg, _ = self.schedule.leg(step)
         size = leg.batch_size
@@ -168,7 +168,7 @@ class RollBatches:
         noise = random.standard_normal(tokens.shape, dtype=np.float32)
         uniform = ((np.arange(size) / size + random.random()) % 1).astype(np.float32)
         drawn = (torch.from_numpy(array[part]) for array in (tokens, positions, noise, uniform))
-        return Batch(*drawn)
+        return Batch(*drawn).to(device)
 
 
 class NoValidator:

@@ -22,7 +22,7 @@ from functools import wraps
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 from uuid import uuid4
 
 from maskdm.runtime.distributed import ENDED, leave, rank, worker
@@ -31,6 +31,8 @@ from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_text
 from maskdm.runtime.parent import leave_with
 
+Arguments = ParamSpec("Arguments")
+
 # DDP warns on each rank that all parameters are used; it does so from C++.
 OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 CAME_TO_ITS_END = "came to its end"
@@ -38,8 +40,8 @@ GRACE = 120  # seconds for workers to save, between a signal and their end
 
 
 def on_all_processes(
-    stage: Callable[[], None], check: Callable[[int], None] | None = None
-) -> Callable[[], None]:
+    stage: Callable[Arguments, None], check: Callable[[int], None] | None = None
+) -> Callable[Arguments, None]:
     """Return the stage's command, which starts workers that run it too, or is one of them.
 
     Args:
@@ -48,19 +50,19 @@ def on_all_processes(
             are too many; before the first one is.
     """
 
-    def compute() -> None:
+    def compute(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
         from maskdm.runtime.numerics import choose_kernels  # imports torch
 
         choose_kernels()
-        stage()
+        stage(*arguments, **options)
 
     @wraps(stage)
-    def command() -> None:
+    def command(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
         if WORKER.get() or worker():
             if parent := PARENT.get():  # a launcher's own processes may come and go
                 leave_with(parent)
             with redirect_stdout(sys.stdout if rank() == 0 else StringIO()):
-                compute()
+                compute(*arguments, **options)
             leave()
             if rank() == 0:
                 note_end()
@@ -71,7 +73,7 @@ def on_all_processes(
                 check(count)
             start_here(count)
         else:
-            compute()
+            compute(*arguments, **options)
 
     return command
 

@@ -5,7 +5,6 @@ global batch; there is no iterator to restore. Times are spread evenly over a ba
 random shift (Kingma et al. 2021, appendix I.1), which makes the loss much less noisy.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from maskdm.diffusion.randomness import stream, streams
 from maskdm.diffusion.tokens import all_positions, visible_tokens
 from maskdm.runtime.sharded import Images, ShardedArray, Window
 from maskdm.training.order import Order
+from maskdm.training.resident import ResidentImages
 from maskdm.training.schedule import Schedule
 
 WHOLE = slice(None)
@@ -44,20 +44,20 @@ class Batch(NamedTuple):
 
     def part(self, samples: slice) -> "Batch":
         """Return some of its samples."""
-        return self._each(lambda tensor: tensor[samples])
+        return Batch._make(t if t is None else t[samples] for t in self)
 
     def to(self, device: torch.device) -> "Batch":
-        """Return it on a device; from pinned memory without waiting for the copy."""
-        asynchronous = device.type == "cuda"  # elsewhere memory may be reused before it is read
-        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+        """Return it on a device."""
+        return Batch._make(t if t is None else sent(t, device) for t in self)
 
-    def pinned(self) -> "Batch":
-        """Return it in pinned memory, from which a GPU copies by itself."""
-        # Whole images share one row of positions, and torch cannot pin memory that rows share.
-        return self._each(lambda tensor: tensor.contiguous().pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch._make(t if t is None else change(t) for t in self)
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; on a GPU perhaps before it is there, in the stream's order."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    # A GPU copies pinned memory by itself. Whole images share one row of positions, and torch
+    # cannot pin memory that rows share.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Batches:
     """The batches of one phase.
 
     Attributes:
-        images: uint8 ``(count, H, W, C)``, memory-mapped or not, or in shards.
+        images: uint8 ``(count, H, W, C)``, memory-mapped or not, in shards, or on the device that
+            batches are for.
         schedule: the mask and the size of the global batch at every step.
         patch: side of a patch in pixels.
         hflip: probability of mirroring an image.
@@ -78,7 +79,7 @@ class Batches:
         window: of the images that are shuffled together; None for all.
     """
 
-    images: Images
+    images: Images | ResidentImages
     schedule: Schedule
     patch: int
     hflip: float
@@ -100,12 +101,13 @@ class Batches:
             self.schedule.images_before(step), self.schedule.images_before(step + 1)
         )
 
-    def at(self, step: int, part: slice = WHOLE) -> Batch:
-        """Return the batch of step ``step`` (from 0), on the CPU.
+    def at(self, step: int, part: slice = WHOLE, device: torch.device = CPU) -> Batch:
+        """Return the batch of step ``step`` (from 0), the same bits on every device.
 
         Args:
             step: from 0.
             part: which samples of it, by their indices in the global batch.
+            device: where it is wanted.
         """
         everything, mask = self.indices(step), self.schedule.mask(step)
         samples = range(len(everything))[part]
@@ -126,21 +128,33 @@ class Batches:
         positions, middle = mask.draw(torch.from_numpy(scores)), None
         if mask.scope == "middle":
             positions, middle = all_positions(length, mask.shown, CPU), positions
-        images, rows = self._images(step, indices)
-        return Batch(
-            visible_tokens(images, self.patch, rows, positions.numpy(), flipped),
+        if isinstance(self.images, ResidentImages):
+            positions = sent(positions, device)
+        batch = Batch(
+            self._tokens(step, indices, positions, flipped),
             positions,
             torch.from_numpy(noise),
             torch.from_numpy(uniform),
             None if labels is None else torch.from_numpy(labels),
             middle,
         )
+        return batch.to(device)
 
-    def _images(self, step: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return an array that holds the images of a step, and where in it they are."""
-        if not isinstance(self.images, ShardedArray):
-            return self.images, indices
+    def _tokens(
+        self, step: int, indices: np.ndarray, positions: Tensor, flipped: np.ndarray
+    ) -> Tensor:
+        """Return the visible patches of the images of a step, where the images are."""
+        if isinstance(self.images, ResidentImages):
+            which = (sent(torch.from_numpy(each), positions.device) for each in (indices, flipped))
+            return self.images.visible_tokens(self.patch, positions, *which)
+        images = self.images
+        if isinstance(images, ShardedArray):
+            images, indices = self._fetched(images, step, indices), np.arange(len(indices))
+        return visible_tokens(images, self.patch, indices, positions.numpy(), flipped)
+
+    def _fetched(self, images: ShardedArray, step: int, indices: np.ndarray) -> np.ndarray:
+        """Return images of a step from their shards; those of the steps to come are asked for."""
         if self.window:
             last = self.schedule.images_before(step + 1) - 1
-            self.images.fetch_ahead(self.order.blocks(last))
-        return self.images[indices], np.arange(len(indices))
+            images.fetch_ahead(self.order.blocks(last))
+        return images[indices]

@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from maskdm.diffusion.loss import DiffusionParams
@@ -37,8 +38,8 @@ class StepBatches(Protocol):
     def schedule(self) -> Schedule:
         """How many steps, and the learning rate of each."""
 
-    def at(self, step: int, part: slice) -> Batch:
-        """Return samples ``part`` of the batch of step ``step`` (from 0), on the CPU."""
+    def at(self, step: int, part: slice, device: torch.device) -> Batch:
+        """Return samples ``part`` of the batch of step ``step`` (from 0), on a device."""
 
 
 class Validator(Protocol):
@@ -88,8 +89,8 @@ def train(
     schedule, processes = batches.schedule, execution.processes
     make_step = TrainingStep(state, diffusion, params, execution)
 
-    def make(step: int) -> Batch:
-        return batches.at(step, processes.part(schedule.batch_size(step)))
+    def make(step: int, device: torch.device) -> Batch:
+        return batches.at(step, processes.part(schedule.batch_size(step)), device)
 
     validate_if_due(state, schedule, validator, params, execution)
     preview_if_due(state, previewer, params, execution)

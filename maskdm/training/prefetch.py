@@ -1,4 +1,4 @@
-"""Prefetching: the next batches are made and copied while an accelerator computes this step.
+"""Prefetching: the next batches are made and sent while an accelerator computes this step.
 
 A batch is a function of its step, so any thread may make it at any time. On a CPU nothing is gained
 by making it beside the computation, and each batch is made when it is needed.
@@ -14,28 +14,29 @@ import torch
 from maskdm.runtime.threads import background_threads
 from maskdm.training.batches import Batch
 
+CPU = torch.device("cpu")
 PREFETCHED = 4  # batches under way, each in a thread of its own
 
 
 @contextmanager
 def prefetched(
-    make: Callable[[int], Batch], steps: int, device: torch.device
+    make: Callable[[int, torch.device], Batch], steps: int, device: torch.device
 ) -> Iterator[Callable[[int], Batch]]:
     """Provide a function from a step to its batch on ``device``, for steps in turn.
 
     Args:
-        make: from a step (from 0) to its batch on the CPU.
+        make: from a step (from 0) and a device to its batch there.
         steps: there are no batches from this step on.
         device: the destination.
     """
     if device.type == "cpu":
-        yield make
+        yield lambda step: make(step, device)
         return
-    beside = _CopiesBeside(device) if device.type == "cuda" else None
+    beside = _MadeBeside(make, device) if device.type == "cuda" else None
     under_way: dict[int, Future[Any]] = {}
 
     def prepare(step: int) -> Any:
-        return beside.begin(make(step)) if beside else make(step)
+        return beside.begin(step) if beside else make(step, CPU)
 
     def take(step: int) -> Batch:
         for later in range(step, min(step + PREFETCHED, steps)):
@@ -51,19 +52,19 @@ def prefetched(
         pool.shutdown(cancel_futures=True)
 
 
-class _CopiesBeside:
-    """Copies batches to a GPU on a stream of their own, while it computes on another."""
+class _MadeBeside:
+    """Sends batches to a GPU on a stream of their own, while it computes on another."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+    def __init__(self, make: Callable[[int, torch.device], Batch], device: torch.device) -> None:
+        self.make, self.device, self.stream = make, device, torch.cuda.Stream(device)
 
-    def begin(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        """Begin to copy a batch; return its copy, and what says that it is there."""
+    def begin(self, step: int) -> tuple[Batch, torch.cuda.Event]:
+        """Make a batch; return it, and what says that it is there."""
         with torch.cuda.stream(self.stream):
-            return batch.pinned().to(self.device), self.stream.record_event()
+            return self.make(step, self.device), self.stream.record_event()
 
     def end(self, batch: Batch, there: torch.cuda.Event) -> Batch:
-        """Return a copied batch, on which the computing stream may build from here on."""
+        """Return a batch, on which the computing stream may build from here on."""
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(there)
         for tensor in batch:

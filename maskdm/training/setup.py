@@ -21,6 +21,7 @@ from maskdm.training.batches import Batches
 from maskdm.training.checkpoints.fingerprint import code_hash, digest
 from maskdm.training.phases import PhaseParams, check_mirroring
 from maskdm.training.previews import Previewer
+from maskdm.training.resident import resident
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
 from maskdm.training.validation import HeldOutValidator
@@ -103,7 +104,7 @@ def set_up(
         return digest({"recipe": recipe, "schedule": schedule.prefix(step)})
 
     batches = Batches(
-        train,
+        resident(train, execution.device),
         schedule,
         config.model.patch,
         params.hflip,

@@ -11,6 +11,8 @@ from tools.tables.measured import in_markdown, number
 REPORTS = Path("reports/gpu")
 STEPS = re.compile(r"steps, (?P<size>.+), (?P<rate>\d+%), (?P<precision>\w+), (?P<way>.+)")
 
+OTHERS = ("attention", "weights", "compiling")
+
 
 def reports() -> Iterator[dict[str, Any]]:
     """Yield the report of every device that was measured."""
@@ -68,6 +70,24 @@ def exactness() -> str:
         head = ("", *(name.removeprefix("exactness, ") for name in names))
         found.append(f"{_device(report)}:\n\n{in_markdown(head, rows)}")
     return "\n\n".join(found)
+
+
+def others() -> str:
+    """Return what else was measured, a table a device: the pieces that are neither of the above."""
+    found = []
+    for report in reports():
+        rows = [
+            (name, ", ".join(_figure(key, value) for key, value in measured.items()))
+            for name, measured in report["pieces"].items()
+            if name.startswith(OTHERS) or re.match(r"\d+ GPUs", name)
+        ]
+        if rows:
+            found.append(f"{_device(report)}:\n\n{in_markdown(('', 'measured'), rows)}")
+    return "\n\n".join(found) or "Nothing yet: `make gpu` measures it."
+
+
+def _figure(key: str, value: object) -> str:
+    return f"{key}: {number(value) if isinstance(value, float) else value}"
 
 
 def _said(value: object) -> str:

@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": measured.scaling,
     "gpu": kit.speed,
     "exactness": kit.exactness,
+    "gpuothers": kit.others,
     "decision": partial(decision.comparisons, SMALL),
     "chosen": partial(decision.tuning, "decision-tuning"),
     "headline": tables.headline,
