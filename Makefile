@@ -93,6 +93,7 @@ docs: setup
 	python -m tools.tables.pages
 	python -m tools.report.figure
 	python -m tools.report.regimes
+	python -m tools.report.saved
 
 preset: setup
 	python -m tools.preset '$(NAME)'

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from math import log
+from statistics import mean
 
 import pytest
 from scipy import stats
@@ -23,6 +25,8 @@ from benchmarks.evidence.plan import (
 )
 from benchmarks.evidence.regimes import MOST, PARTS, factor, of_part, regimes
 from benchmarks.evidence.results import read_results
+from benchmarks.evidence.saved import before_cooling, saved
+from benchmarks.evidence.saved import of_part as savings_of
 from maskdm.runtime.errors import UserError
 from maskdm.training.flops import flops_before
 from maskdm.training.phases import FinetuneParams, finetuning_schedule
@@ -227,6 +231,49 @@ def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_c
         if one.run.arm == SCRATCH
     ]
     assert list(of_part([*worse, *results])) == list(of_part(results))
+
+
+def test_what_is_saved_is_read_off_scratchs_curve_at_equal_error():
+    some = next(one for one in read_results("confirmation") if one.run.arm == SCRATCH)
+    scratch = with_errors(some, (1.0, 0.8), (2.0, 0.4), (4.0, 0.2))
+    arm = with_errors(some, (0.5, 0.9), (1.0, 0.4), (2.0, 0.3), (3.0, 0.2), (3.5, 0.1))
+    # Where scratch was first measured, and beyond its end, its curve does not say.
+    between = 2 * 2 ** (log(0.3 / 0.4) / log(0.2 / 0.4)) - 2  # on the power law
+    assert saved(arm, scratch) == {1.0: 1.0, 2.0: pytest.approx(between), 3.0: 1.0}
+
+
+def test_what_has_cooled_down_is_not_compared():
+    cooled = next(one for one in read_results(SMALL) if one.run.arm == SCRATCH)
+    curve, kept = cooled.curves["error"], before_cooling(cooled)
+    assert kept == curve[: len(kept)]
+    total = sum(leg["flops"] for leg in cooled.legs)
+    assert kept[-1][0] <= 0.8 * total < curve[len(kept)][0]
+    constant = next(one for one in read_results("confirmation") if one.run.arm == SCRATCH)
+    assert before_cooling(constant) == constant.curves["error"]
+
+
+def test_a_course_is_the_mean_of_its_seeds_and_of_the_best_tuning_of_its_arm():
+    results = read_results("fine")
+    course = next(one for one in savings_of(results) if one.dataset == "openmoji")
+    arms = [one for one in results if (one.run.dataset, one.run.arm) == ("openmoji", "patch-90")]
+    assert course.seeds == len(arms) == 3
+    assert course.primed == pytest.approx(1e13, rel=0.01)
+    scratch = {
+        one.run.seed: one
+        for one in results
+        if (one.run.dataset, one.run.arm) == ("openmoji", SCRATCH)
+    }
+    flops, value = course.points[2]
+    each = [saved(one, scratch[one.run.seed])[flops] for one in arms]
+    assert value == pytest.approx(mean(each))
+    worse = [
+        replace(
+            with_errors(one, *((flops, 1.2 * error) for flops, error in one.curves["error"])),
+            run=replace(one.run, tuning="worse"),
+        )
+        for one in arms
+    ]
+    assert list(savings_of([*worse, *results])) == list(savings_of(results))
 
 
 def test_a_run_that_is_there_spent_what_was_planned():

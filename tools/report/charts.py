@@ -189,6 +189,45 @@ def _regimes(
     return [even, marks]
 
 
+def saved_compute(rows: Rows) -> Spec:
+    """Return what arms have saved against what they have spent, a line each.
+
+    Args:
+        rows: ``arm, flops, saved, phase, seeds``.
+    """
+    arms = sorted({row["arm"] for row in rows})
+    base = alt.Chart().encode(
+        x=alt.X("flops:Q", title="the arm's training FLOPs so far", axis=_axis("~s")),
+        y=alt.Y("saved:Q", title="saved: scratch's − the arm's", axis=_axis("~s")),
+        color=alt.Color(
+            "arm:N",
+            title=None,
+            scale=alt.Scale(domain=arms, scheme="tableau10"),
+            legend=_legend(arms),
+        ),
+    )
+    line = base.mark_line(strokeWidth=1.2, opacity=0.6)
+    shape = alt.Legend(orient="bottom", columns=1)
+    marks = base.mark_point(size=34, filled=True, opacity=1).encode(
+        shape=alt.Shape("phase:N", title=None, legend=shape),
+        tooltip=["arm:N", "phase:N", "seeds:Q", alt.Tooltip("saved:Q", format=".3~s")],
+    )
+    even = alt.Chart().mark_rule(strokeDash=[4, 4], color="#888").encode(y=alt.datum(0))
+    chart = alt.layer(even, line, marks, data=_data(rows))
+    return _spec(chart.properties(width="container", height=HEIGHT))
+
+
+def stacked(charts: Mapping[str, Spec], columns: int = 2) -> Spec:
+    """Return charts as one picture, by their titles, each with a legend of its own."""
+    parts, shared = [], {}
+    for title, spec in charts.items():
+        part = spec | {"title": title, "width": WIDTH}
+        shared = {key: part.pop(key) for key in ("$schema", "config")}
+        parts.append(part)
+    apart = {"scale": {"color": "independent"}}
+    return {**shared, "concat": parts, "columns": columns, "resolve": apart, "background": "white"}
+
+
 def _axis(numbers: str, **more: Any) -> alt.Axis:
     """Return an axis with numbers of a format; those that would touch are left out."""
     return alt.Axis(format=numbers, labelOverlap="greedy", labelSeparation=APART, **more)

@@ -16,8 +16,8 @@ from benchmarks.evidence.summary import (
     entries,
     transfers,
 )
-from tools.report import definitions, regimes
-from tools.report.charts import Spec, against_compute, dots, regime_charts
+from tools.report import definitions, regimes, saved
+from tools.report.charts import Spec, against_compute, dots, regime_charts, saved_compute
 from tools.tables import decision
 
 TITLES = {
@@ -89,6 +89,7 @@ def deciding() -> dict[str, Any] | None:
         "arms": definitions.arms(row["arm"] for row in found),
         "tunings": definitions.tunings(row["against"] for row in found),
         "map": regime_charts(marks, regimes.shapes(marks)),
+        "saved": {title: saved_compute(rows) for title, rows in saved.panels().items()},
     }
 
 

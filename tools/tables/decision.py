@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.evidence.saved import savings
 from tools.tables.measured import in_markdown, number
 
 REPORT = Path("reports/decision.json")
@@ -71,6 +72,31 @@ def tuning(part: str) -> str:
     return in_markdown(
         ("images", "arm", "of the budget", "its best of", "masked", "steps", "error"), rows
     )
+
+
+def saved() -> str:
+    """Return what arms have saved of scratch's compute after their first phase, and at most."""
+    rows = []
+    for course in savings():
+        after = [value for flops, value in course.points if flops <= 1.001 * course.primed]
+        most, at = max((value, flops) for flops, value in course.points)
+        rows.append(
+            (
+                course.dataset.removesuffix("-tuning"),
+                f"{course.tokens}",
+                f"{course.arm[0]}, {course.arm[1]}",
+                f"{course.primed:.2g}",
+                f"{after[-1]:+.2g}" if after else "",
+                f"{most:+.2g}",
+                f"{at:.2g}",
+                f"{course.seeds}",
+            )
+        )
+    head = (
+        "images", "tokens", "arm", "first phase, FLOPs", "saved after it", "most saved", "at",
+        "seeds",
+    )  # fmt: skip
+    return in_markdown(head, rows)
 
 
 def of_part(kind: str, part: str) -> list[dict[str, Any]]:

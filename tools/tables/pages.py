@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpuothers": kit.others,
     "decision": partial(decision.comparisons, SMALL),
     "chosen": partial(decision.tuning, "decision-tuning"),
+    "saved": decision.saved,
     "headline": tables.headline,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,

@@ -1,0 +1,53 @@
+"""The saved-compute curves: ``python -m tools.report.saved`` writes them to reports/saved.png.
+
+A chart for each set of images and number of tokens, an arm a line: to the right its training FLOPs
+so far, upwards what they have saved of scratch's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.saved import savings
+from maskdm.runtime.command import run
+from maskdm.runtime.files import write_bytes
+from tools.report.charts import saved_compute, stacked
+
+PICTURE = Path("reports/saved.png")
+FEW = 3  # points that make a curve
+PHASES = "first phase", "on whole images"
+
+
+def panels() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the charts by title, fewest tokens first."""
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for course in savings():
+        if len(course.points) < FEW:
+            continue
+        dataset = course.dataset.removesuffix("-tuning")
+        rows = found.setdefault((course.tokens, dataset), [])
+        for flops, saved in course.points:
+            first = flops <= 1.001 * course.primed  # a validation at its end is of it
+            rows.append(
+                {
+                    "arm": course.arm[0],
+                    "flops": flops,
+                    "saved": saved,
+                    "phase": PHASES[0] if first else PHASES[1],
+                    "seeds": course.seeds,
+                }
+            )
+    return {
+        f"{dataset}, {tokens} tokens": found[tokens, dataset] for tokens, dataset in sorted(found)
+    }
+
+
+def main() -> None:
+    """Draw the curves."""
+    import vl_convert
+
+    charts = {title: saved_compute(rows) for title, rows in panels().items()}
+    write_bytes(PICTURE, vl_convert.vegalite_to_png(stacked(charts), scale=1.5))
+
+
+if __name__ == "__main__":
+    run(main)
