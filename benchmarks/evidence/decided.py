@@ -83,8 +83,10 @@ def verdict(low: float, high: float) -> str:
 def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return a row for each arm, scratch of each tuning on the whole budget, and measure."""
     ends: dict[Group, dict[int, dict[str, float]]] = defaultdict(dict)
+    legs: dict[Group, list[dict[str, Any]]] = {}
     for result in results:
         ends[group(result)][result.run.seed] = result.ends()
+        legs[group(result)] = result.legs  # as many steps for every seed
     rows = []
     for arm, by_seed in ends.items():
         for scratch, of_scratch in ends.items():
@@ -106,6 +108,8 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
                         "against": scratch[2],
                         "measure": measure,
                         "seeds": seeds,
+                        "steps": [total(legs[each], "steps") for each in (arm, scratch)],
+                        "images": [total(legs[each], "images") for each in (arm, scratch)],
                         "values": [own for own, _ in pairs],
                         "scratch": [other for _, other in pairs],
                         **paired(pairs),
@@ -120,6 +124,11 @@ def group(result: Result) -> Group:
     """Return what a result has in common with those of other seeds."""
     run = result.run
     return run.dataset, run.arm, run.tuning, run.share, run.of
+
+
+def total(legs: Sequence[dict[str, Any]], what: str) -> int:
+    """Return the steps, or the images, of all legs of a run."""
+    return sum(leg[what] for leg in legs)
 
 
 def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -161,7 +170,8 @@ def tuned(result: Result) -> dict[str, Any]:
         "share": run.share,
         "of": run.of,
         "patch": result.params["model"]["patch"],
-        "steps": sum(leg["steps"] for leg in result.legs),
+        "steps": total(result.legs, "steps"),
+        "images": total(result.legs, "images"),
         "error": result.curves["error"][-1][1],
     }
 

@@ -20,7 +20,7 @@ def comparisons(part: str) -> str:
 
 HEAD = (
     "images", "arm, of the budget", "scratch", "measure", "arm's", "scratch's",
-    "difference, 95 %", "p: arm better", "Holm", "seeds",
+    "difference, 95 %", "p: arm better", "Holm", "seeds", "steps", "images seen",
 )  # fmt: skip
 
 
@@ -41,6 +41,8 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 f"{row['p']:.2g}",
                 f"{row['p_holm']:.2g}",
                 f"{len(row['seeds'])}",
+                " / ".join(f"{steps:,}" for steps in row["steps"]),
+                " / ".join(f"{images:,}" for images in row["images"]),
             )
         )
     return rows
