@@ -1,6 +1,7 @@
 """Paths, predictions and the one loss."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskdm.backbones.registry import build_backbone
+from maskdm.diffusion import wide
 from maskdm.diffusion.loss import DiffusionParams, denoising_loss, training_times
 from maskdm.diffusion.paths import PATHS
 from maskdm.diffusion.predictions import from_truth, to_epsilon, to_velocity, to_x0
 from maskdm.diffusion.tokens import to_tokens
+from tests.support.graph import ROOT
 from tests.support.training import MODEL
 
 PREDICTIONS = ("epsilon", "x0", "v")
@@ -30,6 +33,32 @@ def params(**changes):
         "times_std": 1.0,
     }
     return DiffusionParams(**(values | changes))
+
+
+@pytest.mark.parametrize("narrow", [set(), {"cpu"}])
+def test_64_bits_are_computed_in_where_they_can_be(monkeypatch, narrow):
+    monkeypatch.setattr(wide, "NARROW", narrow)
+    seen = []
+
+    def third(x):
+        seen.append((x.dtype, x.device.type))
+        return x / 3
+
+    found = wide.in_64_bits(third, torch.ones(2))
+    assert seen == [(torch.float64, "cpu")]
+    assert torch.equal(found, torch.full((2,), 1 / 3))
+
+
+def test_no_number_is_made_one_of_64_bits_on_a_device_that_may_have_none():
+    """Apple's GPUs have none: all that needs them asks for them in one way."""
+    asks = re.compile(r"(?<!cpu\(\))\.double\(\)")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "maskdm").rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if asks.search(line) and path.name not in ("wide.py", "importing.py")  # files are on CPUs
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("name", PATHS)

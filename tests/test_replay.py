@@ -11,7 +11,7 @@ from maskdm.training.batches import Batches
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
 from maskdm.training.step import Rates, TrainingStep
-from tests.support.training import CPU, DIFFUSION, GRID, IMAGES, MODEL, leg, masked, phase
+from tests.support.training import CPU, DIFFUSION, GRID, IMAGES, MODEL, leg, masked, phase, whole
 
 
 class Recorder:
@@ -74,6 +74,33 @@ def test_where_nothing_can_be_recorded_one_line_says_so_and_all_is_computed(caps
     assert len(lines) == 1
     assert "operation not permitted" in lines[0]
     assert "more" not in lines[0]
+
+
+def test_what_a_recording_that_failed_left_in_the_gradients_is_not_added_to():
+    """It has the addresses of gradients that no replay will ever compute."""
+    params = phase(steps=FIRST + 2)
+    schedule = whole(params)
+    batches = Batches(IMAGES, schedule, 4, 0.5, 0, "test")
+
+    def run(fails):
+        state = State.start(build_backbone(MODEL, 32, 3, 0), params)
+        step = TrainingStep(state, DIFFUSION, params, Execution(CPU))
+
+        def refuse(call):
+            for parameter in step.parameters:
+                parameter.grad = torch.full_like(parameter, 1e6)
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        if fails:
+            step.replay = Replay(step.on_tensors, CPU, refuse)
+        for made in range(FIRST + 2):
+            state.history.add(step(batches.at(made), 8, Rates(1e-3, 0.1)))
+            state.step += 1
+        return state.tensors()
+
+    expected, found = run(False), run(True)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
 
 
 @pytest.mark.parametrize("shift", [None, 0.5])

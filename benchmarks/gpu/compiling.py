@@ -1,54 +1,66 @@
-"""How long the compiler takes: when it has seen nothing yet, and when it finds what it made."""
+"""How long the compiler takes: when it has seen nothing yet, and when it finds what it made.
 
-import os
+Each time in a process of its own, ``python -m benchmarks.gpu.compiling FILE``, since a process
+remembers what it compiled.
+"""
+
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
-import torch
+import typer
 
-from benchmarks.gpu.steps import FIRST, endless
+from benchmarks.gpu.apart import apart
+from benchmarks.gpu.steps import FIRST, endless, masked
+from benchmarks.presets import read_preset
 from benchmarks.speed.measuring import finish
-from maskdm.diffusion.masking import Mask
+from maskdm.runtime.command import run
 from maskdm.runtime.execution import Execution
-from maskdm.runtime.params import Params
-from maskdm.training.phases import PhaseParams
+from maskdm.runtime.files import write_json
+from maskdm.runtime.numerics import choose_kernels
 
-CACHES = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+# Where the compiler keeps what it makes; the second follows from the first.
+CACHE, TRITONS_CACHE = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
-def compiling(
-    preset: Params, mask: Mask, params: PhaseParams, execution: Execution
-) -> dict[str, float]:
-    """Return the seconds of the first steps, compiled: with nothing in the cache, then with all."""
-    with TemporaryDirectory() as folder, caching_in(folder):
+def compiling(preset: str, rate: float) -> dict[str, float]:
+    """Return the seconds that compiling adds to the first steps, cold and from the cache.
+
+    Args:
+        preset: whose steps are compiled.
+        rate: of masked patches.
+    """
+    with TemporaryDirectory() as folder:
         return {
-            name: first_steps(preset, mask, params, execution)
+            name: apart(
+                "benchmarks.gpu.compiling",
+                ["--preset", preset, "--rate", str(rate)],
+                {CACHE: folder, TRITONS_CACHE: None},
+            )["seconds"]
             for name in ("cold, s", "from the cache, s")
         }
 
 
-def first_steps(preset: Params, mask: Mask, params: PhaseParams, execution: Execution) -> float:
-    """Return the seconds of as many steps as are made before the compiler has nothing to do."""
-    torch.compiler.reset()
-    started, steps = time.perf_counter(), endless(preset, mask, params, execution)
-    for _ in range(FIRST):
-        next(steps)
-    finish(execution.device)
-    steps.close()
-    return time.perf_counter() - started
+def main(
+    found: Annotated[Path, typer.Argument(help="the file that is written")],
+    preset: Annotated[str, typer.Option(help="whose steps are compiled")] = "celeba64",
+    rate: Annotated[float, typer.Option(help="of masked patches")] = 0.0,
+) -> None:
+    """Note by how much the first steps take longer than as many later ones."""
+    choose_kernels()
+    mask, params = masked(read_preset(preset), rate)
+    execution = replace(Execution.from_environment(params.precision), compiles=True, replays=False)
+    steps, seconds = endless(read_preset(preset), mask, params, execution), []
+    for _ in range(2):
+        began = time.perf_counter()
+        for _ in range(FIRST):
+            next(steps)
+        finish(execution.device)
+        seconds.append(time.perf_counter() - began)
+    write_json(found, {"seconds": seconds[0] - seconds[1]})
 
 
-@contextmanager
-def caching_in(folder: str) -> Iterator[None]:
-    """Have the compiler keep what it makes in a folder, while the context lasts."""
-    usual = {name: os.environ.pop(name, None) for name in CACHES}
-    os.environ[CACHES[0]] = folder  # the other one follows from it
-    try:
-        yield
-    finally:
-        for name, value in usual.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+if __name__ == "__main__":
+    run(main)

@@ -2,7 +2,8 @@
 
 Piece by piece, what is wanted most first: a piece that this code has measured is not measured
 again, so that a second call goes on where the first had to end; what older code has measured stays
-in the report until then. It also runs on a CPU, where it shows that it runs.
+in the report until then. A report of another torch or other GPUs is begun anew. It also runs on a
+CPU, where it shows that it runs.
 """
 
 import gc
@@ -12,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +40,11 @@ from maskdm.runtime.errors import shortened
 from maskdm.runtime.execution import Execution, Precision
 from maskdm.runtime.files import write_json
 from maskdm.runtime.numerics import choose_kernels
-from maskdm.training.checkpoints.fingerprint import code_hash
-from maskdm.training.setup import COMPUTES_STEPS
+from maskdm.training.checkpoints.fingerprint import digest, meaning, modules
 
 REPORTS = Path("reports/gpu")
-LEAST = 15  # seconds that must be left for a piece to be begun
-COMPILING = 75  # the same for one that compiles
+# Seconds that must be left for a piece to be begun whose name contains a word.
+LEAST = {"GPUs": 180, "compiling": 150, "compiled": 75, "": 15}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 RATES = (0.0, 0.5, 0.75, 0.9)
 # What is called how: the preset, its mask rates, whether masked batches hold as many tokens.
@@ -73,19 +74,24 @@ def main(
     choose_kernels()
     execution = Execution.from_environment()
     path = REPORTS / f"{device_slug(execution.device)}{tag}.json"
-    report = json.loads(path.read_text()) if path.exists() else about(execution.device)
-    report = {"pieces": {}, "code": {}} | report
-    code = code_hash(*COMPUTES_STEPS)
+    there, code = about(execution.device), code_of_the_kit()
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if any(report.get(name) != value for name, value in there.items()):
+        report = there | {"pieces": {}, "code": {}}  # another torch, or other GPUs
     for name, piece in pieces(execution):
         left = 60 * minutes - (time.monotonic() - began)
         if only not in name or report["code"].get(name) == code:
             continue
-        if left < (COMPILING if "compil" in name else LEAST):
+        if left < next(least for word, least in LEAST.items() if word in name):
             print(f"The time is over before '{name}': run it again to go on.")
             break
         started = time.monotonic()
-        report["pieces"][name] = found = attempt(piece)
-        report["code"][name] = code
+        found = attempt(piece)
+        # What has failed is tried again by the next call, and takes no older figure's place.
+        if failed(found):
+            report["pieces"].setdefault(name, found)
+        else:
+            report["pieces"][name], report["code"][name] = found, code
         write_json(path, report)
         print(f"{time.monotonic() - started:6.1f} s  {name}: {shown(found)}", flush=True)
 
@@ -116,7 +122,7 @@ def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
     for size, (name, _) in SIZES.items():
         whole = read_preset(name), *masked(read_preset(name), 0.0)
         yield f"weights, {size}", partial(autocast_and_bf16, *whole, device)
-        yield f"compiling, {size}", partial(compiling, *whole, replace(execution, compiles=True))
+        yield f"compiling, {size}", partial(compiling, name, 0.0)
     yield from steps(execution, "launched")
 
 
@@ -146,6 +152,8 @@ def attempt(piece: Piece) -> Any:
     try:
         return piece()
     except Exception as error:
+        if isinstance(error, torch.AcceleratorError):
+            raise  # this process can do nothing more on the device: another call goes on
         first = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
         print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr)
         return {"failed": f"{type(error).__name__}: {first}"}
@@ -153,7 +161,19 @@ def attempt(piece: Piece) -> Any:
         torch.compiler.reset()
         gc.collect()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
+
+
+def failed(found: Any) -> bool:
+    """Return whether what a piece found is why it found nothing."""
+    return isinstance(found, dict) and "failed" in found
+
+
+def code_of_the_kit() -> str:
+    """Return a hash of all code that measures and is measured."""
+    files = modules(("benchmarks.gpu.kit",), packages=("benchmarks", "maskdm"))
+    return digest({name: meaning(path.read_text("utf-8")) for name, path in files.items()})
 
 
 def about(device: torch.device) -> dict[str, Any]:

@@ -1,26 +1,23 @@
-"""Several GPUs: the steps a second that they make of one batch, and the losses of one GPU's run.
+"""Several GPUs: the images a second that they make, and the losses of one GPU's run.
 
 ``python -m benchmarks.gpu.several FILE`` is what each of the processes runs; ``compare`` starts
-them, as a stage would, by ``MASKDM_PROCESSES``.
+them, as a stage would, by ``MASKDM_PROCESSES``. One process could record its steps, and several
+cannot, so all of them launch theirs.
 """
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.gpu.apart import apart
 from benchmarks.gpu.exactness import run as small_run
 from benchmarks.gpu.steps import masked, measure
 from benchmarks.presets import read_preset
 from maskdm.runtime.command import run
-from maskdm.runtime.environment import PROCESSES
+from maskdm.runtime.environment import PROCESSES, REPLAY
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.files import write_json
 from maskdm.runtime.launch import on_all_processes
@@ -35,53 +32,48 @@ def compare(count: int, preset: str, rate: float) -> dict[str, float]:
         rate: of masked patches.
 
     Returns:
-        ``images/s``, ``of so many times one`` (1 is as many times faster as there are processes)
-        and ``largest difference of a loss``, relative, over the steps of a small run in fp32.
+        ``images/s`` of the preset's batch, shared out, and of one that is ``count`` times as large;
+        each divided by ``count`` times the images/s of one process (1: as many times faster);
+        and the largest relative ``difference of a loss`` in a small run in fp32.
     """
-    one, several = on_processes(1, preset, rate), on_processes(count, preset, rate)
+    one, several = on_processes(1, preset, rate, 1), on_processes(count, preset, rate, count)
+    found = {}
+    for batch in ("batch shared", "batch each"):
+        found[f"images/s, {batch}"] = several[batch]
+        found[f"of {count} times one, {batch}"] = several[batch] / one[batch] / count
     differences = (
         abs(a - b) / abs(a) for a, b in zip(one["losses"], several["losses"], strict=True)
     )
-    return {
-        "images/s": several["images/s"],
-        "of so many times one": several["images/s"] / one["images/s"] / count,
-        "largest difference of a loss": max(differences),
-    }
+    return found | {"difference of a loss": max(differences)}
 
 
 @cache
-def on_processes(count: int, preset: str, rate: float) -> dict[str, Any]:
-    """Return what ``main`` writes with so many processes.
+def on_processes(count: int, preset: str, rate: float, batches: int) -> dict[str, Any]:
+    """Return what ``main`` finds with so many processes.
 
     Raises:
-        RuntimeError: with the end of what they said, if they fail.
+        RuntimeError: if they fail or hang.
     """
-    with TemporaryDirectory() as folder:
-        found = Path(folder) / "found.json"
-        words = [str(found), "--preset", preset, "--rate", str(rate)]
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu.several", *words],
-            env=os.environ | {PROCESSES.name: str(count)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            *_, last = done.stderr.strip().splitlines() or ["it says nothing"]
-            raise RuntimeError(f"{count} processes failed: {last}")
-        return dict(json.loads(found.read_text(encoding="utf-8")))
+    words = ["--preset", preset, "--rate", str(rate), "--batches", str(batches)]
+    environment = {PROCESSES.name: str(count), REPLAY.name: "0"}
+    return apart("benchmarks.gpu.several", words, environment)
 
 
 def main(
     found: Annotated[Path, typer.Argument(help="the file that is written")],
     preset: Annotated[str, typer.Option(help="whose steps are timed")] = "celeba64",
     rate: Annotated[float, typer.Option(help="of masked patches")] = 0.0,
+    batches: Annotated[int, typer.Option(help="in the larger batch")] = 1,
 ) -> None:
     """Time steps on all processes together, and note the losses of a small run."""
-    execution = Execution.from_environment()
+    execution = replace(Execution.from_environment(), compiles=False)
     losses = small_run(execution)["history.losses"].tolist()
     mask, params = masked(read_preset(preset), rate)
     timed = replace(execution, precision=params.precision)
-    rates = measure(read_preset(preset), mask, params, timed)
+    rates = {}
+    for name, times in {"batch shared": 1, "batch each": batches}.items():
+        larger = params.model_copy(update={"batch_size": times * params.batch_size})
+        rates[name] = measure(read_preset(preset), mask, larger, timed)["images/s"]
     if execution.processes.is_main:
         write_json(found, rates | {"losses": losses})
 

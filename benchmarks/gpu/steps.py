@@ -24,14 +24,14 @@ from maskdm.training.batches import Batch
 from maskdm.training.flops import training_flops
 from maskdm.training.loop import train
 from maskdm.training.phases import FinetuneParams, PhaseParams
-from maskdm.training.prefetch import prefetched
+from maskdm.training.prefetch import PREFETCHED, prefetched
 from maskdm.training.state import State
 from maskdm.training.validation import LOG_SNRS, HeldOutValidator
 
 SIDE = 8192  # of the large multiply
 FIRST = 6  # steps in which kernels are chosen, compiled and recorded
 SECONDS = 1.5  # that steps are timed for, at least
-FEW = 3  # steps that are timed, at least
+WINDOW = 0.25  # of these, seconds between two waits for the device
 FOREVER = 10**9
 
 
@@ -70,19 +70,24 @@ def measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
     steps = endless(preset, mask, params, execution)
-    for _ in range(FIRST):
-        next(steps)
-    finish(device)
-    first = time.perf_counter() - started
-    count, began, going_on = 0, time.perf_counter(), True
-    while going_on:
-        for _ in range(FEW):
+
+    def make(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
             next(steps)
         finish(device)
-        count += FEW
-        # All processes make as many steps, or they would wait for each other.
+        return time.perf_counter() - began
+
+    first = make(FIRST)
+    # No batch is left then that was made while the first steps took long.
+    ahead = 1 if device.type == "cpu" else 2 * PREFETCHED
+    # All processes make as many steps, or they would wait for each other.
+    window = execution.processes.broadcast_object(max(1, round(WINDOW * ahead / make(ahead))))
+    count, began, going_on = 0, time.perf_counter(), True
+    while going_on:
+        make(window)
+        count += window
         (going_on,) = execution.processes.any(time.perf_counter() - began < SECONDS)
     seconds = (time.perf_counter() - began) / count
     steps.close()

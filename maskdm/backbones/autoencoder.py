@@ -320,7 +320,7 @@ class Encoder:
         total, squares, numbers = np.zeros(self.shape[2]), np.zeros(self.shape[2]), 0
         for first in range(0, count, BATCH):
             found = self.autoencoder.latents(images[used[first : first + BATCH]])
-            latents = found.double().cpu().numpy().reshape(-1, self.shape[2])
+            latents = found.cpu().double().numpy().reshape(-1, self.shape[2])
             total, squares = total + latents.sum(0), squares + np.square(latents).sum(0)
             numbers += len(latents)
         if not np.isfinite(squares).all():

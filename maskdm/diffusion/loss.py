@@ -19,6 +19,7 @@ from maskdm.diffusion.predictions import (
     to_epsilon,
     to_velocity,
 )
+from maskdm.diffusion.wide import in_64_bits
 from maskdm.runtime.params import Section
 
 
@@ -62,7 +63,7 @@ def training_times(
     """
     t, path = uniform, PATHS[params.path]
     if params.times == "logit-normal":
-        normal = torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7)).to(uniform.dtype)
+        normal = in_64_bits(_normal_quantile, uniform)
         t = torch.sigmoid(params.times_mean + params.times_std * normal)
     if shift is not None:
         t = path.time(path.log_snr(t) + shift).to(t.dtype)
@@ -70,6 +71,11 @@ def training_times(
     if steps is None:
         return t
     return ((t * steps).floor() + 1).clamp(max=steps) / steps
+
+
+def _normal_quantile(uniform: Tensor) -> Tensor:
+    normal: Tensor = torch.special.ndtri(uniform.clamp(1e-7, 1 - 1e-7))
+    return normal
 
 
 def denoising_loss(

@@ -6,12 +6,14 @@ is its noise levels along time; a ``Level`` is all that losses, predictions and 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import cos, pi
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from maskdm.diffusion.wide import in_64_bits
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -156,13 +158,12 @@ def _interpolated(xs: Tensor, ys: Tensor) -> Callable[[Tensor], Tensor]:
 
     def at(x: Tensor) -> Tensor:
         here, there = on(x.device)
-        wide = x.double()
-        right = torch.searchsorted(here, wide.contiguous()).clamp(1, len(here) - 1)
+        right = torch.searchsorted(here, x.contiguous()).clamp(1, len(here) - 1)
         left = right - 1
-        share = ((wide - here[left]) / (here[right] - here[left])).clamp(0, 1)
-        return (there[left] + share * (there[right] - there[left])).to(x.dtype)
+        share = ((x - here[left]) / (here[right] - here[left])).clamp(0, 1)
+        return there[left] + share * (there[right] - there[left])
 
-    return at
+    return partial(in_64_bits, at)
 
 
 def discrete_path(name: str, betas: Tensor) -> ProbabilityPath:

@@ -70,7 +70,11 @@ class Replay:
                 recording.replay = self.record(lambda: self.function(*recording.inputs))
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
-                print(f"CUDA graphs do not work here, going on without: {reason}", file=sys.stderr)
+                print(
+                    f"CUDA graphs do not work here, going on without: {reason}. (If memory runs "
+                    "full, as it may before torch 2.12, set MASKDM_REPLAY=0.)",
+                    file=sys.stderr,
+                )
                 self._works = False
         if recording.replay is None:
             return self.function(*recording.inputs)
@@ -86,13 +90,17 @@ class CudaRecorder:
 
     def __call__(self, call: Replayed) -> Replayed:
         """Return what replays ``call``."""
-        graph = torch.cuda.CUDAGraph()
+        graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         # Threads that make and copy batches meanwhile may go on: only this one is recorded.
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
-        ):
-            output = call()
+        try:
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
+            ):
+                output = call()
+        except RuntimeError:
+            torch.cuda.set_stream(usual)  # torch leaves it only where recording succeeds
+            raise
 
         def replay() -> Tensor:
             graph.replay()

@@ -4,6 +4,7 @@ A batch is a function of its step, so any thread may make it at any time. On a C
 by making it beside the computation, and each batch is made when it is needed.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -56,16 +57,26 @@ class _MadeBeside:
     """Sends batches to a GPU on a stream of their own, while it computes on another."""
 
     def __init__(self, make: Callable[[int, torch.device], Batch], device: torch.device) -> None:
-        self.make, self.device, self.stream = make, device, torch.cuda.Stream(device)
+        self.make, self.device = make, device
+        # Of high priority, since those are not among the streams on which steps are recorded.
+        self.stream = torch.cuda.Stream(device, priority=-1)
+        self.taken: deque[torch.cuda.Event] = deque()
 
     def begin(self, step: int) -> tuple[Batch, torch.cuda.Event]:
         """Make a batch; return it, and what says that it is there."""
-        with torch.cuda.stream(self.stream):
+        # A thread begins on the first GPU, and to go back there would open it for this process.
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             return self.make(step, self.device), self.stream.record_event()
 
     def end(self, batch: Batch, there: torch.cuda.Event) -> Batch:
-        """Return a batch, on which the computing stream may build from here on."""
+        """Return a batch, on which the computing stream may build from here on.
+
+        The host runs ahead of the GPU by a few steps alone, since their batches take memory.
+        """
         computing = torch.cuda.current_stream(self.device)
+        self.taken.append(computing.record_event())
+        if len(self.taken) > PREFETCHED:
+            self.taken.popleft().synchronize()
         computing.wait_event(there)
         for tensor in batch:
             if tensor is not None:

@@ -102,6 +102,8 @@ class TrainingStep:
     def make(self, batch: Batch, batch_size: int, rates: Rates) -> Tensor:
         """Make one step, launch by launch."""
         state, execution = self.state, self.execution
+        for parameter in self.parameters:
+            parameter.grad = None  # what a recording that failed may have left, never computed
         loss = accumulate(
             self.network, batch, batch_size, self.diffusion, state.scale, execution, rates.shift
         )

@@ -33,7 +33,9 @@ def _speed_of(report: dict[str, Any]) -> str:
         if matched is None or "failed" in found:
             continue
         size, rate, precision, way = matched.groups()
-        made = pieces.get(f"batches, {size}, {rate}")
+        made, best = (
+            pieces.get(piece) for piece in (f"batches, {size}, {rate}", f"multiply, {precision}")
+        )
         rows.append(
             (
                 size,
@@ -43,21 +45,22 @@ def _speed_of(report: dict[str, Any]) -> str:
                 number(found["steps/s"]),
                 number(found["images/s"]),
                 number(found["FLOP/s"] / 1e12),
-                f"{found['FLOP/s'] / pieces[f'multiply, {precision}']:.2g}",
-                number(found["peak memory, bytes"] / 2**30),
-                "" if made is None else number(made),
+                f"{found['FLOP/s'] / best:.2g}" if isinstance(best, float) else "",
+                number(peak / 2**30) if (peak := found["peak memory, bytes"]) else "",
+                number(made) if isinstance(made, float) else "",
             )
         )
     head = (
         "network", "masked", "images a step", "launches", "steps/s", "images/s", "TFLOP/s",
         "of the best multiply", "GiB", "batches/s that the CPU makes",
     )  # fmt: skip
-    best = ", ".join(
+    fastest = ", ".join(
         f"{number(pieces[f'multiply, {precision}'] / 1e12)} TFLOP/s in {precision}"
         for precision in ("fp32", "bf16", "fp16")
-        if f"multiply, {precision}" in pieces
+        if isinstance(pieces.get(f"multiply, {precision}"), float)
     )
-    return f"{_device(report)}; a large multiply reaches {best}:\n\n{in_markdown(head, rows)}"
+    reached = f"; a large multiply reaches {fastest}" if fastest else ""
+    return f"{_device(report)}{reached}:\n\n{in_markdown(head, rows)}"
 
 
 def exactness() -> str:
