@@ -229,7 +229,9 @@ def test_the_update_that_is_timed_changes_weights_and_average_and_touches_what_i
 def test_what_is_timed_beside_a_step_goes_on_from_step_to_step(tmp_path, monkeypatch):
     steps = []
     at = Batches.at
-    monkeypatch.setattr(Batches, "at", lambda self, step, *a: steps.append(step) or at(self, step))
+    monkeypatch.setattr(
+        Batches, "at", lambda self, step, **on: steps.append(step) or at(self, step)
+    )
     params = read_section(TINY, "finetune", FinetuneParams)
     state = started(TINY, torch.device("cpu"))
     surround = surrounding(TINY, nothing_masked(8), params, state, tmp_path)

@@ -76,6 +76,30 @@ def tuning(part: str) -> str:
     )
 
 
+def cells(part: str) -> str:
+    """Return the errors of all cells of a tuning: a setting a row, a set and arm a column."""
+    found: dict[str, dict[tuple[str, str, float], float]] = {}
+    for cell in of_part("tuning", part):
+        arm = cell["dataset"].removesuffix("-tuning"), cell["arm"], cell["of"]
+        found.setdefault(cell["tuning"], {})[arm] = cell["error"]
+    arms = list(dict.fromkeys(arm for row in found.values() for arm in row))
+    best = {arm: min(row[arm] for row in found.values() if arm in row) for arm in arms}
+    rows = [
+        (
+            tuning,
+            *(
+                ("**{:.4f}**" if row[arm] == best[arm] else "{:.4f}").format(row[arm])
+                if arm in row
+                else ""
+                for arm in arms
+            ),
+        )
+        for tuning, row in found.items()
+    ]
+    head = ("setting", *(f"{dataset}: {arm}, {of:.0%}" for dataset, arm, of in arms))
+    return in_markdown(head, rows)
+
+
 def saved() -> str:
     """Return what arms have saved of scratch's compute after their first phase, and at most."""
     rows = []

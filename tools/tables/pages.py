@@ -45,6 +45,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "exactness": kit.exactness,
     "gpuothers": kit.others,
     "decision": partial(decision.comparisons, SMALL),
+    "decision8": partial(decision.comparisons, "decision-8"),
+    "cells8": partial(decision.cells, "decision-8-tuning"),
     "chosen": partial(decision.tuning, "decision-tuning"),
     "saved": decision.saved,
     "headline": tables.headline,
