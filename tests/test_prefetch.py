@@ -1,6 +1,8 @@
 """Prefetched batches are the batches of their steps, whoever makes them and when."""
 
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,3 +72,45 @@ def test_threads_end_with_the_training(elsewhere):
     with prefetched(of, 1000, elsewhere) as take:
         take(0)
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+class Stream:
+    """Stands for a CUDA stream; its events note in ``log`` what is asked of them."""
+
+    def __init__(self, name, log):
+        self.name, self.log, self.recorded = name, log, 0
+
+    def record_event(self):
+        self.recorded += 1
+        return Event(f"{self.name} {self.recorded}", self.log)
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event.name}")
+
+
+class Event:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def synchronize(self):
+        self.log.append(f"the host waits for {self.name}")
+
+
+def test_on_a_gpu_batches_are_waited_for_and_the_host_runs_ahead_by_a_few_steps(monkeypatch):
+    log, opened = [], []
+    computing = Stream("computing", log)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: Stream("beside", log))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: opened.append(device) or nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    device, steps = SimpleNamespace(type="cuda"), PREFETCHED + 3
+    with prefetched(of, steps, device) as take:
+        for step in range(steps):
+            assert take(step).tokens.item() == step
+    waited = [line for line in log if line.startswith("computing waits for beside")]
+    assert len(set(waited)) == steps
+    # The event of a step is recorded before its batch is waited for: the steps before it are done.
+    hosts = [line for line in log if line.startswith("the host")]
+    assert hosts == [f"the host waits for computing {n}" for n in range(1, steps - PREFETCHED + 1)]
+    assert opened == [device] * steps
