@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from math import log
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 from scipy import stats
@@ -26,7 +26,7 @@ from benchmarks.evidence.plan import (
 from benchmarks.evidence.regimes import MOST, PARTS, factor, of_part, regimes
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import before_cooling, saved
-from benchmarks.evidence.saved import of_part as savings_of
+from benchmarks.evidence.saved import of_part as courses_of
 from maskdm.runtime.errors import UserError
 from maskdm.training.flops import flops_before
 from maskdm.training.phases import FinetuneParams, finetuning_schedule
@@ -109,7 +109,7 @@ def test_all_arms_have_as_many_cells_and_scratch_has_no_fewer(tuning):
 @pytest.mark.parametrize("tuning", TESTS)
 def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole(tuning):
     runs, best = runs_of_test(tuning), decision.chosen(tuning)
-    for (dataset, arm), tuned in best.items():
+    for (dataset, arm), (tuned, *others) in best.items():
         ends = [
             (result.curves["error"][-1][1], result.run)
             for result in read_results(tuning)
@@ -119,10 +119,17 @@ def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole(tuning)
         own = [run for run in runs if (run.dataset, run.arm) == (dataset, arm)]
         assert {run.seed for run in own} == set(decision.SEEDS)
         assert max(run.of for run in own) == (1.0 if arm == SCRATCH else 0.5)
-        assert {(run.tuning, run.share) for run in own} == {(tuned.tuning, tuned.share)}
-    assert len(runs) == 2 * len(decision.SEEDS) * len(best)  # none where nothing was chosen yet
-    deciding = {run.of for run in runs[: len(runs) // 2]}  # those come first
-    assert deciding == {1.0 if arm == SCRATCH else 0.5 for _, arm in best}
+        # Scratch has what was second, too, at the whole budget.
+        second = others[:1] if arm == SCRATCH else []
+        assert {(run.tuning, run.share) for run in own} == {
+            (run.tuning, run.share) for run in (tuned, *second)
+        }
+        assert {run.of for run in own if run.tuning != tuned.tuning} <= {1.0}
+    seeds, scratches = len(decision.SEEDS), sum(arm == SCRATCH for _, arm in best)
+    assert len(runs) == seeds * (2 * len(best) + scratches)  # none where nothing was chosen yet
+    deciding = runs[: seeds * len(best)]  # those come first
+    assert {run.of for run in deciding} == {1.0 if arm == SCRATCH else 0.5 for _, arm in best}
+    assert {run.tuning for run in deciding} == {runs[0].tuning for runs in best.values()}
     assert best or tuning != "decision-tuning"
     for run in runs:
         assert points(MATRIX, run) == [plan(MATRIX, run)["finetune"]["steps"]]
@@ -169,10 +176,42 @@ def test_a_quarter_of_an_hour_asks_the_question_of_the_decision_with_pairs_enoug
 
 
 @pytest.mark.parametrize(
-    ("interval", "said"), [((-2, -1), "yes"), ((1, 2), "no"), ((-1, 2), "not decided")]
+    ("interval", "better", "within"),
+    [
+        ((-2, -1), "yes", "yes"),
+        ((-2, 4), "not decided", "yes"),
+        ((1, 4), "no", "yes"),
+        ((1, 8), "no", "not decided"),
+        ((6, 8), "no", "no"),
+        ((-1, 8), "not decided", "not decided"),
+    ],
 )
-def test_an_interval_that_holds_no_difference_decides_nothing(interval, said):
-    assert decided.verdict(*interval).startswith(said)
+def test_a_wide_interval_decides_nothing(interval, better, within):
+    assert decided.verdict(*interval) == better
+    assert decided.verdict(*interval, allowed=5) == within
+
+
+def test_the_question_is_a_family_of_its_own_and_the_rest_describes():
+    rows = decided.comparisons(read_results(SMALL))
+    family = [row for row in rows if "p_holm" in row]
+    assert {row["measure"] for row in family} == {"error", "kid"}
+    assert {(row["of"], row["against_of"]) for row in family} == {(0.5, 1.0)}
+    assert len(family) == 2 * 2 * 2  # sets, scratch's batches, measures
+    assert [row["p_holm"] for row in family] == decided.holm([row["p"] for row in family])
+    assert {row["measure"] for row in rows} == {"error", "kid", "fd"}
+
+
+def test_scratch_is_also_compared_at_as_much_compute():
+    """Half of it stands in for the runs that are not made yet."""
+    halved = [
+        replace(one, run=replace(one.run, of=0.5, tuning="half"))
+        for one in read_results(SMALL)
+        if (one.run.arm, one.run.tuning) == (SCRATCH, "lr-10_batch-8")
+    ]
+    rows = decided.comparisons([*read_results(SMALL), *halved])
+    equal = [row for row in rows if row["against_of"] == row["of"]]
+    assert {row["against"] for row in equal} == {"half"}
+    assert not any("p_holm" in row for row in equal)
 
 
 def test_an_answer_is_printed_with_its_interval_and_the_report_is_left_alone(
@@ -182,7 +221,10 @@ def test_an_answer_is_printed_with_its_interval_and_the_report_is_left_alone(
     decided.main(SMALL)
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("openmoji, error: block-75 at 50% of the compute 0.08701, ")
-    assert "+0.0016 … +0.0033 (95 %, 5 seeds). At least as good: no." in first
+    assert (
+        "+0.0016 … +0.0033 (95 %, 5 seeds). At least as good: no. No more than 5% worse: yes."
+        in first
+    )
     assert not (tmp_path / "decision.json").exists()
 
 
@@ -233,13 +275,19 @@ def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_c
     assert list(of_part([*worse, *results])) == list(of_part(results))
 
 
-def test_what_is_saved_is_read_off_scratchs_curve_at_equal_error():
+def test_what_is_saved_is_read_off_the_best_of_scratchs_curves_at_equal_error():
     some = next(one for one in read_results("confirmation") if one.run.arm == SCRATCH)
-    scratch = with_errors(some, (1.0, 0.8), (2.0, 0.4), (4.0, 0.2))
+    one = [(1.0, 0.8), (2.0, 0.4), (4.0, 0.2)]
     arm = with_errors(some, (0.5, 0.9), (1.0, 0.4), (2.0, 0.3), (3.0, 0.2), (3.5, 0.1))
-    # Where scratch was first measured, and beyond its end, its curve does not say.
     between = 2 * 2 ** (log(0.3 / 0.4) / log(0.2 / 0.4)) - 2  # on the power law
-    assert saved(arm, scratch) == {1.0: 1.0, 2.0: pytest.approx(between), 3.0: 1.0}
+    # Where scratch was first measured it may have been there before; at its end, not yet.
+    found = saved(arm, [one])
+    assert found == {
+        1.0: (1.0, True), 2.0: (pytest.approx(between), True), 3.0: (1.0, True), 3.5: (0.5, False),
+    }  # fmt: skip
+    better = [(1.0, 0.7), (1.5, 0.4), (3.9, 0.25)]
+    assert saved(arm, [one, better])[1.0] == (0.5, True)
+    assert saved(arm, [one, better])[3.5] == (pytest.approx(0.4), False)
 
 
 def test_what_has_cooled_down_is_not_compared():
@@ -254,18 +302,22 @@ def test_what_has_cooled_down_is_not_compared():
 
 def test_a_course_is_the_mean_of_its_seeds_and_of_the_best_tuning_of_its_arm():
     results = read_results("fine")
-    course = next(one for one in savings_of(results) if one.dataset == "openmoji")
+    course = next(one for one in courses_of(results) if one.dataset == "openmoji")
     arms = [one for one in results if (one.run.dataset, one.run.arm) == ("openmoji", "patch-90")]
     assert course.seeds == len(arms) == 3
     assert course.primed == pytest.approx(1e13, rel=0.01)
+    assert course.after_priming.flops == pytest.approx(course.primed, rel=0.01)
     scratch = {
-        one.run.seed: one
+        one.run.seed: before_cooling(one)
         for one in results
         if (one.run.dataset, one.run.arm) == ("openmoji", SCRATCH)
     }
-    flops, value = course.points[2]
-    each = [saved(one, scratch[one.run.seed])[flops] for one in arms]
-    assert value == pytest.approx(mean(each))
+    point = course.points[2]
+    each = [saved(one, [scratch[one.run.seed]])[point.flops] for one in arms]
+    assert point.exact
+    assert point.saved == pytest.approx(mean(value for value, _ in each))
+    assert point.deviation == pytest.approx(stdev(value for value, _ in each))
+    assert not course.points[-1].exact  # masking passes all that scratch has reached
     worse = [
         replace(
             with_errors(one, *((flops, 1.2 * error) for flops, error in one.curves["error"])),
@@ -273,7 +325,7 @@ def test_a_course_is_the_mean_of_its_seeds_and_of_the_best_tuning_of_its_arm():
         )
         for one in arms
     ]
-    assert list(savings_of([*worse, *results])) == list(savings_of(results))
+    assert list(courses_of([*worse, *results])) == list(courses_of(results))
 
 
 def test_a_run_that_is_there_spent_what_was_planned():

@@ -52,24 +52,35 @@ def main(
             train_missing(matrix, wanted, jobs, until)
 
 
-def chosen(tuning: str) -> dict[tuple[str, str], Run]:
-    """Return, by dataset and arm, the run of a tuning with the lowest error at its end."""
+def chosen(tuning: str) -> dict[tuple[str, str], list[Run]]:
+    """Return, by dataset and arm, the runs of a tuning, the lowest error at the end first."""
     found = defaultdict(list)
     for result in read_results(tuning):
         key = result.run.dataset.removesuffix(SUFFIX), result.run.arm
         found[key].append((result.curves["error"][-1][1], result.run.name, result.run))
-    return {key: min(results)[2] for key, results in found.items()}
+    return {key: [run for _, _, run in sorted(results)] for key, results in found.items()}
 
 
 def runs_of_test(tuning: str) -> list[Run]:
-    """Return the runs that test what was chosen in a tuning, those that decide first."""
-    runs, test = [], TESTS[tuning]
-    for rank in range(2):
-        for seed in SEEDS:
-            for (dataset, arm), best in chosen(tuning).items():
-                of = SHARES.get(arm, SHARES[""])[rank]
-                runs.append(Run(test, dataset, arm, best.tuning, best.share, seed, of))
-    return runs
+    """Return the runs that test what was chosen in a tuning, those that decide first.
+
+    Scratch at the whole budget also has what was second: the choice is by the error, and what is
+    best for pictures may be another setting.
+    """
+    best = chosen(tuning)
+    first = [(arm, runs[0], SHARES.get(arm, SHARES[""])) for (_, arm), runs in best.items()]
+    also = [
+        (arm, runs[1], SHARES[SCRATCH])
+        for (_, arm), runs in best.items()
+        if arm == SCRATCH and len(runs) > 1
+    ]
+    test, whole, part = TESTS[tuning], 0, 1
+    return [
+        Run(test, run.dataset.removesuffix(SUFFIX), arm, run.tuning, run.share, seed, shares[rank])
+        for settings, rank in ((first, whole), (also, whole), (first, part))
+        for seed in SEEDS
+        for arm, run, shares in settings
+    ]
 
 
 if __name__ == "__main__":

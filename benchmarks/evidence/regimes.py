@@ -57,30 +57,6 @@ def regimes(parts: Sequence[str] = PARTS) -> list[Regime]:
 
 def of_part(results: Sequence[Result]) -> Iterator[Regime]:
     """Yield the points of one part of the matrix."""
-    for dataset, count, arm, pairs in with_scratch(results):
-        cooled = bool(pairs[0][0].params["finetune"]["cooldown"])
-        for budget in (pairs[0][1].budget,) if cooled else budgets([pairs[0][1]]):
-            found = [factor(one, other, budget) for one, other in pairs]
-            known = [value for value in found if value is not None]
-            if not known or len(known) < len(found):
-                continue
-            value = geometric_mean(number for number, _ in known)
-            # Seeds on both sides of 1 are bounded on different sides, and their mean on none.
-            sides = {reached for _, reached in known}
-            bound = EXACT
-            if cooled and len(sides) == 1:
-                bound = LEAST if sides.pop() else MOST
-            yield Regime(results[0].run.part, dataset, arm, count, budget, value, bound, len(known))
-
-
-def with_scratch(
-    results: Sequence[Result],
-) -> Iterator[tuple[str, int, Arm, list[tuple[Result, Result]]]]:
-    """Yield every arm of a part of the matrix with the scratch that it is compared with.
-
-    Yields:
-        The dataset, the tokens of a whole image, the arm, and a pair of results for each seed.
-    """
     groups: dict[tuple[str, int, Arm], dict[int, Result]] = defaultdict(dict)
     for one in results:
         arm = one.run.arm, one.run.tuning, one.run.share, one.run.of
@@ -95,7 +71,19 @@ def with_scratch(
             continue
         scratch = min(scratches, key=lambda other: mean(map(last_error, other.values())))
         pairs = [(one, scratch[seed]) for seed, one in seeds.items() if seed in scratch]
-        yield dataset, count, arm, pairs
+        cooled = bool(pairs[0][0].params["finetune"]["cooldown"])
+        for budget in (pairs[0][1].budget,) if cooled else budgets([pairs[0][1]]):
+            found = [factor(one, other, budget) for one, other in pairs]
+            known = [value for value in found if value is not None]
+            if not known or len(known) < len(found):
+                continue
+            value = geometric_mean(number for number, _ in known)
+            # Seeds on both sides of 1 are bounded on different sides, and their mean on none.
+            sides = {reached for _, reached in known}
+            bound = EXACT
+            if cooled and len(sides) == 1:
+                bound = LEAST if sides.pop() else MOST
+            yield Regime(results[0].run.part, dataset, arm, count, budget, value, bound, len(known))
 
 
 def factor(one: Result, scratch: Result, budget: float) -> tuple[float, bool] | None:

@@ -189,11 +189,12 @@ def _regimes(
     return [even, marks]
 
 
-def saved_compute(rows: Rows) -> Spec:
+def saved_compute(rows: Rows, kinds: Sequence[str]) -> Spec:
     """Return what arms have saved against what they have spent, a line each.
 
     Args:
-        rows: ``arm, flops, saved, phase, seeds``.
+        rows: ``arm, flops, saved, mark, seeds``.
+        kinds: of marks: a bound from below first, then two others.
     """
     arms = sorted({row["arm"] for row in rows})
     base = alt.Chart().encode(
@@ -207,10 +208,11 @@ def saved_compute(rows: Rows) -> Spec:
         ),
     )
     line = base.mark_line(strokeWidth=1.2, opacity=0.6)
-    shape = alt.Legend(orient="bottom", columns=1)
+    shapes = alt.Scale(domain=list(kinds), range=["triangle-up", "circle", "square"])
+    legend = alt.Legend(orient="bottom", columns=1)
     marks = base.mark_point(size=34, filled=True, opacity=1).encode(
-        shape=alt.Shape("phase:N", title=None, legend=shape),
-        tooltip=["arm:N", "phase:N", "seeds:Q", alt.Tooltip("saved:Q", format=".3~s")],
+        shape=alt.Shape("mark:N", title=None, scale=shapes, legend=legend),
+        tooltip=["arm:N", "mark:N", "seeds:Q", alt.Tooltip("saved:Q", format=".3~s")],
     )
     even = alt.Chart().mark_rule(strokeDash=[4, 4], color="#888").encode(y=alt.datum(0))
     chart = alt.layer(even, line, marks, data=_data(rows))

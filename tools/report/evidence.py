@@ -89,7 +89,9 @@ def deciding() -> dict[str, Any] | None:
         "arms": definitions.arms(row["arm"] for row in found),
         "tunings": definitions.tunings(row["against"] for row in found),
         "map": regime_charts(marks, regimes.shapes(marks)),
-        "saved": {title: saved_compute(rows) for title, rows in saved.panels().items()},
+        "saved": {
+            title: saved_compute(rows, saved.MARKS) for title, rows in saved.panels().items()
+        },
     }
 
 

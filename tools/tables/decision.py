@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.evidence.saved import savings
+from benchmarks.evidence.saved import Point, courses
 from tools.tables.measured import in_markdown, number
 
 REPORT = Path("reports/decision.json")
@@ -33,19 +33,23 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             (
                 row["dataset"],
                 f"{row['arm']}, {row['of']:.0%}",
-                row["against"],
+                row["against"] + ("" if row["against_of"] == 1 else f", {row['against_of']:.0%}"),
                 NAMES[row["measure"]],
                 number(mean(row["values"])),
                 number(mean(row["scratch"])),
                 f"{low:+.2g} … {high:+.2g}",
                 f"{row['p']:.2g}",
-                f"{row['p_holm']:.2g}",
+                f"{row['p_holm']:.2g}" if "p_holm" in row else "",
                 f"{len(row['seeds'])}",
-                " / ".join(f"{steps:,}" for steps in row["steps"]),
-                " / ".join(f"{images:,}" for images in row["images"]),
+                " / ".join(map(_phases, row["steps"])),
+                " / ".join(map(_phases, row["images"])),
             )
         )
     return rows
+
+
+def _phases(counts: Sequence[int]) -> str:
+    return " + ".join(f"{count:,}" for count in counts)
 
 
 def tuning(part: str) -> str:
@@ -101,28 +105,32 @@ def cells(part: str) -> str:
 
 
 def saved() -> str:
-    """Return what arms have saved of scratch's compute after their first phase, and at most."""
-    rows = []
-    for course in savings():
-        after = [value for flops, value in course.points if flops <= 1.001 * course.primed]
-        most, at = max((value, flops) for flops, value in course.points)
-        rows.append(
-            (
-                course.dataset.removesuffix("-tuning"),
-                f"{course.tokens}",
-                f"{course.arm[0]}, {course.arm[1]}",
-                f"{course.primed:.2g}",
-                f"{after[-1]:+.2g}" if after else "",
-                f"{most:+.2g}",
-                f"{at:.2g}",
-                f"{course.seeds}",
-            )
+    """Return what arms have saved of scratch's compute after their first phase, and in the end."""
+    rows = [
+        (
+            course.dataset.removesuffix("-tuning"),
+            f"{course.tokens}",
+            f"{course.arm}, {course.tuning}",
+            f"{course.primed:.2g}",
+            _saved(course.after_priming),
+            _saved(course.last),
+            f"{course.last.flops:.2g}" if course.last else "",
+            f"{course.seeds}",
         )
+        for course in courses()
+    ]
     head = (
-        "images", "tokens", "arm", "first phase, FLOPs", "saved after it", "most saved", "at",
+        "images", "tokens", "arm", "first phase, FLOPs", "saved at its end", "saved last", "at",
         "seeds",
     )  # fmt: skip
     return in_markdown(head, rows)
+
+
+def _saved(point: Point | None) -> str:
+    if point is None:
+        return ""
+    deviation = f" ± {point.deviation:.1g}" if point.deviation else ""
+    return f"{'' if point.exact else '≥ '}{point.saved:+.2g}{deviation}"
 
 
 def of_part(kind: str, part: str) -> list[dict[str, Any]]:
