@@ -400,6 +400,9 @@ def test_tiny_runs_are_measured_at_their_points(computed):
         assert masked / spent == pytest.approx(0.25 if name.startswith("patch-75") else 0, abs=0.03)
         picture = computed.path / "benchmarks/evidence/runs/tiny/openmoji-few" / name
         assert picture.with_suffix(".png").exists()
+        models = computed.path / "benchmarks/evidence/weights/tiny/openmoji-few" / picture.stem
+        assert (models / "finetune/model.safetensors").exists()
+        assert (models / "pretrain/config.json").exists()
     assert found["scratch_0_base_0.json"]["curve"] != found["scratch_0_base_1.json"]["curve"]
 
 

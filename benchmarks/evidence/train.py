@@ -3,8 +3,9 @@
 The pipeline's own stages run in a folder of their own, on images that
 ``benchmarks.evidence.images`` has prepared: pretrain, then finetune, sample and fid at every point
 of the budget that is to be measured, each time from the checkpoint of the time before. An
-interrupted run resumes where it was. What is kept is a small JSON file and a picture of the first
-samples.
+interrupted run resumes where it was. What is committed is a small JSON file and a picture of the
+first samples; the models of runs that were sampled stay on this machine, in ``weights/``, so that
+more samples can be drawn.
 """
 
 import csv
@@ -36,6 +37,7 @@ from stages import fid, finetune, pretrain, sample
 RUNS = HERE / "runs"
 SETS = HERE / "sets"
 WORK = HERE / "work"
+WEIGHTS = HERE / "weights"
 SHOWN = 40  # samples in the picture of a run
 
 
@@ -60,8 +62,15 @@ def main(
         if result["points"]:
             samples = np.load("data/samples/samples.npy")[:SHOWN]
             save(grid(samples, columns=10), target.with_name(f"{target.name}.png"))
+            keep_models(Path("models"), (WEIGHTS / run.name).resolve())
         write_json(target.with_name(f"{target.name}.json"), result)
     shutil.rmtree(folder)
+
+
+def keep_models(models: Path, target: Path) -> None:
+    """Keep the models of a run, in place of those of an earlier one."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(models, target)
 
 
 @contextmanager
