@@ -5,6 +5,7 @@ import random
 from itertools import chain, repeat
 from pathlib import Path
 from statistics import fmean, pstdev
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.presets import read_preset
-from benchmarks.speed import batches, measuring, stage
+from benchmarks.speed import batches, measuring, precision, stage
 from benchmarks.speed.bench import PRESET
 from benchmarks.speed.commands import SHORT, workspace
 from benchmarks.speed.machine import machine, versions
@@ -369,3 +370,25 @@ def test_the_short_demo_is_valid_and_keeps_what_memory_depends_on():
 def test_the_machine_and_the_versions_are_told():
     assert set(machine()) == {"cpu", "cores", "memory", "device", "threads"}
     assert versions()["torch"] == torch.__version__
+
+
+def test_bf16_is_compared_with_fp32_step_by_step(monkeypatch):
+    asked, seconds = [], {"masked bf16": 2.0, "masked fp32": 1.0}
+    seconds |= {"whole images bf16": 0.25, "whole images fp32": 0.5}
+
+    def training_step(preset, mask, params):
+        asked.append((mask.visible, params.batch_size, params.precision))
+        return SimpleNamespace(call=lambda: None)
+
+    def interleaved(timers, least, most):
+        assert timers.keys() == seconds.keys()
+        return seconds
+
+    monkeypatch.setattr(precision, "training_step", training_step)
+    monkeypatch.setattr(precision, "timer", lambda call, device: call)
+    monkeypatch.setattr(precision, "interleaved", interleaved)
+    masked, whole = precision.precision(read_preset("laptop"))
+    assert (masked.ratio, masked.meets_goal) == (0.5, False)
+    assert (whole.ratio, whole.meets_goal) == (2.0, True)
+    assert [kind for *_, kind in asked] == ["bf16", "fp32"] * 2
+    assert asked[0][:2] == asked[1][:2] != asked[2][:2] == asked[3][:2]

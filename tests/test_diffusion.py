@@ -35,18 +35,31 @@ def params(**changes):
     return DiffusionParams(**(values | changes))
 
 
-@pytest.mark.parametrize("narrow", [set(), {"cpu"}])
-def test_64_bits_are_computed_in_where_they_can_be(monkeypatch, narrow):
-    monkeypatch.setattr(wide, "NARROW", narrow)
+class Narrow(torch.Tensor):
+    """A tensor on a device that has no numbers of 64 bits."""
+
+    def double(self):
+        raise TypeError("no float64 here")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_64_bits_are_computed_in_where_they_can_be(monkeypatch):
     seen = []
 
     def third(x):
-        seen.append((x.dtype, x.device.type))
+        seen.append(x.dtype)
         return x / 3
 
-    found = wide.in_64_bits(third, torch.ones(2))
-    assert seen == [(torch.float64, "cpu")]
-    assert torch.equal(found, torch.full((2,), 1 / 3))
+    ones, expected = torch.ones(2), torch.full((2,), 1 / 3)
+    assert torch.equal(wide.in_64_bits(third, ones), expected)
+    narrow = ones.as_subclass(Narrow)
+    with pytest.raises(TypeError, match="no float64"):
+        wide.in_64_bits(third, narrow)
+    monkeypatch.setattr(wide, "NARROW", {narrow.device.type})
+    assert torch.equal(wide.in_64_bits(third, narrow), expected)
+    assert seen == [torch.float64] * 2
 
 
 def test_no_number_is_made_one_of_64_bits_on_a_device_that_may_have_none():

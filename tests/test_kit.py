@@ -11,6 +11,7 @@ from benchmarks.gpu import attention, compiling, exactness, kit, several, steps
 from benchmarks.gpu.apart import apart
 from benchmarks.presets import read_preset
 from maskdm.runtime.execution import Execution
+from tools.tables import gpus
 from tools.tables import kit as tables
 
 CPU = torch.device("cpu")
@@ -190,9 +191,17 @@ def test_the_compiler_finds_nothing_first_and_then_what_it_made(monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiling_takes_time_and_less_of_it_from_the_cache():
-    found = compiling.compiling("tiny", 0.5)
-    assert 0 < found["from the cache, s"] < found["cold, s"]
+def test_what_was_compiled_is_found_and_not_compiled_again(tmp_path):
+    """In processes of their own, which keep it in the folder that they are given."""
+    words = ["--preset", "tiny", "--rate", "0.5"]
+    environment = {compiling.CACHE: str(tmp_path), compiling.TRITONS_CACHE: None}
+    kept = []
+    for _ in range(2):
+        found = apart("benchmarks.gpu.compiling", words, environment, patience=600)
+        assert found.keys() == {"seconds"}
+        kept.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
+    assert kept[0]
+    assert kept[1] == kept[0]
 
 
 WRITES = """
@@ -237,6 +246,26 @@ def test_a_difference_is_seen():
     assert exactness.same(one, one)
     assert not exactness.same(one, other)
     assert exactness.difference(one["history.losses"], other) == pytest.approx(0.25)
+
+
+def test_what_a_preset_was_measured_to_do_stands_beside_what_it_is_computed_to(
+    monkeypatch, tmp_path
+):
+    def steps_of(images, flops):
+        return {"images/s": images, "FLOP/s": flops}
+
+    pieces = {
+        "steps, MaskDM-small, 64 px, 90%, bf16, launched": steps_of(1000.0, 1e13),
+        "steps, MaskDM-small, 64 px, 90%, bf16, replayed": steps_of(2000.0, 2e13),
+        "steps, MaskDM-base, 256 px, 0%, bf16, launched": {"failed": "RuntimeError: no"},
+        "steps, demo, 0%, bf16, launched": steps_of(5.0, 1e9),
+    }
+    (tmp_path / "a.json").write_text(json.dumps({"device": "A", "pieces": pieces}))
+    monkeypatch.setattr(tables, "REPORTS", tmp_path)
+    *_, row = gpus.measured().splitlines()
+    computed = gpus.two_digits(gpus.FLOPS_PER_SECOND / 1e10)
+    assert row == f"| `celeba64` | 90% | {computed} | A | 2,000 | replayed |"
+    assert gpus.measured().count("\n") == 2
 
 
 def test_the_tables_say_what_the_report_says(monkeypatch, tmp_path):

@@ -18,6 +18,8 @@ from benchmarks.evidence.train import RUNS
 
 STEP_TIMES = ROOT / "reports/timing/step_times.json"
 
+NEAR = 0.01  # of a compute: a measurement so near to it is at it, since steps are whole
+
 Curve = list[tuple[float, float]]  # (training FLOPs, value), FLOPs ascending
 
 
@@ -145,10 +147,10 @@ def read_step_times() -> dict[Kind, float]:
 def at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
     """Return the value of a curve at some compute, None where it does not reach.
 
-    A measurement that is within one hundredth of ``flops`` is taken to be there: steps are whole.
+    A measurement that is within ``NEAR`` of ``flops`` is taken to be there.
     """
     for measured, value in curve:
-        if abs(measured / flops - 1) < 0.01:
+        if abs(measured / flops - 1) < NEAR:
             return value
     for (before, low), (after, high) in pairwise(curve):
         if before <= flops <= after:

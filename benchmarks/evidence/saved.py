@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from benchmarks.evidence.regimes import PARTS, comparable, last_error, tokens
-from benchmarks.evidence.results import Curve, Result, first_reached, read_results
+from benchmarks.evidence.results import NEAR, Curve, Result, first_reached, read_results
 from benchmarks.evidence.summary import SCRATCH
 
 # Of the many arms and tunings that were screened with one seed, the map is enough.
 SHOWN = tuple(part for part in PARTS if "screening" not in part)
-NEAR = 0.01  # of a compute: a validation so near to it is at it, since steps are whole
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PATIENCE = 240  # seconds, after which processes hang
+PATIENCE = 110  # seconds, after which a process is taken to hang
 
 
 def apart(

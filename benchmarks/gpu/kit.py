@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.gpu.apart import PATIENCE
 from benchmarks.gpu.attention import attention
 from benchmarks.gpu.compiling import compiling
 from benchmarks.gpu.exactness import exactness
@@ -44,7 +45,8 @@ from maskdm.training.checkpoints.fingerprint import digest, meaning, modules
 
 REPORTS = Path("reports/gpu")
 # Seconds that must be left for a piece to be begun whose name contains a word.
-LEAST = {"GPUs": 180, "compiling": 150, "compiled": 75, "": 15}
+# Those two wait for two processes, one after the other.
+LEAST = {"GPUs": 2 * PATIENCE, "compiling": 2 * PATIENCE, "compiled": 75, "": 15}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 RATES = (0.0, 0.5, 0.75, 0.9)
 # What is called how: the preset, its mask rates, whether masked batches hold as many tokens.
@@ -129,7 +131,7 @@ def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
 def counts(device: torch.device) -> list[int]:
     """Return how many GPUs are to compute together: 2, 4, 8 …, as far as there are so many."""
     there = torch.cuda.device_count() if device.type == "cuda" else 1
-    return [2**power for power in range(1, there.bit_length()) if 2**power <= there]
+    return [2**power for power in range(1, there.bit_length())]
 
 
 def steps(execution: Execution, way: str) -> Iterator[tuple[str, Piece]]:

@@ -16,6 +16,7 @@ from benchmarks.speed.machine import machine, versions
 from benchmarks.speed.memory import memory
 from benchmarks.speed.neighbour import neighbour
 from benchmarks.speed.overhead import overhead
+from benchmarks.speed.precision import precision
 from benchmarks.speed.preparing import prepare
 from benchmarks.speed.results import Row, table
 from benchmarks.speed.stage import stage
@@ -27,6 +28,7 @@ PRESET = "laptop"
 REPORT = ROOT / "reports/bench.json"
 MEASUREMENTS = {
     "steps, samples and multiplies": training,
+    "bf16 against fp32": precision,
     "optimiser and the rest of a step": overhead,
     "batches": batches,
     "saving a checkpoint": checkpointing,

@@ -72,7 +72,7 @@ class Replay:
                 reason = str(error).strip().splitlines()[0]
                 print(
                     f"CUDA graphs do not work here, going on without: {reason}. (If memory runs "
-                    "full, as it may before torch 2.12, set MASKDM_REPLAY=0.)",
+                    "full, as it may with an older torch, set MASKDM_REPLAY=0.)",
                     file=sys.stderr,
                 )
                 self._works = False

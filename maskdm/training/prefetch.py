@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from maskdm.runtime.threads import background_threads
-from maskdm.training.batches import Batch
+from maskdm.training.batches import CPU, Batch
 
-CPU = torch.device("cpu")
 PREFETCHED = 4  # batches under way, each in a thread of its own
 
 
@@ -54,7 +53,7 @@ def prefetched(
 
 
 class _MadeBeside:
-    """Sends batches to a GPU on a stream of their own, while it computes on another."""
+    """Has batches made for a GPU on a stream of their own, while it computes on another."""
 
     def __init__(self, make: Callable[[int, torch.device], Batch], device: torch.device) -> None:
         self.make, self.device = make, device

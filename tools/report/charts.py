@@ -69,19 +69,23 @@ def against_compute(rows: Rows, title: str, dashed: bool = False) -> Spec:
     return _spec(chart)
 
 
-def side_by_side(charts: Mapping[str, Rows], columns: int = 2) -> Spec:
-    """Return charts against training FLOPs as one picture, by their titles.
+def side_by_side(charts: Mapping[str, Spec], columns: int = 2, apart: Sequence[str] = ()) -> Spec:
+    """Return charts of one kind as one picture, by their titles.
 
     Args:
-        charts: title → rows as of ``against_compute``.
+        charts: title → chart.
         columns: charts in a row.
+        apart: channels that mean something else in every chart, such as ``color``.
     """
-    parts, shared = [], {}
-    for title, rows in charts.items():
-        part = against_compute(rows, "") | {"title": title, "width": WIDTH}
-        shared = {key: part.pop(key) for key in ("$schema", "config", "params")}
+    parts, shared = list[Spec](), Spec()
+    for title, chart in charts.items():
+        part = chart | {"title": title, "width": WIDTH}
+        shared = {key: part.pop(key) for key in ("$schema", "config", "params") if key in part}
         parts.append(part)
-    return {**shared, "concat": parts, "columns": columns, "background": "white"}
+    scales = {"scale": dict.fromkeys(apart, "independent")}
+    return {
+        **shared, "concat": parts, "columns": columns, "resolve": scales, "background": "white",
+    }  # fmt: skip
 
 
 def dots(rows: Rows, title: str) -> Spec:
@@ -217,17 +221,6 @@ def saved_compute(rows: Rows, kinds: Sequence[str]) -> Spec:
     even = alt.Chart().mark_rule(strokeDash=[4, 4], color="#888").encode(y=alt.datum(0))
     chart = alt.layer(even, line, marks, data=_data(rows))
     return _spec(chart.properties(width="container", height=HEIGHT))
-
-
-def stacked(charts: Mapping[str, Spec], columns: int = 2) -> Spec:
-    """Return charts as one picture, by their titles, each with a legend of its own."""
-    parts, shared = [], {}
-    for title, spec in charts.items():
-        part = spec | {"title": title, "width": WIDTH}
-        shared = {key: part.pop(key) for key in ("$schema", "config")}
-        parts.append(part)
-    apart = {"scale": {"color": "independent"}}
-    return {**shared, "concat": parts, "columns": columns, "resolve": apart, "background": "white"}
 
 
 def _axis(numbers: str, **more: Any) -> alt.Axis:

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.evidence.results import read_results, read_step_times
 from maskdm.runtime.command import run
 from maskdm.runtime.files import write_bytes
-from tools.report.charts import side_by_side
+from tools.report.charts import against_compute, side_by_side
 from tools.report.evidence import TITLES, lines, sets
 
 PICTURE = Path("reports/evidence.png")
@@ -21,7 +21,9 @@ def main() -> None:
     results, step_times = read_results("confirmation"), read_step_times()
     spec = side_by_side(
         {
-            f"{dataset}: {TITLES[measure]}": lines(results, dataset, measure, step_times)
+            f"{dataset}: {TITLES[measure]}": against_compute(
+                lines(results, dataset, measure, step_times), ""
+            )
             for measure in ("error", "fd")
             for dataset in sets(results)
         }

@@ -7,10 +7,11 @@ so far, upwards what they have saved of scratch's.
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.saved import NEAR, courses
+from benchmarks.evidence.results import NEAR
+from benchmarks.evidence.saved import courses
 from maskdm.runtime.command import run
 from maskdm.runtime.files import write_bytes
-from tools.report.charts import saved_compute, stacked
+from tools.report.charts import saved_compute, side_by_side
 
 PICTURE = Path("reports/saved.png")
 FEW = 3  # points that make a curve
@@ -49,7 +50,8 @@ def main() -> None:
     import vl_convert
 
     charts = {title: saved_compute(rows, MARKS) for title, rows in panels().items()}
-    write_bytes(PICTURE, vl_convert.vegalite_to_png(stacked(charts), scale=1.5))
+    spec = side_by_side(charts, apart=["color"])  # each has arms of its own
+    write_bytes(PICTURE, vl_convert.vegalite_to_png(spec, scale=1.5))
 
 
 if __name__ == "__main__":

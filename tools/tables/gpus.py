@@ -1,15 +1,19 @@
-"""What a preset is computed to take on one H100 and on eight. Nothing here is measured.
+"""What a preset is computed to take on one H100 and on eight, and what GPUs were measured to do.
 
-The second table in docs/presets.md. FLOPs are those of the cost model, memory is counted as in
-``needs.py``, rates are assumed. On several GPUs each has the whole network (DDP) and an equal part
-of the batch, and a ring all-reduce sums gradients once a step.
+The last two tables of docs/presets.md. In the first nothing is measured: FLOPs are those of the
+cost model, memory is counted as in ``needs.py``, rates are assumed. On several GPUs each has the
+whole network (DDP) and an equal part of the batch, and a ring all-reduce sums gradients once a
+step.
 """
 
 from dataclasses import dataclass
 
+from benchmarks.gpu.kit import SIZES
 from benchmarks.presets import read_preset
 from maskdm.runtime.params import Params
 from maskdm.training.flops import stretch_flops
+from tools.tables import kit
+from tools.tables.measured import in_markdown
 from tools.tables.needs import (
     BYTES_PER_PARAMETER,
     MICRO_BATCH,
@@ -24,6 +28,7 @@ FLOPS_PER_SECOND = 0.4 * 989e12  # an assumed 40 % of an H100's dense 16-bit pea
 NVLINK = 300e9  # bytes/s that a GPU sends in an all-reduce, assumed: two thirds of the 450e9 it can
 GRADIENT = 4  # bytes a parameter
 SEVERAL = 8  # GPUs
+PRESETS = {size: preset for size, (preset, _) in SIZES.items() if size != "demo"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,29 @@ def table() -> str:
     steps = sum(stage.steps for stage in made)
     lines.append(f"| all | {steps:,} | | {flops} | | {one} | | | {several} | | |")
     return "\n".join(lines)
+
+
+def measured() -> str:
+    """Return the images/s of the presets that ``make gpu`` times, measured beside computed.
+
+    Of the ways of making steps, the fastest that was measured.
+    """
+    lines = []
+    for report in kit.reports():
+        fastest: dict[tuple[str, str], tuple[float, float, str]] = {}
+        for name, found in report["pieces"].items():
+            matched = kit.STEPS.fullmatch(name)
+            if matched is None or "failed" in found or matched["size"] not in PRESETS:
+                continue
+            computed = FLOPS_PER_SECOND / (found["FLOP/s"] / found["images/s"])
+            key = PRESETS[matched["size"]], matched["rate"]
+            this = found["images/s"], computed, matched["way"]
+            fastest[key] = max(fastest.get(key, this), this)
+        for (preset, rate), (images, computed, way) in sorted(fastest.items()):
+            cells = f"`{preset}`", rate, two_digits(computed), report["device"], two_digits(images)
+            lines.append((*cells, way))
+    head = ("preset", "masked", "computed: images/s", "measured on", "images/s", "launches")
+    return in_markdown(head, lines)
 
 
 def two_digits(figure: float) -> str:

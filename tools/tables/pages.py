@@ -27,6 +27,7 @@ from tools.tables import (
 README, DOCS = Path("README.md"), Path("docs")
 TABLES: dict[str, Callable[[], str]] = {
     "gpus": gpus.table,
+    "gpusmeasured": gpus.measured,
     "needs": needs.table,
     "parameters": parameters.table,
     "robustness": robustness.table,
