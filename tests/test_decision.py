@@ -201,6 +201,18 @@ def test_the_question_is_a_family_of_its_own_and_the_rest_describes():
     assert {row["measure"] for row in rows} == {"error", "kid", "fd"}
 
 
+def test_every_row_says_how_often_each_phase_saw_its_training_set():
+    rows = decided.comparisons(read_results(SMALL))
+    for row in rows:
+        of_set = {"openmoji": 4135, "glyphs-32": 10819}[row["dataset"]]
+        for images, epochs in zip(row["images"], row["epochs"], strict=True):
+            assert epochs == pytest.approx([count / of_set for count in images])
+    rival = next(one for one in read_results("decision-8-tuning") if "low-res" in one.run.arm)
+    assert len(decided.tuned(rival)["epochs"]) == 2
+    # A result of before it was kept says nothing, rather than something wrong.
+    assert decided.epochs(replace(rival, about=rival.about | {"training_images": {}})) == []
+
+
 def test_scratch_is_also_compared_at_as_much_compute():
     """Half of it stands in for the runs that are not made yet."""
     halved = [

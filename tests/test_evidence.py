@@ -400,6 +400,9 @@ def test_tiny_runs_are_measured_at_their_points(computed):
         assert masked / spent == pytest.approx(0.25 if name.startswith("patch-75") else 0, abs=0.03)
         picture = computed.path / "benchmarks/evidence/runs/tiny/openmoji-few" / name
         assert picture.with_suffix(".png").exists()
+        prepared = computed.path / "benchmarks/evidence/sets/openmoji-few/data/prepared"
+        count = len(open_prepared(prepared).train.pixels)
+        assert result["training_images"] == {"pretrain": count, "finetune": count}
         models = computed.path / "benchmarks/evidence/weights/tiny/openmoji-few" / picture.stem
         assert (models / "finetune/model.safetensors").exists()
         assert (models / "pretrain/config.json").exists()

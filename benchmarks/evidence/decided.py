@@ -103,10 +103,10 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     Scratch has a row for each of its tunings.
     """
     ends: dict[Group, dict[int, dict[str, float]]] = defaultdict(dict)
-    legs: dict[Group, list[dict[str, Any]]] = {}
+    first: dict[Group, Result] = {}  # steps, images and epochs are as many for every seed
     for result in results:
         ends[group(result)][result.run.seed] = result.ends()
-        legs[group(result)] = result.legs  # as many steps for every seed
+        first[group(result)] = result
     rows = []
     for arm, by_seed in ends.items():
         for scratch, of_scratch in ends.items():
@@ -131,8 +131,9 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
                         "against_of": scratch[4],
                         "measure": measure,
                         "seeds": seeds,
-                        "steps": [by_phase(legs[each], "steps") for each in (arm, scratch)],
-                        "images": [by_phase(legs[each], "images") for each in (arm, scratch)],
+                        "steps": [by_phase(first[each].legs, "steps") for each in (arm, scratch)],
+                        "images": [by_phase(first[each].legs, "images") for each in (arm, scratch)],
+                        "epochs": [epochs(first[each]) for each in (arm, scratch)],
                         "values": [own for own, _ in pairs],
                         "scratch": [other for _, other in pairs],
                         **paired(pairs),
@@ -159,6 +160,17 @@ def by_phase(legs: Sequence[dict[str, Any]], what: str) -> list[int]:
     """Return the steps, or the images, of a run's first phase, if it has one, and of its last."""
     phases = dict.fromkeys(leg["phase"] for leg in legs)
     return [sum(leg[what] for leg in legs if leg["phase"] == phase) for phase in phases]
+
+
+def epochs(result: Result) -> list[float]:
+    """Return how often each phase saw an image of its training set, on average.
+
+    Empty for a result of before this was kept.
+    """
+    of_set = result.about["training_images"]
+    phases = dict.fromkeys(leg["phase"] for leg in result.legs)
+    seen = by_phase(result.legs, "images")
+    return [images / of_set[phase] for phase, images in zip(phases, seen, strict=True) if of_set]
 
 
 def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -201,6 +213,7 @@ def tuned(result: Result) -> dict[str, Any]:
         "of": run.of,
         "patch": result.params["model"]["patch"],
         "steps": sum(by_phase(result.legs, "steps")),
+        "epochs": epochs(result),
         "error": result.curves["error"][-1][1],
     }
 

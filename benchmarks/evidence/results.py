@@ -131,7 +131,7 @@ def read_result(path: Path) -> Result:
         if points:
             curves[name] = points
     about = {name: found[name] for name in ("numerics", "code", "curve", "points", "seconds")}
-    about["levels"] = found.get("levels", {})
+    about |= {name: found.get(name, {}) for name in ("levels", "training_images")}
     legs, params = found["training"], found["params"]
     return Result(run, found["run"]["budget"], curves, legs, params, about, path)
 

@@ -111,6 +111,10 @@ def result_of(matrix: Params, run: Run) -> dict[str, Any]:
     return {
         "run": vars(run) | {"budget": run.of * part["budget"]},
         "training": [leg.model_dump() for leg in config.training],
+        "training_images": {
+            "pretrain": training_images(images_of_first_phase(matrix, run)),
+            "finetune": training_images(run.dataset),
+        },
         "curve": curve(),
         "points": measured,
         "levels": errors_by_level(),
@@ -138,6 +142,12 @@ def errors_by_level() -> dict[str, float]:
         for name, value in last.items()
         if name.startswith("averaged[") and value
     }
+
+
+def training_images(dataset: str) -> int:
+    """Return how many images a prepared dataset has to train on."""
+    about = json.loads((SETS / dataset / "data/prepared/dataset.json").read_text(encoding="utf-8"))
+    return int(about["train"]["count"])
 
 
 def use(dataset: str) -> None:

@@ -20,7 +20,7 @@ def comparisons(part: str) -> str:
 
 HEAD = (
     "images", "arm, of the budget", "scratch", "measure", "arm's", "scratch's",
-    "difference, 95 %", "p: arm better", "Holm", "seeds", "steps", "images seen",
+    "difference, 95 %", "p: arm better", "Holm", "seeds", "steps", "epochs",
 )  # fmt: skip
 
 
@@ -42,14 +42,14 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 f"{row['p_holm']:.2g}" if "p_holm" in row else "",
                 f"{len(row['seeds'])}",
                 " / ".join(map(_phases, row["steps"])),
-                " / ".join(map(_phases, row["images"])),
+                " / ".join(map(_phases, row["epochs"])),
             )
         )
     return rows
 
 
-def _phases(counts: Sequence[int]) -> str:
-    return " + ".join(f"{count:,}" for count in counts)
+def _phases(counts: Sequence[float]) -> str:
+    return " + ".join(f"{one:,}" if isinstance(one, int) else f"{one:.1f}" for one in counts)
 
 
 def tuning(part: str) -> str:
@@ -69,6 +69,7 @@ def tuning(part: str) -> str:
             cell["tuning"],
             f"{cell['share']:.0%}" if cell["share"] else "–",
             f"{cell['steps']:,}",
+            _phases(cell["epochs"]),
             f"{cell['error']:.4f}",
         )
         for (dataset, arm, kind), cell in sorted(
@@ -76,7 +77,8 @@ def tuning(part: str) -> str:
         )
     ]
     return in_markdown(
-        ("images", "arm", "of the budget", "its best of", "masked", "steps", "error"), rows
+        ("images", "arm", "of the budget", "its best of", "masked", "steps", "epochs", "error"),
+        rows,
     )
 
 

@@ -1,0 +1,85 @@
+"""How long a mask rate pays, from curves whose cheapest way is known."""
+
+import pytest
+
+from benchmarks.evidence import calibrate
+from benchmarks.evidence.calibrate import PART, calibrated, cheapest, of_its_rate
+from benchmarks.evidence.decision import SCRATCH
+from benchmarks.evidence.plan import read_matrix, runs_of
+from benchmarks.evidence.results import read_results
+from maskdm.runtime.errors import UserError
+
+MATRIX = read_matrix()
+
+
+def falling(scale, floor=0.0, points=60):
+    """A curve that falls by a power law to a floor."""
+    flops = [10 ** (11 + 2 * i / points) for i in range(points + 1)]
+    return [(f, max(floor, scale * (f / 1e11) ** -0.3)) for f in flops]
+
+
+def test_a_rate_that_is_cheaper_down_to_its_floor_is_left_there():
+    scratch = falling(0.3)
+    way = cheapest({0.0: scratch, 0.75: falling(0.2, floor=0.12)})
+    assert list(way.legs) == [0.75, 0.0]
+    # The masked curve is at 0.12 after (0.2 / 0.12)^(1 / 0.3) · 1e11 FLOPs, scratch after
+    # (0.3 / 0.12)^(1 / 0.3) · 1e11: what lies between is saved.
+    masked, whole = (1e11 * (scale / 0.12) ** (1 / 0.3) for scale in (0.2, 0.3))
+    assert way.legs[0.75] == pytest.approx(masked, rel=0.05)
+    assert way.legs[0.0] == pytest.approx(1e13 - whole, rel=0.05)
+    assert (way.error, way.scratch) == (scratch[-1][1], 1e13)
+
+
+def test_rates_follow_each_other_downwards_and_none_that_does_not_pay_is_taken():
+    curves = {
+        0.0: falling(0.3),
+        0.5: falling(0.35),  # dearer than scratch throughout
+        0.75: falling(0.2, floor=0.1),
+        0.9: falling(0.15, floor=0.14),
+    }
+    assert list(cheapest(curves).legs) == [0.9, 0.75, 0.0]
+    assert list(cheapest({0.0: curves[0.0], 0.5: curves[0.5]}).legs) == [0.0]
+
+
+def test_no_way_is_dearer_than_scratch_and_a_curve_begins_where_it_was_measured():
+    scratch = falling(0.3)
+    late = [point for point in falling(0.2) if point[1] < 0.1]  # measured late: dear until then
+    way = cheapest({0.0: scratch, 0.75: late})
+    assert sum(way.legs.values()) <= way.scratch
+    assert way.legs[0.75] >= late[0][0]  # nothing is gained before its first measurement
+
+
+def test_the_legs_of_the_matrix_are_those_of_the_calibration():
+    ways = calibrated()
+    for dataset, way in ways.items():
+        name = f"calibrated-{dataset.removesuffix('-64-tuning')}"
+        [run] = [run for run in runs_of(MATRIX, "decision-8", ["calibrated"]) if run.arm == name][
+            :1
+        ]
+        budget = run.of * MATRIX["parts"][run.part]["budget"]
+        masked = {rate: flops for rate, flops in way.legs.items() if rate}
+        assert run.share == pytest.approx(sum(masked.values()) / budget, abs=0.006)
+        legs = MATRIX["arms"][name]["pretrain"]["legs"]
+        assert [leg["rate"] for leg in legs] == list(masked)
+        assert [leg["share"] for leg in legs] == pytest.approx(
+            [flops / sum(masked.values()) for flops in masked.values()], abs=0.006
+        )
+
+
+def test_the_calibration_has_a_run_a_rate_and_sees_the_masked_phase_alone():
+    results = read_results(PART)
+    assert {one.run for one in results} == set(runs_of(MATRIX, PART))
+    for result in results:
+        curve = of_its_rate(result)
+        if result.run.arm == SCRATCH:
+            assert curve == result.curves["error"]
+        else:
+            assert curve == result.curves["error"][: len(curve)]
+            assert curve[-1][0] == sum(leg["flops"] for leg in result.legs[:-1])
+
+
+def test_without_scratch_there_is_a_sentence(monkeypatch):
+    masked = [one for one in read_results(PART) if one.run.arm != SCRATCH]
+    monkeypatch.setattr(calibrate, "read_results", lambda part: masked)
+    with pytest.raises(UserError, match="no runs of decision-8-calibration with scratch"):
+        calibrate.main(PART)
