@@ -3,10 +3,11 @@
 Every arm is compared with scratch of the same seed: the difference of what they end with, its mean
 over seeds with a 95 % t-interval, and the one-sided paired t-test of "the arm is no better". The
 question is asked of arms at half of the budget against scratch at the whole, in error and KID: the
-p-values of these, in a part, are corrected by Holm's method. What else is compared describes: FD,
-which says what KID says; other shares of the budget; scratch at as much compute as the arm. Writes
-reports/decision.json; of a part that is named, such as ``reduced``, it prints the answer and writes
-nothing.
+p-values of these, over sets and measures, are corrected by Holm's method, of each arm for itself
+and against each setting of scratch (an arm that is to be as good has to be so against all of them,
+which needs no correction). What else is compared describes: FD, which says what KID says; other
+shares of the budget; scratch at as much compute as the arm. Writes reports/decision.json; of a part
+that is named, such as ``reduced``, it prints the answer and writes nothing.
 """
 
 from collections import defaultdict
@@ -139,9 +140,12 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
                         **paired(pairs),
                     }
                 )
-    family = [row for row in rows if is_asked(row)]
-    for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
-        row["p_holm"] = corrected
+    families = defaultdict(list)
+    for row in filter(is_asked, rows):
+        families[row["arm"], row["against"]].append(row)
+    for family in families.values():
+        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = corrected
     return rows
 
 

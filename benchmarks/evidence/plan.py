@@ -125,10 +125,16 @@ def settings_of(matrix: Params, run: Run) -> Params:
     return merge(
         data_of(matrix, run.dataset),
         entry(matrix, "parts", run.part).get("settings", {}),
-        entry(matrix, "arms", run.arm),
+        arm_of(matrix, run),
         entry(matrix, "tunings", run.tuning),
         {"seed": run.seed},
     )
+
+
+def arm_of(matrix: Params, run: Run) -> Params:
+    """Return the sections of a run's arm; ``for`` has what is for one dataset alone."""
+    arm = entry(matrix, "arms", run.arm)
+    return merge(arm, arm.pop("for", {}).get(run.dataset, {}))
 
 
 def plan(matrix: Params, run: Run) -> Params:

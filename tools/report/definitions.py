@@ -33,9 +33,13 @@ def described(arm: Params) -> str:
     said = []
     if "primer" in arm:
         said.append(f"first whole images of {arm['primer']:g} times the side, nothing hidden")
+    elif "for" in arm:
+        said.append(
+            f"{_hidden(mask)} hidden at falling rates, each until the next one goes on at less "
+            f"compute ({_by_dataset(arm['for'])}), then whole images"
+        )
     elif legs:
-        rates = " → ".join(f"{100 * leg['rate']:g} %" for leg in legs)
-        said.append(f"{_hidden(mask)} hidden at rates {rates} in turn, then whole images")
+        said.append(f"{_hidden(mask)} hidden at rates {_rates(legs)} in turn, then whole images")
     else:
         said.append(f"{_hidden(mask)} hidden, {100 * mask['rate']:g} %, then whole images")
     if mask.get("scope") == "middle":
@@ -57,6 +61,16 @@ def tunings(names: Iterable[str]) -> list[tuple[str, str]]:
         for name in dict.fromkeys(names)
         if name in known
     ]
+
+
+def _by_dataset(own: Params) -> str:
+    return ", ".join(
+        f"{dataset}: {_rates(found['pretrain']['legs'])}" for dataset, found in own.items()
+    )
+
+
+def _rates(legs: Iterable[Params]) -> str:
+    return " → ".join(f"{100 * leg['rate']:g} %" for leg in legs)
 
 
 def _hidden(mask: Params) -> str:
