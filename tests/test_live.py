@@ -87,7 +87,7 @@ def test_dvclive_gets_every_row_of_the_curves_and_every_preview(train, tmp_path)
             assert shown == kept, column
     assert {"training/loss", "training/flops", "validation/averaged"} < rows.keys()
     assert [int(step) for step, _ in rows["training/loss"]] == [2, 4, 6, 8, 9]
-    assert previews == [0, 4, 8]
+    assert previews == [0, 4, 8, 9]
     with Image.open(tmp_path / "run/live/workspace/pretrain/plots/images/previews/8.png") as shown:
         shown = np.asarray(shown)
     with Image.open(tmp_path / "run/curves/previews/8.png") as kept:
@@ -130,7 +130,7 @@ def test_experiments_have_folders_of_their_own_in_the_repository_that_dvc_names(
         DVC_EXP_NAME="lousy-cows",
         MASKDM_CHECKPOINTS=str(tmp_path / "checkpoints"),
     )
-    assert logged(root / "live/lousy-cows/pretrain")[1] == [0, 4, 8]
+    assert logged(root / "live/lousy-cows/pretrain")[1] == [0, 4, 8, 9]
     assert not (tmp_path / "temporary/live").exists()
 
 
@@ -202,7 +202,7 @@ def test_mlflow_is_told_the_parameters_every_step_and_the_end(train, monkeypatch
     steps = [given["step"] for name, _, given in calls if name == "log_metrics"]
     assert steps == [0, 2, 3, 4, 6, 8, 9]
     shown = [(given["key"], given["step"]) for name, _, given in calls if name == "log_image"]
-    assert shown == [("previews", 0), ("previews", 4), ("previews", 8)]
+    assert shown == [("previews", 0), ("previews", 4), ("previews", 8), ("previews", 9)]
     assert calls[-1] == ("end_run", (), {})
 
 
@@ -217,7 +217,7 @@ def test_wandb_is_told_the_parameters_every_step_and_the_end(train, monkeypatch)
     assert (calls[0]["project"], calls[0]["name"]) == ("maskdm", "workspace/pretrain")
     assert [given["step"] for name, _, given in of_run[:-1]] == [0, 2, 3, 4, 6, 8, 9]
     shown = [args[0]["previews"] for _, args, _ in of_run[:-1] if "previews" in args[0]]
-    assert shown == [(320, 32)] * 3
+    assert shown == [(320, 32)] * 4
     assert of_run[-1][0] == "finish"
 
 

@@ -44,13 +44,31 @@ def test_a_step_costs_what_training_counts_classes_included():
 
 
 def test_the_size_grows_with_the_budget_and_is_one_that_the_networks_take():
-    widths = [size_for(10.0**power)["dim"] for power in range(11, 20)]
+    widths = [size_for(10.0**power).dim for power in range(11, 20)]
     assert widths == sorted(widths)
     assert len(set(widths)) > 4
-    for flops, dim, depth, heads in SIZES:
-        assert size_for(flops) == {"dim": dim, "depth": depth, "heads": heads}
-        assert depth % 2 == 1
-        assert dim % heads == 0
+    for size in SIZES:
+        assert size_for(size.budget) == size
+        assert size.depth % 2 == 1
+        assert size.dim % size.heads == 0
+
+
+@pytest.mark.parametrize("name", ["laptop", "hero"])
+def test_a_size_that_stands_on_a_run_has_that_runs_network_batches_and_rate(name):
+    params, trained = read_preset(name), ROOT / "reports" / ("" if name == "laptop" else name)
+    spent = json.loads((trained / "metrics.json").read_text())["training"]["flops"]
+    size = size_for(spent)
+    assert {"laptop": "the demo", "hero": "the hero"}[name] in size.stands_on
+    for section, changes in size.sections().items():
+        assert {key: params[section][key] for key in changes} == changes
+
+
+def test_a_size_that_stands_on_the_study_was_run_in_it():
+    cells = json.loads((ROOT / "reports/scaling.json").read_text())["cells"]
+    run = {(cell["size"], f"{cell['budget']:.0e}".replace("+", "")) for cell in cells}
+    for size in SIZES:
+        for budget in re.findall(r"\de\d\d", size.stands_on) if "study" in size.stands_on else []:
+            assert (f"width-{size.dim}", budget) in run
 
 
 def overrides(printed):
@@ -67,9 +85,14 @@ def test_the_printed_overrides_pass_the_check_and_spend_the_budget(tmp_path, mon
     path.write_text(json.dumps(LAPTOP))
     plan.main(flops=2e14)
     printed = capsys.readouterr().out
-    assert printed.startswith("# 2e+14 training FLOPs, 50% of them masked\ndvc exp run")
+    assert printed.startswith(
+        "# 2e+14 training FLOPs, 50% of them masked\n"
+        "# this size stands on: nothing: between its neighbours\ndvc exp run"
+    )
     changed = merge(LAPTOP, overrides(printed))
-    assert changed["model"]["dim"] == size_for(2e14)["dim"]
+    assert changed == merge(changed, size_for(2e14).sections())
+    for phase in ("pretrain", "finetune"):  # its film has as many rows as its curve has points
+        assert changed[phase]["preview_every"] == changed[phase]["validate_every"]
     path.write_text(json.dumps(changed))
     check(path)
     masked, whole = step_flops(changed)
@@ -78,7 +101,13 @@ def test_the_printed_overrides_pass_the_check_and_spend_the_budget(tmp_path, mon
 
     path.write_text(json.dumps(LAPTOP))
     plan.main(flops=2e14, keep_size=True)
-    assert "model" not in overrides(capsys.readouterr().out)
+    kept = overrides(capsys.readouterr().out)
+    assert "model" not in kept
+    assert "batch_size" not in kept["pretrain"]
+
+    path.write_text(json.dumps(merge(LAPTOP, {"finetune": {"preview_every": 0}})))
+    plan.main(flops=2e14)
+    assert "preview_every" not in overrides(capsys.readouterr().out)["finetune"]  # stays off
 
 
 def test_minutes_become_flops_at_the_speed_of_the_size_that_they_allow(monkeypatch):
@@ -91,7 +120,7 @@ def test_minutes_become_flops_at_the_speed_of_the_size_that_they_allow(monkeypat
     monkeypatch.setattr(plan, "seconds_per_flop", seconds)
     planned, flops = plan.plan_minutes(merge(LAPTOP, {"model": {"dim": 512}}), 10.0, False)
     assert flops == pytest.approx(600e12)
-    assert planned["model"] == size_for(600e12)
+    assert planned == merge(planned, size_for(600e12).sections())
     assert asked == [512, planned["model"]["dim"]]
     planned, flops = plan.plan_minutes(LAPTOP, 10.0, True)
     assert "model" not in planned

@@ -57,6 +57,20 @@ def test_a_run_that_was_stopped_has_the_previews_of_one_that_was_not(stop, tmp_p
     for step, images in never.state.history.previews.items():
         assert np.array_equal(again.state.history.previews[step], images)
     assert again.state.history.previews.keys() == never.state.history.previews.keys()
+    [(last, images)] = never.state.history.final_previews.items()
+    assert last == 9
+    assert np.array_equal(again.state.history.final_previews[9], images)
+    assert list(never.state.history.drawn) == [0, 2, 4, 6, 8, 9]
+
+
+def test_the_preview_of_a_runs_end_is_not_one_of_a_longer_run(tmp_path):
+    short, long = phase(steps=3, preview_every=2), phase(steps=5, preview_every=2)
+    assert list(Run(tmp_path, short, whole(short)).state.history.drawn) == [0, 2, 3]
+    longer = Run(tmp_path, long, whole(long))
+    assert list(longer.state.history.drawn) == [0, 2, 4, 5]
+    once = Run(tmp_path / "once", long, whole(long))
+    for step, images in once.state.history.drawn.items():
+        assert np.array_equal(longer.state.history.drawn[step], images)
 
 
 def test_previews_change_nothing_of_the_training(tmp_path):

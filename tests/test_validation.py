@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from maskdm.backbones.registry import build_backbone
 from maskdm.diffusion.paths import PATHS
 from maskdm.diffusion.predictions import to_epsilon, to_velocity, to_x0
 from maskdm.diffusion.tokens import to_tokens
+from maskdm.runtime.execution import Execution
+from maskdm.training import ema
+from maskdm.training.loop import validate
+from maskdm.training.state import State
 from maskdm.training.validation import BATCH, LOG_SNRS, MOST_IMAGES, HeldOutValidator
-from tests.support.training import CPU, DIFFUSION
+from tests.support.training import CPU, DIFFUSION, MODEL, phase
 
 CONVERSIONS = {"epsilon": to_epsilon, "x0": to_x0, "v": to_velocity}
 
@@ -68,3 +73,23 @@ def test_an_error_that_is_not_finite_counts_and_a_level_without_images_does_not(
             return output
 
         assert not np.isfinite(validator.errors(broken_at_one_level)["mean"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_each_error_is_that_of_its_own_weights_at_any_precision(emoji, precision):
+    """Autocast keeps copies of weights, and would measure the averaged ones with the raw copies."""
+    state = State.start(build_backbone(MODEL, 32, 3, seed=0), phase())
+    for tensor in state.averaged.values():
+        tensor.mul_(0.3)
+    validator = HeldOutValidator(emoji[:14], 4, DIFFUSION, CPU)
+    execution = Execution(CPU, precision=precision)
+    found = validate(state, validator, execution)
+    with execution.autocast():
+        raw = validator.errors(state.backbone)
+    network = dict(state.backbone.named_parameters())
+    with ema.applied(network, state.averaged), execution.autocast():
+        averaged = validator.errors(state.backbone)
+    assert found["raw"] == raw["mean"]
+    assert found["averaged"] == averaged["mean"]
+    assert found["averaged[0]"] == averaged["0"]
+    assert abs(raw["mean"] / averaged["mean"] - 1) > 0.01

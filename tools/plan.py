@@ -46,14 +46,16 @@ def main(
     ] = None,
     flops: Annotated[float | None, typer.Option(min=0, help="of training, such as 1e17")] = None,
     keep_size: Annotated[
-        bool, typer.Option("--keep-size", help="plan the steps alone, for the model section's size")
+        bool,
+        typer.Option("--keep-size", help="plan steps alone, for params.yaml's size and batches"),
     ] = False,
 ) -> None:
     """Print the overrides that spend a budget on params.yaml's images and recipe.
 
-    Half of the training FLOPs are masked. The size is what docs/scaling.md found best for the
-    budget; minutes are turned into FLOPs by a short timing of both phases. Nothing is written.
-    Sampling and scoring are not counted. For example:
+    Half of the training FLOPs are masked. Size, batches and learning rate are those that
+    docs/scaling.md has for the budget, and it says what they stand on; minutes are turned into
+    FLOPs by a short timing of both phases. Nothing is written. Sampling and scoring are not
+    counted. For example:
 
     python -m tools.plan --minutes 10
 
@@ -73,13 +75,26 @@ def main(
         for key, value in changes.items()
     ]
     print(f"# {flops:.2g} training FLOPs, {MASKED:.0%} of them masked")
+    if not keep_size:
+        print(f"# this size stands on: {size_for(flops).stands_on}")
     print("dvc exp run \\\n  " + " \\\n  ".join(words))
 
 
 def plan_flops(params: Params, flops: float, keep_size: bool) -> dict[str, dict[str, Any]]:
     """Return the overrides that spend a budget of training FLOPs."""
-    size = {} if keep_size else {"model": size_for(flops)}
-    return {**size, **spend(merge(params, size), flops)}
+    return spend_on({} if keep_size else size_for(flops).sections(), params, flops)
+
+
+def spend_on(
+    size: dict[str, dict[str, Any]], params: Params, flops: float
+) -> dict[str, dict[str, Any]]:
+    """Return a size and the steps that spend a budget on it; it draws whenever it validates."""
+    sized = merge(params, size)
+    steps = spend(sized, flops)
+    for phase, section in steps.items():
+        if sized[phase]["preview_every"]:
+            section["preview_every"] = section["validate_every"]
+    return merge(size, steps)
 
 
 def plan_minutes(
@@ -87,14 +102,14 @@ def plan_minutes(
 ) -> tuple[dict[str, dict[str, Any]], float]:
     """Return the overrides that spend minutes on this machine, and the FLOPs that these are."""
     choose_kernels()
-    sized, flops = params, 0.0
+    sized, size, flops = params, {}, 0.0
     for _ in range(ROUNDS):
         flops = 60 * minutes / seconds_per_flop(sized)
-        size = {} if keep_size else {"model": size_for(flops)}
+        size = {} if keep_size else size_for(flops).sections()
         before, sized = sized, merge(params, size)
-        if sized["model"] == before["model"]:
+        if sized == before:
             break
-    return {**size, **spend(sized, flops)}, flops
+    return spend_on(size, params, flops), flops
 
 
 def seconds_per_flop(params: Params) -> float:

@@ -1,9 +1,10 @@
 """A budget of training FLOPs, spent: how large the network, how many steps of both phases.
 
 Half of the budget is spent masked and half on whole images. What width a budget is best spent on
-was measured: ``benchmarks.scaling.study`` (docs/scaling.md).
+was measured where ``SIZES`` says so (``benchmarks.scaling.study``, docs/scaling.md).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from maskdm.backbones.autoencoder import latent_shape
@@ -15,18 +16,51 @@ from maskdm.runtime.params import Params, merge, read_section
 from maskdm.training.flops import training_flops
 from maskdm.training.phases import FinetuneParams, PretrainParams
 
-# (budget, width, depth, heads): the size for budgets from this one on, up to the next. Measured at
-# 1e13, 4e13 and 1e14 FLOPs, where of two sizes that are as good in the same time the wider one is
-# taken, which computes faster; 384 is the hero's; elsewhere width grows about as the cube root of
-# the budget.
+
+@dataclass(frozen=True)
+class Size:
+    """What budgets from one on, up to the next size's, are spent on.
+
+    Attributes:
+        budget: the least one, in training FLOPs.
+        dim: width.
+        depth: blocks.
+        heads: of attention.
+        batches: images of a masked step, and of one on whole images.
+        lr: peak learning rate of both phases.
+        ema_images: horizon of the averaged weights.
+        stands_on: what says so.
+    """
+
+    budget: float
+    dim: int
+    depth: int
+    heads: int
+    batches: tuple[int, int]
+    lr: float
+    ema_images: int
+    stands_on: str
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Return it as sections of params.yaml."""
+        phases = {
+            phase: {"batch_size": batch, "lr": self.lr, "ema_images": self.ema_images}
+            for phase, batch in zip(PHASES, self.batches, strict=True)
+        }
+        return {"model": {"dim": self.dim, "depth": self.depth, "heads": self.heads}, **phases}
+
+
+PHASES = ("pretrain", "finetune")
+# Of two widths that are as good in the same time the wider one is taken, which computes faster.
+# Depth is that of what was run: the study has no cell of more than 7 blocks, and 5 ahead of 7.
 SIZES = (
-    (0.0, 64, 7, 1),
-    (1e13, 96, 7, 2),
-    (1e14, 128, 7, 2),
-    (5e14, 192, 9, 3),
-    (2e15, 256, 9, 4),
-    (1e16, 384, 11, 6),
-    (1e17, 512, 13, 8),
+    Size(0.0, 64, 7, 1, (32, 16), 1e-3, 4000, "the study at 1e13"),
+    Size(1e13, 96, 7, 2, (32, 16), 1e-3, 4000, "the study at 1e13 and 4e13, and the demo"),
+    Size(1e14, 128, 7, 2, (32, 16), 1e-3, 4000, "nothing: between its neighbours"),
+    Size(5e14, 192, 9, 3, (32, 16), 6e-4, 10_000, "the long run, at half of that"),
+    Size(2e15, 256, 9, 4, (64, 32), 6e-4, 10_000, "nothing: between its neighbours"),
+    Size(1e16, 384, 11, 6, (128, 64), 6e-4, 20_000, "the hero, at 2e16"),
+    Size(1e17, 512, 13, 8, (256, 128), 6e-4, 20_000, "nothing: beyond all that was run"),
 )
 MASKED = 0.5  # share of the budget that is spent masked
 COOLDOWN = 0.4  # share of finetuning over which the learning rate falls to 0
@@ -34,10 +68,9 @@ WARMUP, LONGEST_WARMUP = 0.05, 300  # share of a phase, and steps
 VALIDATIONS = 4  # of a phase
 
 
-def size_for(flops: float) -> dict[str, int]:
-    """Return width, depth and heads of the network that a budget is best spent on."""
-    _, dim, depth, heads = max(size for size in SIZES if size[0] <= flops)
-    return {"dim": dim, "depth": depth, "heads": heads}
+def size_for(flops: float) -> Size:
+    """Return the size that a budget is best spent on."""
+    return max((size for size in SIZES if size.budget <= flops), key=lambda size: size.budget)
 
 
 def step_flops(params: Params) -> tuple[float, int]:
@@ -86,7 +119,7 @@ def spend(
     Raises:
         UserError: if the budget is not enough for a step of each phase.
     """
-    reset = {phase: {"steps": 1, "warmup": 0, "cooldown": 0} for phase in ("pretrain", "finetune")}
+    reset = {phase: {"steps": 1, "warmup": 0, "cooldown": 0} for phase in PHASES}
     masked, whole = step_flops(merge(params, reset))
     steps = {
         "pretrain": round(share * flops / masked),

@@ -48,7 +48,7 @@ class Curves:
         _write(folder / "training.tsv", TRAINING, self.training(history, log_every))
         validation = self.validation(history)
         _write(folder / "validation.tsv", list(validation[0]), validation)
-        _write_previews(folder / "previews", history.previews)
+        _write_previews(folder / "previews", history.drawn)
 
     def training(self, history: History, log_every: int, after: int = 0) -> list[dict[str, float]]:
         """Return the rows of the training curve that end after a step, values by column."""

@@ -41,7 +41,9 @@ class History:
         norms: gradient norms before clipping, one a step, float32.
         validations: x0 errors, keyed by steps made; those that every longer run has, too.
         final: the same after the last step of this run, which no longer run has.
-        previews: what the averaged weights drew, uint8 ``(count, H, W, C)``, by steps made.
+        previews: what the averaged weights drew, uint8 ``(count, H, W, C)``, by steps made; those
+            that every longer run has, too.
+        final_previews: the same after the last step of this run, which no longer run has.
     """
 
     losses: "array[float]" = field(default_factory=lambda: array("f"))
@@ -49,7 +51,13 @@ class History:
     validations: dict[int, Errors] = field(default_factory=dict)
     final: dict[int, Errors] = field(default_factory=dict)
     previews: dict[int, np.ndarray] = field(default_factory=dict)
+    final_previews: dict[int, np.ndarray] = field(default_factory=dict)
     _on_device: list[Tensor] = field(default_factory=list)
+
+    @property
+    def drawn(self) -> dict[int, np.ndarray]:
+        """All previews, by steps made."""
+        return self.previews | self.final_previews
 
     def add(self, outcome: Tensor) -> None:
         """Keep the outcome of a step on its device, without waiting for it.

@@ -157,7 +157,7 @@ class Live:
             return
         step, history = state.step, state.history
         last = step == self.curves.schedule.steps
-        looked_at = step in history.validations or step in history.previews
+        looked_at = step in history.validations or step in history.drawn
         if not (self.shown < 0 or step % self.log_every == 0 or looked_at or last):
             return
         values: dict[int, dict[str, float]] = defaultdict(dict)
@@ -167,7 +167,7 @@ class Live:
                 values[int(row["step"])] |= _named("training", row, TRAINING[1:])
         for row in self.curves.validation(history, self.shown):
             values[int(row["step"])] |= _named("validation", row, WEIGHTS)
-        previews = {at: images for at, images in history.previews.items() if at > self.shown}
+        previews = {at: images for at, images in history.drawn.items() if at > self.shown}
         with self._or_without():
             for at in sorted(values.keys() | previews.keys()):
                 self.tracker.log(at, values[at], previews.get(at))

@@ -77,7 +77,7 @@ def train(
         diffusion: path, prediction and loss.
         params: the phase.
         execution: where and how; it changes results by rounding only.
-        previewer: of the network, every ``preview_every`` steps; None for no previews.
+        previewer: of the network, every ``preview_every`` steps and at the end; None for none.
 
     Yields:
         The steps made so far: before the first step of this call, and after each.
@@ -93,7 +93,7 @@ def train(
         return batches.at(step, processes.part(schedule.batch_size(step)), device)
 
     validate_if_due(state, schedule, validator, params, execution)
-    preview_if_due(state, previewer, params, execution)
+    preview_if_due(state, schedule, previewer, params, execution)
     yield state.step
 
     with prefetched(make, schedule.steps, execution.device) as batch_of:
@@ -111,7 +111,7 @@ def train(
             if state.step % MOST_SKIPPED == 0 or state.step == schedule.steps:
                 stop_if_failing(state, schedule, params)
             validate_if_due(state, schedule, validator, params, execution)
-            preview_if_due(state, previewer, params, execution)
+            preview_if_due(state, schedule, previewer, params, execution)
             yield state.step
 
 
@@ -169,23 +169,32 @@ def validate_if_due(
 
 
 def preview_if_due(
-    state: State, previewer: Previewer | None, params: PhaseParams, execution: Execution
+    state: State,
+    schedule: Schedule,
+    previewer: Previewer | None,
+    params: PhaseParams,
+    execution: Execution,
 ) -> None:
-    """Have the averaged weights draw every ``preview_every`` steps, before the first one too."""
-    if previewer is None or not params.preview_every or state.step % params.preview_every:
+    """Have the averaged weights draw every ``preview_every`` steps, first and last one included."""
+    if previewer is None or not params.preview_every:
+        return
+    history, regular = state.history, state.step % params.preview_every == 0
+    if state.step in history.previews or not (regular or state.step == schedule.steps):
         return
     parameters = dict(state.backbone.named_parameters())
-    with execution.autocast(), ema.applied(parameters, state.averaged):
-        state.history.previews[state.step] = previewer.draw(state.backbone)
+    kept = history.previews if regular else history.final_previews
+    with ema.applied(parameters, state.averaged), execution.autocast():
+        kept[state.step] = previewer.draw(state.backbone)
 
 
 def validate(state: State, validator: Validator, execution: Execution) -> Errors:
     """Return the x0 errors of raw and averaged weights, by column name."""
     parameters = dict(state.backbone.named_parameters())
+    # A context each: autocast keeps its 16-bit copies of weights to its end, whoever changes these.
     with execution.autocast():
         by_weights = {RAW: validator.errors(state.backbone)}
-        with ema.applied(parameters, state.averaged):
-            by_weights[AVERAGED] = validator.errors(state.backbone)
+    with ema.applied(parameters, state.averaged), execution.autocast():
+        by_weights[AVERAGED] = validator.errors(state.backbone)
     return {
         weights if name == "mean" else f"{weights}[{name}]": value
         for weights, errors in by_weights.items()

@@ -120,7 +120,7 @@ def train_phase(
 def shows_something(state: State, params: PhaseParams) -> bool:
     """Return whether the last step brought a validation or a preview to look at."""
     history = state.history
-    return state.step % params.validate_every == 0 or state.step in history.previews
+    return state.step % params.validate_every == 0 or state.step in history.drawn
 
 
 def _check_processes(

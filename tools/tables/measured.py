@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.scaling.planning import SIZES
 from benchmarks.speed.results import Row
 
 REPORTS = Path("reports")
@@ -150,6 +151,34 @@ def scaling() -> str:
     head = ("FLOPs", "size", "variation", "steps", "images", "error", "FD", "KID",
             "FD guided", "KID guided")  # fmt: skip
     return in_markdown(head, rows)
+
+
+def sizes() -> str:
+    """Return what ``tools.plan`` takes for a budget, and what that stands on."""
+    rows = [
+        (
+            f"{size.budget:.0e}".replace("e+", "e") if size.budget else "0",
+            f"{size.dim}",
+            f"{size.depth}",
+            " / ".join(map(str, size.batches)),
+            f"{size.lr:g}",
+            f"{size.ema_images:,}",
+            size.stands_on,
+        )
+        for size in SIZES
+    ]
+    return in_markdown(
+        (
+            "from FLOPs",
+            "width",
+            "blocks",
+            "batches",
+            "learning rate",
+            "average, images",
+            "stands on",
+        ),
+        rows,
+    )
 
 
 def _read(name: str) -> Any:

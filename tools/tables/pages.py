@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "guidance": measured.guidance,
     "averages": measured.averages,
     "scaling": measured.scaling,
+    "sizes": measured.sizes,
     "gpu": kit.speed,
     "exactness": kit.exactness,
     "gpuothers": kit.others,
