@@ -1,12 +1,16 @@
 """Compilation: once a shape, and never in the way."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
 
 from maskdm.backbones.registry import build_backbone
 from maskdm.runtime.compile import compile_shapes, with_fallback
+from maskdm.runtime.errors import UserError
 from maskdm.training.batches import Batches
 from maskdm.training.schedule import Schedule
 from tests.support.training import MODEL, leg, masked, phase
@@ -39,6 +43,33 @@ def test_a_compiler_that_fails_is_reported_in_one_line_and_replaced(capsys):
     assert call(torch.zeros(1)).item() == 1
     assert call(torch.ones(1)).item() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_strict_is_an_error_in_place_of_other_bits():
+    def broken(x):
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    call = with_fallback(broken, lambda x: x + 1, strict=True)
+    with pytest.raises(UserError, match=r"no C\+\+ compiler\. To .* MASKDM_COMPILE=0\."):
+        call(torch.zeros(1))
+
+
+def test_the_backward_pass_is_compiled_with_the_forward_pass():
+    """A failure of it has to come where one can go on without."""
+    seen = []
+
+    def backend(graph, inputs):
+        compiler = partial(noted, seen)
+        return aot_module_simplified(graph, inputs, fw_compiler=compiler, bw_compiler=compiler)
+
+    call = compile_shapes(torch.nn.Linear(3, 2), backend=backend)
+    call(torch.ones(4, 3))
+    assert len(seen) == 2
+
+
+def noted(seen, graph, inputs):
+    seen.append(graph)
+    return make_boxed_func(graph.forward)
 
 
 def test_an_error_that_is_not_the_compilers_is_raised():

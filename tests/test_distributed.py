@@ -466,3 +466,22 @@ def test_one_process_works_on_items_in_order():
     assert next(results) == ("a", "A")
     assert worked == ["a"]  # one at a time: progress shows
     assert list(results) == [("b", "B"), ("c", "C")]
+
+
+@pytest.mark.slow
+def test_processes_that_compile_train_as_those_that_do_not(tmp_path):
+    """As several GPUs do by default: the data-parallel network is traced and split in buckets."""
+    losses = []
+    for words in (["--no-compiles"], ["--compiles"]):
+        file = tmp_path / f"{words[0]}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.support.compiled", str(file), *words],
+            cwd=ROOT,
+            env=os.environ | {"MASKDM_PROCESSES": "2", "MASKDM_DEVICE": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads(file.read_text()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

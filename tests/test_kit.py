@@ -1,6 +1,8 @@
 """The kit for GPUs: it ends by itself, goes on where it was, and outlives a piece that fails."""
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +84,11 @@ def test_an_error_after_which_the_device_does_nothing_more_ends_the_kit(monkeypa
     with pytest.raises(torch.AcceleratorError):
         kit.main()
     assert read(tmp_path)["pieces"] == {"a": {}}
+    assert read(tmp_path)["did not end"] == ["b"]
+    monkeypatch.setattr(kit, "pieces", lambda _: [("a", dict), ("b", dict), ("c", dict)])
+    kit.main()
+    assert list(read(tmp_path)["pieces"]) == ["a", "c", "b"]
+    assert read(tmp_path)["did not end"] == []
 
 
 def test_what_other_code_has_measured_stays_until_it_is_measured_anew(measured, tmp_path):
@@ -111,13 +118,74 @@ def test_it_begins_nothing_when_the_time_is_over(measured, tmp_path, capsys):
     assert "run it again to go on" in capsys.readouterr().out
 
 
-def test_its_pieces_have_names_of_their_own_and_what_training_does_comes_first():
-    names = [name for name, _ in kit.pieces(Execution(CPU))]
-    assert len(set(names)) == len(names)
-    steps = [name for name in names if name.startswith("steps")]
-    ways = [tables.STEPS.fullmatch(name)["way"] for name in steps]
-    assert list(dict.fromkeys(ways)) == ["replayed", "compiled, replayed", "launched"]
-    assert len(ways) == 3 * (2 * len(kit.RATES) + 2)
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cuda", ["replayed", "compiled, replayed", "launched"]),
+        ("mps", ["launched"]),
+        ("cpu", ["launched"]),
+    ],
+)
+def test_its_pieces_have_names_of_their_own_and_what_training_does_comes_first(
+    device, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    pieces = dict(kit.pieces(Execution(torch.device(device), strict=True)))
+    assert len(pieces) == len(list(kit.pieces(Execution(torch.device(device)))))
+    ways = [found["way"] for name in pieces if (found := tables.STEPS.fullmatch(name))]
+    assert list(dict.fromkeys(ways)) == expected
+    assert len(ways) == len(expected) * (2 * len(kit.RATES) + 2)
+    # What only CUDA can do is not tried elsewhere, and nothing else is measured in its name.
+    words = ("compil", "2 GPUs as by default", "1024 tokens")
+    for word in words:
+        assert any(word in name for name in pieces) == (device == "cuda")
+    for piece in pieces.values():
+        for given in piece.args:
+            assert not isinstance(given, Execution) or given.strict
+
+
+def test_apples_gpu_is_measured_where_there_is_one_unless_another_device_is_asked_for(
+    measured, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.delenv("MASKDM_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    kit.main(only="a")
+    assert "There is no GPU here" in capsys.readouterr().out
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    kit.main(only="a")
+    assert "There is no GPU here" not in capsys.readouterr().out
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"cpu", "mps"}
+    monkeypatch.setenv("MASKDM_DEVICE", "cpu")
+    kit.main(only="a")
+    assert "There is no GPU here" in capsys.readouterr().out
+
+
+HANGS = """
+import pathlib, sys, time
+from benchmarks.gpu import kit
+kit.REPORTS, kit.GRACE = pathlib.Path(sys.argv[1]), 3
+hangs = ("b", lambda: time.sleep(60))
+kit.pieces = lambda _: [("a", dict), hangs, ("c", dict)]
+kit.LEAST = {"": 0}
+kit.main(minutes=float(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_piece_that_hangs_ends_with_the_call_and_comes_last_in_the_next(tmp_path):
+    def call(minutes):
+        return subprocess.run(
+            [sys.executable, "-c", HANGS, str(tmp_path), minutes], capture_output=True, text=True
+        )
+
+    ended = call("0.1")
+    assert ended.returncode == 1
+    assert "in <lambda>" in ended.stderr  # where it hung
+    assert read(tmp_path)["pieces"] == {"a": {}}
+    assert call("0.1").returncode == 1
+    report = read(tmp_path)
+    assert report["pieces"] == {"a": {}, "c": {}}
+    assert set(report["did not end"]) == {"b"}
 
 
 @pytest.mark.parametrize(
@@ -165,12 +233,16 @@ def test_two_processes_make_the_steps_of_one_with_its_losses():
     }
     assert all(value > 0 for value in found.values())
     assert found["difference of a loss"] < 1e-4
+    assert set(several.by_default(2, "tiny", 0.5)) == {
+        *("images/s, batch shared", "of one, batch shared"),
+        *("images/s, batch each", "of one, batch each"),
+    }
 
 
 @pytest.mark.slow
 def test_processes_that_fail_say_why():
     with pytest.raises(RuntimeError, match=r"several failed: .*no preset 'nothing'"):
-        several.on_processes(1, "nothing", 0.0, 1)
+        several.on_processes(1, "nothing", 0.0, 1, launched=True)
 
 
 def test_the_compiler_finds_nothing_first_and_then_what_it_made(monkeypatch):
@@ -237,6 +309,7 @@ def test_exactness_holds_on_a_cpu():
     assert found["stopped and gone on the same"]
     assert found["losses finite"]
     assert found["against launched and not compiled"] == 0
+    assert found["averages against launched"] == 0
     assert 0 < found["micro-batches"] < 1e-4
 
 
@@ -246,6 +319,8 @@ def test_a_difference_is_seen():
     assert exactness.same(one, one)
     assert not exactness.same(one, other)
     assert exactness.difference(one["history.losses"], other) == pytest.approx(0.25)
+    weights = exactness.averages({"averaged.a": torch.ones(2, 2), "a": torch.zeros(9)})
+    assert exactness.distance(weights, 2 * weights) == pytest.approx(0.5)
 
 
 def test_what_a_preset_was_measured_to_do_stands_beside_what_it_is_computed_to(

@@ -1,12 +1,15 @@
 """Recorded steps: inputs that stand still, one recording a shape, the same training to rounding."""
 
+import gc
+
 import pytest
 import torch
 
 from maskdm.backbones.registry import build_backbone
 from maskdm.diffusion.masking import nothing_masked
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
-from maskdm.runtime.replay import FIRST, Replay
+from maskdm.runtime.replay import FIRST, Replay, nothing_collected
 from maskdm.training.batches import Batches
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
@@ -44,7 +47,7 @@ def test_a_function_is_called_first_then_replayed_and_acts_once_a_call():
         total.add_(x.sum())
         return 2 * x
 
-    replay = Replay(add, CPU, record)
+    replay = Replay(add, CPU, lambda: record)
     results = [replay(torch.full((3,), float(i)), None) for i in range(FIRST + 4)]
     assert record.recorded == 1
     assert total.item() == 3 * sum(range(FIRST + 4))
@@ -52,13 +55,66 @@ def test_a_function_is_called_first_then_replayed_and_acts_once_a_call():
     assert [r[0].item() for r in results] == [2.0 * i for i in range(FIRST + 4)]
 
 
-def test_every_shape_has_a_recording_of_its_own():
-    record = Recorder()
-    replay = Replay(lambda x: x + 1, CPU, record)
-    for _ in range(FIRST + 2):
+def recorders(made):
+    """Return what makes recorders, and notes them."""
+
+    def make():
+        made.append(Recorder())
+        return made[-1]
+
+    return make
+
+
+def test_every_shape_has_a_recording_of_its_own_and_those_that_mix_keep_theirs():
+    made = []
+    replay = Replay(lambda x: x + 1, CPU, recorders(made))
+    for _ in range(FIRST + 9):
         for shape in ((2,), (3,)):
             assert replay(torch.ones(shape)).tolist() == [2.0] * shape[0]
-    assert record.recorded == 2
+    assert [record.recorded for record in made] == [2]
+
+
+def test_the_graphs_of_a_leg_are_forgotten_when_the_next_begins():
+    made = []
+    replay = Replay(lambda x: x + 1, CPU, recorders(made))
+    for shape in ((2,), (3,), (4,)):
+        for _ in range(FIRST + 3):
+            assert len(replay(torch.ones(shape))) == shape[0]
+        assert len(replay._recordings) == 1
+    assert [record.recorded for record in made] == [1, 1, 1]
+
+
+def test_shapes_that_come_again_are_recorded_once_more_and_then_kept():
+    made = []
+    replay = Replay(lambda x: x + 1, CPU, recorders(made))
+    for _ in range(4):  # many steps of one kind between two of the other
+        for shape, times in (((2,), FIRST + 4), ((3,), 1)):
+            for _ in range(times):
+                assert len(replay(torch.ones(shape))) == shape[0]
+    assert len(replay._recordings) == 2
+    # (2,) once, forgotten for (3,), then once more; (3,) in its fourth call.
+    assert [record.recorded for record in made] == [1, 2]
+
+
+def test_nothing_is_collected_while_a_call_is_recorded():
+    with nothing_collected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_strict_is_an_error_in_place_of_other_bits(monkeypatch):
+    def refuse(call):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    replay = Replay(lambda x: x + 1, CPU, lambda: refuse, strict=True)
+    for _ in range(FIRST):
+        replay(torch.ones(1))
+    with pytest.raises(UserError, match=r"not permitted when .*\. To go on .* MASKDM_REPLAY=0\."):
+        replay(torch.ones(1))
+    monkeypatch.setenv("MASKDM_EXACT", "1")
+    assert Execution.from_environment().strict
+    monkeypatch.delenv("MASKDM_EXACT")
+    assert not Execution.from_environment().strict
 
 
 def test_where_nothing_can_be_recorded_one_line_says_so_and_all_is_computed(capsys):
@@ -66,10 +122,11 @@ def test_where_nothing_can_be_recorded_one_line_says_so_and_all_is_computed(caps
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     made = []
-    replay = Replay(lambda x: made.append(1) or x + 1, CPU, refuse)
+    replay = Replay(lambda x: made.append(1) or x + 1, CPU, lambda: refuse)
     for _ in range(FIRST + 3):
         assert replay(torch.ones(1)).item() == 2.0
     assert len(made) == FIRST + 3
+    assert not replay._recordings  # nor memory
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "operation not permitted" in lines[0]
@@ -92,7 +149,7 @@ def test_what_a_recording_that_failed_left_in_the_gradients_is_not_added_to():
             raise RuntimeError("operation not permitted when stream is capturing")
 
         if fails:
-            step.replay = Replay(step.on_tensors, CPU, refuse)
+            step.replay = Replay(step.on_tensors, CPU, lambda: refuse)
         for made in range(FIRST + 2):
             state.history.add(step(batches.at(made), 8, Rates(1e-3, 0.1)))
             state.step += 1
@@ -115,7 +172,7 @@ def test_replayed_steps_train_as_launched_ones_do(shift, precision):
         state = State.start(build_backbone(MODEL, 32, 3, 0), params)
         step = TrainingStep(state, DIFFUSION, params, Execution(CPU, precision=precision))
         if replays:
-            step.replay = Replay(step.on_tensors, CPU, Recorder())
+            step.replay = Replay(step.on_tensors, CPU, Recorder)
         for made in range(9):
             rates = Rates(schedule.learning_rate(made), 0.1 + made / 20, shift)
             state.history.add(step(batches.at(made), 8, rates))

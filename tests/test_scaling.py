@@ -25,7 +25,7 @@ def test_every_cell_spends_its_budget_on_a_network_of_its_own():
         network_of(params)  # can be built
 
 
-def test_the_study_spans_what_it_is_to_decide():
+def test_the_study_is_planned_to_span_what_it_is_to_decide():
     assert {cell.budget for cell in ALL} == {1e13, 4e13, 1e14}
     varied = [plan(STUDY, cell) for cell in ALL]
     for section, key, least in (
@@ -76,6 +76,15 @@ def test_the_committed_report_is_that_of_the_committed_cells():
     assert report["cells"] == [
         json.loads(json.dumps(summary.row(cell, kept))) for cell, kept in found.items()
     ]
+    page = (ROOT / "docs/scaling.md").read_text()
+    assert f"{len(found)} of the study's {len(ALL)} cells have been run" in page
+    assert f"the {len(ALL) - len(found)} cells of `study.yaml` that are not in the table" in page
     for cell, kept in found.items():
         assert kept["flops"] == pytest.approx(cell.budget, rel=0.02)
         assert kept["curve"][-1]["flops"] == kept["flops"]
+
+
+def test_the_envelope_is_the_lowest_error_so_far():
+    assert summary.envelope([(3, 0.2), (1, 0.5), (2, 0.3), (4, 0.25)]) == [
+        (1, 0.5), (2, 0.3), (3, 0.2), (4, 0.2),
+    ]  # fmt: skip

@@ -51,7 +51,8 @@ def main(
     """Note by how much the first steps take longer than as many later ones."""
     choose_kernels()
     mask, params = masked(read_preset(preset), rate)
-    execution = replace(Execution.from_environment(params.precision), compiles=True, replays=False)
+    execution = Execution.from_environment(params.precision)
+    execution = replace(execution, compiles=True, replays=False, strict=True)
     steps, seconds = endless(read_preset(preset), mask, params, execution), []
     for _ in range(2):
         began = time.perf_counter()

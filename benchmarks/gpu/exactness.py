@@ -26,26 +26,27 @@ MODEL = ModelParams(backbone="uvit", patch=PATCH, dim=128, depth=5, heads=2, ini
 DIFFUSION = DiffusionParams(
     path="flow", prediction="x0", loss="velocity", times="logit-normal", times_mean=0, times_std=1
 )
-IMAGES = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
 
 Tensors = dict[str, torch.Tensor]
 
 
-def exactness(execution: Execution) -> dict[str, Any]:
+def exactness(execution: Execution, grid: int = GRID) -> dict[str, Any]:
     """Return what holds on the device of ``execution``, at its precision.
 
     Args:
         execution: as training has it there: compiled, replayed.
+        grid: side of the images in patches.
     """
-    plain = replace(execution, compiles=False, replays=False)
-    whole = run(execution)
+    plain = run(replace(execution, compiles=False, replays=False), grid=grid)
+    whole = run(execution, grid=grid)
     losses = whole["history.losses"]
     return {
-        "two runs the same": same(whole, run(execution)),
-        "stopped and gone on the same": same(whole, run(execution, stop=STOP)),
+        "two runs the same": same(whole, run(execution, grid=grid)),
+        "stopped and gone on the same": same(whole, run(execution, stop=STOP, grid=grid)),
         "losses finite": bool(losses.isfinite().all()),
-        "micro-batches": difference(losses, run(replace(execution, micro_batch=6))),
-        "against launched and not compiled": difference(losses, run(plain)),
+        "micro-batches": difference(losses, run(replace(execution, micro_batch=6), grid=grid)),
+        "against launched and not compiled": difference(losses, plain),
+        "averages against launched": distance(averages(whole), averages(plain)),
     }
 
 
@@ -60,27 +61,41 @@ def difference(losses: torch.Tensor, other: Tensors) -> float:
     return float(((found - losses).abs() / losses.abs()).max())
 
 
-def run(execution: Execution, stop: int | None = None) -> Tensors:
+def averages(state: Tensors) -> torch.Tensor:
+    """Return all averaged weights in a row."""
+    found = [tensor.flatten() for name, tensor in state.items() if name.startswith("averaged.")]
+    return torch.cat(found).double()
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the length of the difference of two vectors, relative to the second."""
+    return float((one - other).norm() / other.norm())
+
+
+def run(execution: Execution, stop: int | None = None, grid: int = GRID) -> Tensors:
     """Train a small network: some masked steps, then some on whole images; return its state.
 
     Args:
         execution: where and how.
         stop: saves the state after so many steps and goes on from it with another network.
+        grid: side of the images in patches.
     """
+    size = grid * PATCH
+    images = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
     params = PhaseParams(
         steps=STEPS, batch_size=16, lr=1e-3, warmup=2, cooldown=4, betas=(0.9, 0.99),
         weight_decay=0.03, clip=1.0, hflip=0.5, ema_images=64, precision=execution.precision,
         log_every=4, validate_every=100, label_dropout=0.0,
     )  # fmt: skip
-    mask = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), GRID)
-    legs = (Leg(mask, 8, 16, 1e-3, 2), Leg(nothing_masked(GRID), 8, 16, 1e-3, 2))
+    mask = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid)
+    legs = (Leg(mask, 8, 16, 1e-3, 2), Leg(nothing_masked(grid), 8, 16, 1e-3, 2))
     schedule = Schedule(legs, STEPS, params.cooldown)
     device = execution.device
-    batches = Batches(IMAGES, schedule, PATCH, params.hflip, 0, "exactness")
-    validator = HeldOutValidator(IMAGES[:14], PATCH, DIFFUSION, device)
+    batches = Batches(images, schedule, PATCH, params.hflip, 0, "exactness")
+    validator = HeldOutValidator(images[:14], PATCH, DIFFUSION, device)
 
     def start(seed: int) -> State:
-        return State.start(build_backbone(MODEL, 32, 3, seed).to(device), params)
+        return State.start(build_backbone(MODEL, size, 3, seed).to(device), params)
 
     def steps(state: State) -> Any:
         return train(state, batches, validator, DIFFUSION, params, execution)

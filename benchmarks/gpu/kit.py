@@ -2,10 +2,13 @@
 
 Piece by piece, what is wanted most first: a piece that this code has measured is not measured
 again, so that a second call goes on where the first had to end; what older code has measured stays
-in the report until then. A report of another torch or other GPUs is begun anew. It also runs on a
-CPU, where it shows that it runs.
+in the report until then. A piece that hangs ends with the call, and the next one has it last. A
+report of another torch or other GPUs is begun anew. Steps that turn out not to be compiled, or not
+to be replayed, are no figure but a failure; on Apple's GPUs, which have neither, steps are
+launched. It also runs on a CPU, where it shows that it runs.
 """
 
+import faulthandler
 import gc
 import json
 import platform
@@ -13,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +29,7 @@ from benchmarks.gpu.apart import PATIENCE
 from benchmarks.gpu.attention import attention
 from benchmarks.gpu.compiling import compiling
 from benchmarks.gpu.exactness import exactness
-from benchmarks.gpu.several import compare
+from benchmarks.gpu.several import by_default, compare
 from benchmarks.gpu.steps import (
     autocast_and_bf16,
     batches_a_second,
@@ -37,6 +40,7 @@ from benchmarks.gpu.steps import (
 from benchmarks.presets import read_preset
 from benchmarks.speed.machine import cpu
 from maskdm.runtime.command import run
+from maskdm.runtime.environment import DEVICE
 from maskdm.runtime.errors import shortened
 from maskdm.runtime.execution import Execution, Precision
 from maskdm.runtime.files import write_json
@@ -46,6 +50,8 @@ from maskdm.training.checkpoints.fingerprint import digest, meaning, modules
 REPORTS = Path("reports/gpu")
 # Seconds that must be left for a piece to be begun whose name contains a word.
 # Those two wait for two processes, one after the other.
+STDERR = 2
+GRACE = 30  # seconds, after which a piece that was begun in time is taken to hang
 LEAST = {"GPUs": 2 * PATIENCE, "compiling": 2 * PATIENCE, "compiled": 75, "": 15}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 RATES = (0.0, 0.5, 0.75, 0.9)
@@ -55,6 +61,7 @@ SIZES = {
     "MaskDM-small, 64 px": ("celeba64", RATES),
     "MaskDM-base, 256 px": ("celebahq256", (0.9, 0.0)),
 }
+LONG = 32  # side of a grid of many tokens
 LENGTHS, HEADS = (7, 26, 64, 256, 1024), 8  # tokens of a set; heads of MaskDM-small
 # How steps are made: whether the network is compiled, whether launches are replayed.
 WAYS = {
@@ -72,23 +79,43 @@ def main(
     tag: Annotated[str, typer.Option(help="added to the name of the report")] = "",
 ) -> None:
     """Measure what is not in the report of this device yet: reports/gpu/DEVICE.json."""
-    began = time.monotonic()
-    choose_kernels()
-    execution = Execution.from_environment()
+    with ends_within(60 * minutes + GRACE):
+        choose_kernels()
+        execution = replace(Execution.from_environment(), strict=True)
+        if not DEVICE.get() and torch.backends.mps.is_available():
+            execution = replace(execution, device=torch.device("mps"))
+        if execution.device.type == "cpu":
+            print("There is no GPU here that this torch can use: the CPU is measured.", flush=True)
+        measure_all(execution, time.monotonic() + 60 * minutes, only, tag)
+
+
+def measure_all(execution: Execution, until: float, only: str, tag: str) -> None:
+    """Measure what is not in the report yet, as long as there is time.
+
+    Args:
+        execution: where.
+        until: no piece is begun after this time, in seconds of ``time.monotonic``.
+        only: pieces whose names contain this.
+        tag: added to the name of the report.
+    """
     path = REPORTS / f"{device_slug(execution.device)}{tag}.json"
     there, code = about(execution.device), code_of_the_kit()
     report = json.loads(path.read_text()) if path.exists() else {}
     if any(report.get(name) != value for name, value in there.items()):
         report = there | {"pieces": {}, "code": {}}  # another torch, or other GPUs
-    for name, piece in pieces(execution):
-        left = 60 * minutes - (time.monotonic() - began)
+    hung = report.setdefault("did not end", [])
+    for name, piece in sorted(pieces(execution), key=lambda piece: piece[0] in hung):
+        left = until - time.monotonic()
         if only not in name or report["code"].get(name) == code:
             continue
         if left < next(least for word, least in LEAST.items() if word in name):
             print(f"The time is over before '{name}': run it again to go on.")
             break
         started = time.monotonic()
+        report["did not end"] = [*hung, name]  # if this is the last that is heard of it
+        write_json(path, report)
         found = attempt(piece)
+        report["did not end"] = hung = [other for other in hung if other != name]
         # What has failed is tried again by the next call, and takes no older figure's place.
         if failed(found):
             report["pieces"].setdefault(name, found)
@@ -96,6 +123,16 @@ def main(
             report["pieces"][name], report["code"][name] = found, code
         write_json(path, report)
         print(f"{time.monotonic() - started:6.1f} s  {name}: {shown(found)}", flush=True)
+
+
+@contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    """End this process after so many seconds, wherever it hangs, and say where."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
@@ -109,23 +146,31 @@ def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
     for precision in PRECISIONS:
         there = replace(execution, precision=precision, compiles=False)
         yield f"exactness, {precision}", partial(exactness, there)
-    yield from steps(execution, "replayed")
+    records = device.type == "cuda"
+    yield from steps(execution, "replayed" if records else "launched")
     for size, (name, rates) in SIZES.items():
         for rate in rates:
             work = read_preset(name), *masked(read_preset(name), rate), device
             yield f"batches, {size}, {rate:.0%}", partial(batches_a_second, *work)
-    yield from steps(execution, "compiled, replayed")
-    yield "exactness, fp32, compiled", partial(exactness, replace(execution, compiles=True))
+    if records:
+        yield from steps(execution, "compiled, replayed")
+        yield "exactness, fp32, compiled", partial(exactness, replace(execution, compiles=True))
+        for precision in PRECISIONS:  # enough tokens for kernels whose sums have no order
+            there = replace(execution, precision=precision, compiles=False)
+            yield f"exactness, {precision}, {LONG**2} tokens", partial(exactness, there, LONG)
     for count in counts(device):
         for size, (name, _) in SIZES.items():
             yield f"{count} GPUs, {size}", partial(compare, count, name, 0.0)
+            yield f"{count} GPUs as by default, {size}", partial(by_default, count, name, 0.0)
     for length in LENGTHS:
         yield f"attention, sets of {length}", partial(attention, length, HEADS, device)
     for size, (name, _) in SIZES.items():
         whole = read_preset(name), *masked(read_preset(name), 0.0)
         yield f"weights, {size}", partial(autocast_and_bf16, *whole, device)
-        yield f"compiling, {size}", partial(compiling, name, 0.0)
-    yield from steps(execution, "launched")
+        if records:
+            yield f"compiling, {size}", partial(compiling, name, 0.0)
+    if records:
+        yield from steps(execution, "launched")
 
 
 def counts(device: torch.device) -> list[int]:
@@ -187,7 +232,7 @@ def about(device: torch.device) -> dict[str, Any]:
         "cpu": cpu(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+        "cuda": torch.version.cuda or torch.version.hip,
     }
 
 

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu.several FILE`` is what each of the processes runs; ``compare`` starts
 them, as a stage would, by ``MASKDM_PROCESSES``. One process could record its steps, and several
-cannot, so all of them launch theirs.
+cannot, so all of them launch theirs; ``by_default`` leaves all of it as a stage has it.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from benchmarks.gpu.exactness import run as small_run
 from benchmarks.gpu.steps import masked, measure
 from benchmarks.presets import read_preset
 from maskdm.runtime.command import run
-from maskdm.runtime.environment import PROCESSES, REPLAY
+from maskdm.runtime.environment import COMPILE, PROCESSES, REPLAY
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.files import write_json
 from maskdm.runtime.launch import on_all_processes
@@ -36,7 +36,8 @@ def compare(count: int, preset: str, rate: float) -> dict[str, float]:
         each divided by ``count`` times the images/s of one process (1: as many times faster);
         and the largest relative ``difference of a loss`` in a small run in fp32.
     """
-    one, several = on_processes(1, preset, rate, 1), on_processes(count, preset, rate, count)
+    one = on_processes(1, preset, rate, 1, launched=True)
+    several = on_processes(count, preset, rate, count, launched=True)
     found = {}
     for batch in ("batch shared", "batch each"):
         found[f"images/s, {batch}"] = several[batch]
@@ -47,15 +48,44 @@ def compare(count: int, preset: str, rate: float) -> dict[str, float]:
     return found | {"difference of a loss": max(differences)}
 
 
+def by_default(count: int, preset: str, rate: float) -> dict[str, float]:
+    """Return what a user has of ``count`` GPUs: compiled, and only one process replays its steps.
+
+    Args:
+        count: of processes.
+        preset: whose steps are timed.
+        rate: of masked patches.
+
+    Returns:
+        ``images/s`` of the preset's batch, shared out, and of one that is ``count`` times as large;
+        each divided by the images/s of one process (above 1: it gains).
+    """
+    one = on_processes(1, preset, rate, 1, launched=False)
+    several = on_processes(count, preset, rate, count, launched=False)
+    return {
+        key: value
+        for batch in ("batch shared", "batch each")
+        for key, value in (
+            (f"images/s, {batch}", several[batch]),
+            (f"of one, {batch}", several[batch] / one[batch]),
+        )
+    }
+
+
 @cache
-def on_processes(count: int, preset: str, rate: float, batches: int) -> dict[str, Any]:
+def on_processes(
+    count: int, preset: str, rate: float, batches: int, launched: bool
+) -> dict[str, Any]:
     """Return what ``main`` finds with so many processes.
 
     Raises:
         RuntimeError: if they fail or hang.
     """
     words = ["--preset", preset, "--rate", str(rate), "--batches", str(batches)]
-    environment = {PROCESSES.name: str(count), REPLAY.name: "0"}
+    environment = {PROCESSES.name: str(count)}
+    if launched:
+        words.append("--launched")
+        environment |= {REPLAY.name: "0", COMPILE.name: "0"}
     return apart("benchmarks.gpu.several", words, environment)
 
 
@@ -64,10 +94,11 @@ def main(
     preset: Annotated[str, typer.Option(help="whose steps are timed")] = "celeba64",
     rate: Annotated[float, typer.Option(help="of masked patches")] = 0.0,
     batches: Annotated[int, typer.Option(help="in the larger batch")] = 1,
+    launched: Annotated[bool, typer.Option("--launched", help="note losses, too")] = False,
 ) -> None:
     """Time steps on all processes together, and note the losses of a small run."""
-    execution = replace(Execution.from_environment(), compiles=False)
-    losses = small_run(execution)["history.losses"].tolist()
+    execution = replace(Execution.from_environment(), strict=True)
+    losses = small_run(execution)["history.losses"].tolist() if launched else []
     mask, params = masked(read_preset(preset), rate)
     timed = replace(execution, precision=params.precision)
     rates = {}

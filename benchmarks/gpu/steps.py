@@ -69,7 +69,7 @@ def measure(
     device = execution.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     steps = endless(preset, mask, params, execution)
 
     def make(count: int) -> float:
@@ -92,7 +92,9 @@ def measure(
     seconds = (time.perf_counter() - began) / count
     steps.close()
     flops = step_flops(preset, mask, params)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    # Also what graphs hold, and what the allocator keeps in between.
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     return {
         "images a step": params.batch_size,
         "visible": mask.visible,
@@ -102,6 +104,7 @@ def measure(
         "FLOP/s": flops / seconds,
         "first steps, s": first,
         "peak memory, bytes": peak,
+        "peak reserved, bytes": reserved,
     }
 
 

@@ -1,11 +1,12 @@
 """What the study found: ``python -m benchmarks.scaling.summary``.
 
 It writes reports/scaling.json, a row a cell, and reports/scaling.png: the validation error against
-training FLOPs, a curve a cell, a colour a size.
+training FLOPs, a curve a cell, a colour a size, and in black their envelope.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
         for point in kept["curve"]
         if point["flops"] > 0
     ]
+    lowest = [
+        {"flops": flops, "error": error}
+        for flops, error in envelope([(point["flops"], point["error"]) for point in rows])
+    ]
     dashes = {
         "field": "budget",
         "type": "nominal",
@@ -83,9 +88,20 @@ def draw(found: Mapping[Cell, Mapping[str, Any]]) -> None:
         "layer": [
             {"mark": "line", "encoding": {"strokeDash": dashes}},
             {"mark": {"type": "point", "filled": True, "opacity": 1}},
+            {
+                "data": {"values": lowest},
+                "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 1},
+                "encoding": {"color": {"value": "black"}},
+            },
         ],
     }
     write_bytes(FIGURE, vl_convert.vegalite_to_png(json.dumps(chart), scale=2))
+
+
+def envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the lowest error so far, by training FLOPs, of the points of all curves."""
+    flops, errors = zip(*sorted(points), strict=True)
+    return list(zip(flops, accumulate(errors, min), strict=True))
 
 
 if __name__ == "__main__":

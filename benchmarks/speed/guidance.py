@@ -29,7 +29,7 @@ REPORT = Path("reports/guidance.json")
 FIGURE = Path("reports/guidance.png")
 SOLVERS = {"ddpm": 25, "dpmpp-2m": 16}  # and their evaluations
 SCALES = (1.5, 2.0, 2.5, 3.0)
-INTERVALS = ((0.0, 1.0), (0.2, 0.9))
+INTERVALS = ((0.0, 1.0), (0.2, 0.9), (0.2, 0.8))
 COUNT = 640  # images of a cell
 
 

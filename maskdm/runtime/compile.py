@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor, nn
 
+from maskdm.runtime.environment import COMPILE
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
 
 
@@ -17,9 +20,11 @@ def compiled(module: nn.Module, execution: Execution) -> Callable[..., Tensor]:
     """Return ``module`` compiled where ``execution`` says so, itself elsewhere.
 
     A missing compiler shows only at the first call; then one line says so and the module runs
-    uncompiled from there on.
+    uncompiled from there on, or, where ``execution`` is strict, a UserError says so.
     """
-    return with_fallback(compile_shapes(module), module) if execution.compiles else module
+    if not execution.compiles:
+        return module
+    return with_fallback(compile_shapes(module), module, execution.strict)
 
 
 def compile_shapes(module: nn.Module, **options: Any) -> Callable[..., Tensor]:
@@ -31,16 +36,24 @@ def compile_shapes(module: nn.Module, **options: Any) -> Callable[..., Tensor]:
         module: what to compile.
         options: further ones of ``torch.compile``.
     """
+    # The backward pass is compiled with the forward pass, not when it is first run: there a failure
+    # would be nobody's who could go on without.
+    functorch.force_non_lazy_backward_lowering = True
     compiled: Callable[..., Tensor] = torch.compile(module, dynamic=False, **options)
     return compiled
 
 
 def with_fallback(
-    fast: Callable[..., Tensor], plain: Callable[..., Tensor]
+    fast: Callable[..., Tensor], plain: Callable[..., Tensor], strict: bool = False
 ) -> Callable[..., Tensor]:
     """Return a function that calls ``fast``, or ``plain`` for good once ``fast`` has failed.
 
     An error that ``plain`` shares (out of memory, bad shapes) is raised by ``plain`` as usual.
+
+    Args:
+        fast: what compiles when it is first called.
+        plain: the same, uncompiled.
+        strict: raises a UserError in place of calling ``plain``.
     """
     chosen = fast
 
@@ -52,6 +65,11 @@ def with_fallback(
             return fast(*args, **kwargs)
         except Exception as error:  # compilers fail with errors of every kind
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if strict:
+                raise UserError(
+                    f"torch.compile does not work here: {first}. To go on without, which gives "
+                    f"other last bits, set {COMPILE.name}=0."
+                ) from error
             print(f"torch.compile does not work here, going on without: {first}", file=sys.stderr)
             chosen = plain
             return plain(*args, **kwargs)

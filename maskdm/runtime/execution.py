@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.distributed import ALONE, Processes, join
-from maskdm.runtime.environment import COMPILE, MICRO_BATCH, REPLAY, SHARD
+from maskdm.runtime.environment import COMPILE, EXACT, MICRO_BATCH, REPLAY, SHARD
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ class Execution:
         precision: fp32, or autocast to bf16 or fp16; unlike the rest a tracked parameter.
         compiles: whether training compiles the network.
         replays: whether training steps are recorded as CUDA graphs and replayed.
+        strict: whether it is an error if compiling or replaying does not work here, in place of
+            going on without, to other last bits.
     """
 
     device: torch.device
@@ -38,6 +40,7 @@ class Execution:
     precision: Precision = "fp32"
     compiles: bool = False
     replays: bool = False
+    strict: bool = False
 
     @classmethod
     def from_environment(cls, precision: Precision = "fp32") -> Execution:
@@ -56,6 +59,7 @@ class Execution:
             compiles=cuda and COMPILE.get(),
             # What processes say to each other within a step is not recorded.
             replays=cuda and REPLAY.get() and processes.count == 1,
+            strict=EXACT.get(),
         )
 
     def autocast(self) -> AbstractContextManager[Any]:

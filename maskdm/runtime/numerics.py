@@ -3,8 +3,9 @@
 On one device, with one number of threads and processes and one version of torch, training is
 reproducible to the bit; where one of these differs, sums are taken in another order. A checkpoint
 records under which of these its steps were made. MASKDM_EXACT=1 accepts nothing but the same bits:
-kernels that are deterministic on GPUs too (some are not by default), and only checkpoints that
-were computed as this run computes, from their first step on.
+kernels that are deterministic on GPUs too (some are not by default), only checkpoints that were
+computed as this run computes, from their first step on, and no going on without a compiler or CUDA
+graphs where they turn out not to work.
 """
 
 import os
@@ -37,6 +38,7 @@ def numerics(execution: Execution) -> dict[str, str | int | bool | None]:
         "sharded": execution.processes.sharded,
         "micro-batch": execution.micro_batch,
         "compiled": execution.compiles,
+        "replayed": execution.replays,
         "deterministic kernels": torch.are_deterministic_algorithms_enabled(),
         "torch": torch.__version__,
         "numpy": np.__version__,

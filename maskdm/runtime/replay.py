@@ -6,16 +6,23 @@ computes, from whatever stands in its inputs. So shapes must be static, which ba
 mask are, and what changes from step to step (batch, learning rate) is copied into tensors first.
 """
 
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from maskdm.runtime.environment import REPLAY
+from maskdm.runtime.errors import UserError
+
 Inputs = tuple[Tensor | None, ...]
 Function = Callable[..., Tensor]
 Replayed = Callable[[], Tensor]
+Recorder = Callable[[Replayed], Replayed]
 # Calls before one is recorded: libraries choose their kernels, and compilers compile, in the first.
 FIRST = 3
 
@@ -35,29 +42,47 @@ class Replay:
     The function may change tensors in place (it is called, or replayed, exactly once a call), and
     what it returns is copied. It must not wait for the device.
 
+    Graphs keep their memory, which calls that are launched cannot use. So when new shapes come,
+    those of before are forgotten: the next leg of a training, perhaps larger, has the memory that
+    it would have without graphs. Shapes that come again (some steps on whole images among masked
+    ones) are recorded once more, and nothing is forgotten from then on.
+
     Args:
         function: of tensors, some perhaps None, to a tensor.
         device: where all of them are.
-        record: a call of the function → what replays it; nothing is computed meanwhile.
+        recorder: makes what records: a call of the function → what replays it, and computes nothing
+            meanwhile. By default CUDA graphs.
+        strict: raises a UserError where nothing can be recorded, in place of going on without.
     """
 
     def __init__(
         self,
         function: Function,
         device: torch.device,
-        record: Callable[[Replayed], Replayed] | None = None,
+        recorder: Callable[[], Recorder] | None = None,
+        strict: bool = False,
     ) -> None:
-        self.function, self.device = function, device
-        self.record = CudaRecorder(device) if record is None else record
+        self.function, self.device, self.strict = function, device, strict
+        self._recorder = recorder or partial(CudaRecorder, device)
+        self._record: Recorder | None = None
         self._recordings: dict[tuple[object, ...], _Recording] = {}
+        self._forgotten: set[tuple[object, ...]] = set()
+        self._recurs = False
         self._works = True
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
-        """Return what the function returns for ``inputs``."""
+        """Return what the function returns for ``inputs``.
+
+        Raises:
+            UserError: if it is strict and nothing can be recorded.
+        """
         if not self._works:
             return self.function(*inputs)
         key = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
         if key not in self._recordings:
+            self._recurs |= key in self._forgotten
+            if not self._recurs and any(kept.replay for kept in self._recordings.values()):
+                self._forget()
             held = tuple(None if t is None else torch.empty_like(t) for t in inputs)
             self._recordings[key] = _Recording(held)
         recording = self._recordings[key]
@@ -67,18 +92,39 @@ class Replay:
         recording.calls += 1
         if recording.replay is None and recording.calls > FIRST:
             try:
-                recording.replay = self.record(lambda: self.function(*recording.inputs))
+                self._record = self._record or self._recorder()
+                recording.replay = self._record(lambda: self.function(*recording.inputs))
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                print(
-                    f"CUDA graphs do not work here, going on without: {reason}. (If memory runs "
-                    "full, as it may with an older torch, set MASKDM_REPLAY=0.)",
-                    file=sys.stderr,
-                )
-                self._works = False
+                self._give_up(error)
         if recording.replay is None:
             return self.function(*recording.inputs)
         return recording.replay().clone()
+
+    def _forget(self) -> None:
+        """Give back the memory of all graphs."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # one of them may still be computed
+        self._forgotten |= self._recordings.keys()
+        self._recordings.clear()
+        self._record = None  # its pool ends with its graphs
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Go on without graphs, or raise a UserError."""
+        reason = str(error).strip().splitlines()[0]
+        if self.strict:
+            raise UserError(
+                f"CUDA graphs do not work here: {reason}. To go on without, which gives other last "
+                f"bits, set {REPLAY.name}=0."
+            ) from error
+        print(
+            f"CUDA graphs do not work here, going on without: {reason}. (If memory runs "
+            f"full, as it may with an older torch, set {REPLAY.name}=0.)",
+            file=sys.stderr,
+        )
+        self._works = False
+        self._forget()
 
 
 class CudaRecorder:
@@ -94,6 +140,7 @@ class CudaRecorder:
         # Threads that make and copy batches meanwhile may go on: only this one is recorded.
         try:
             with (
+                nothing_collected(),
                 torch.cuda.device(self.device),
                 torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
             ):
@@ -107,3 +154,16 @@ class CudaRecorder:
             return output
 
         return replay
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Keep the collector from destroying an older graph while another one is recorded."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -483,8 +483,8 @@ def check_guide(guide: ModelConfig, model: ModelConfig) -> None:
         if theirs != ours:
             raise UserError(
                 f"The guide does not fit the model: its {what}: {theirs}; the model's: {ours}. "
-                "Take one that was trained like the model, such as the primer that it began as "
-                "from (models/pretrain), or set sample.guide_scale to 1."
+                "Take one that was trained like the model, such as the primer that it was "
+                "finetuned from (models/pretrain), or set sample.guide_scale to 1."
             )
 
 

@@ -69,7 +69,7 @@ class TrainingStep:
         self.parameters = list(state.backbone.parameters())
         self.replay = replay
         if replay is None and execution.replays:
-            self.replay = Replay(self.on_tensors, execution.device)
+            self.replay = Replay(self.on_tensors, execution.device, strict=execution.strict)
 
     def __call__(self, batch: Batch, batch_size: int, rates: Rates) -> Tensor:
         """Make one step.
