@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +35,12 @@ ROOMS["examples"] = set(ROOMS)
 ROOMS["exchange"] = {"backbones", "diffusion", "runtime", "sampling"}
 ROOMS["cli"] = {"backbones", "data", "exchange", "figures", "runtime", "sampling"}
 OURS = ("maskdm", "stages", "benchmarks", "tools", "tests")
+# What a stranger sees first; whatever else lies there is somebody's leftover.
+TOP = {
+    *OURS, "data", "docs", "models", "presets", "reports",
+    "Makefile", "dvc.lock", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.lock",
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
+}  # fmt: skip
 
 each_stage = pytest.mark.parametrize("stage", STAGES)
 
@@ -196,6 +203,13 @@ def room(module):
     if top != "maskdm":
         return top
     return "training.checkpoints" if below[:2] == ["training", "checkpoints"] else below[0]
+
+
+def test_nothing_further_stands_at_the_top():
+    """Whatever begins with a dot aside; a copy that is no repository has nothing to tell apart."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    found = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in found if not name.startswith(".")} in (TOP, set())
 
 
 def test_imports_point_one_way():
