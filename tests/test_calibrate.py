@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks.evidence import calibrate
 from benchmarks.evidence.calibrate import PART, calibrated, cheapest, of_its_rate
-from benchmarks.evidence.decision import SCRATCH
-from benchmarks.evidence.plan import read_matrix, runs_of
+from benchmarks.evidence.decision import SCRATCH, SUFFIX
+from benchmarks.evidence.plan import arm_of, plan, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
 from maskdm.runtime.errors import UserError
 
@@ -50,19 +50,21 @@ def test_no_way_is_dearer_than_scratch_and_a_curve_begins_where_it_was_measured(
 
 
 def test_the_legs_of_the_matrix_are_those_of_the_calibration():
-    ways = calibrated()
-    for dataset, way in ways.items():
-        name = f"calibrated-{dataset.removesuffix('-64-tuning')}"
-        [run] = [run for run in runs_of(MATRIX, "decision-8", ["calibrated"]) if run.arm == name][
-            :1
-        ]
+    tested = {run.dataset: run for run in runs_of(MATRIX, "decision-8", ["calibrated"])}
+    masked = {
+        dataset.removesuffix(SUFFIX): {rate: flops for rate, flops in way.legs.items() if rate}
+        for dataset, way in calibrated().items()
+    }
+    assert tested.keys() == {dataset for dataset, rates in masked.items() if rates}
+    for dataset, run in tested.items():
+        spent = sum(masked[dataset].values())
         budget = run.of * MATRIX["parts"][run.part]["budget"]
-        masked = {rate: flops for rate, flops in way.legs.items() if rate}
-        assert run.share == pytest.approx(sum(masked.values()) / budget, abs=0.006)
-        legs = MATRIX["arms"][name]["pretrain"]["legs"]
-        assert [leg["rate"] for leg in legs] == list(masked)
-        assert [leg["share"] for leg in legs] == pytest.approx(
-            [flops / sum(masked.values()) for flops in masked.values()], abs=0.006
+        assert run.share == pytest.approx(spent / budget, abs=0.005)
+        legs = plan(MATRIX, run)["pretrain"]["legs"]
+        told = arm_of(MATRIX, run)["pretrain"]["legs"]
+        assert [leg["rate"] for leg in legs] == [leg["rate"] for leg in told]
+        assert {leg["rate"]: leg["share"] for leg in told} == pytest.approx(
+            {rate: flops / spent for rate, flops in masked[dataset].items()}, abs=0.005
         )
 
 
