@@ -1,9 +1,11 @@
 """How long a mask rate pays, from curves whose cheapest way is known."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.evidence import calibrate
-from benchmarks.evidence.calibrate import PART, calibrated, cheapest, of_its_rate
+from benchmarks.evidence.calibrate import PART, branches, cheapest, cheapest_of_all, while_masked
 from benchmarks.evidence.decision import SCRATCH, SUFFIX
 from benchmarks.evidence.plan import arm_of, plan, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
@@ -53,7 +55,7 @@ def test_the_legs_of_the_matrix_are_those_of_the_calibration():
     tested = {run.dataset: run for run in runs_of(MATRIX, "decision-8", ["calibrated"])}
     masked = {
         dataset.removesuffix(SUFFIX): {rate: flops for rate, flops in way.legs.items() if rate}
-        for dataset, way in calibrated().items()
+        for dataset, way in cheapest_of_all(read_results(PART)).items()
     }
     assert tested.keys() == {dataset for dataset, rates in masked.items() if rates}
     for dataset, run in tested.items():
@@ -68,16 +70,33 @@ def test_the_legs_of_the_matrix_are_those_of_the_calibration():
         )
 
 
-def test_the_calibration_has_a_run_a_rate_and_sees_the_masked_phase_alone():
+def test_the_calibration_has_its_runs_and_ways_see_the_masked_phase_alone():
     results = read_results(PART)
     assert {one.run for one in results} == set(runs_of(MATRIX, PART))
     for result in results:
-        curve = of_its_rate(result)
-        if result.run.arm == SCRATCH:
-            assert curve == result.curves["error"]
-        else:
+        if result.run.share == 1:
+            curve = while_masked(result)
             assert curve == result.curves["error"][: len(curve)]
             assert curve[-1][0] == sum(leg["flops"] for leg in result.legs[:-1])
+
+
+def test_a_branch_has_saved_what_scratch_would_have_spent_less_what_was_spent():
+    found = [one for one in read_results("fine") if one.run.dataset == "openmoji"]
+    scratch, masked = (
+        next(one for one in found if one.run.arm == arm) for arm in (SCRATCH, "patch-90")
+    )
+
+    def as_branch(share, first, last):
+        legs = [dict(masked.legs[0], flops=first), masked.legs[-1]]
+        curves = {"error": [(first, 0.9), last]}
+        return replace(masked, run=replace(masked.run, share=share), legs=legs, curves=curves)
+
+    whole = replace(scratch, curves={"error": [(1.0, 0.8), (2.0, 0.4), (4.0, 0.2)]})
+    longer = as_branch(0.8, 2.0, (2.5, 0.1))
+    shorter = as_branch(0.5, 0.5, (1.0, 0.4))
+    found = branches([whole, longer, shorter], "openmoji")
+    assert [branch.masked for branch in found] == [0.5, 2.0]
+    assert [branch.saved for branch in found] == [1.0, None]  # scratch never gets to 0.1
 
 
 def test_without_scratch_there_is_a_sentence(monkeypatch):

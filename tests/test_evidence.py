@@ -132,6 +132,8 @@ def test_what_the_matrix_does_not_know_is_refused():
         plan(MATRIX, Run("screening", "openmoji", "patch-76", "base", 0.25, 0))
     with pytest.raises(UserError, match=r"no 'sratch' among the matrices of tiny: scratch, masked"):
         runs_of(MATRIX, "tiny", ["sratch"])
+    with pytest.raises(UserError, match="arm calibrated is for openmoji-64, and not for openmoji"):
+        plan(MATRIX, Run("decision-8", "openmoji", "calibrated", "base", 0.2, 0))
     with pytest.raises(UserError, match="leaves no finetuning"):
         plan(MATRIX, Run("tiny", "openmoji-few", "patch-75", "base", 0.9999, 0))
 

@@ -87,7 +87,7 @@ def test_the_printed_overrides_pass_the_check_and_spend_the_budget(tmp_path, mon
     printed = capsys.readouterr().out
     assert printed.startswith(
         "# 2e+14 training FLOPs, 50% of them masked\n"
-        "# this size stands on: nothing: between its neighbours\ndvc exp run"
+        "# this width stands on: nothing: between its neighbours\ndvc exp run"
     )
     changed = merge(LAPTOP, overrides(printed))
     assert changed == merge(changed, size_for(2e14).sections())

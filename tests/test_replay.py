@@ -1,15 +1,18 @@
 """Recorded steps: inputs that stand still, one recording a shape, the same training to rounding."""
 
 import gc
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from maskdm.backbones.registry import build_backbone
 from maskdm.diffusion.masking import nothing_masked
+from maskdm.runtime.compile import with_fallback
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
-from maskdm.runtime.replay import FIRST, Replay, nothing_collected
+from maskdm.runtime.replay import FIRST, CudaRecorder, Replay
 from maskdm.training.batches import Batches
 from maskdm.training.schedule import Schedule
 from maskdm.training.state import State
@@ -96,10 +99,36 @@ def test_shapes_that_come_again_are_recorded_once_more_and_then_kept():
     assert [record.recorded for record in made] == [1, 2]
 
 
-def test_nothing_is_collected_while_a_call_is_recorded():
-    with nothing_collected():
-        assert not gc.isenabled()
+def test_no_older_graph_is_collected_while_another_one_is_recorded(monkeypatch):
+    collects = []
+
+    @contextmanager
+    def graph(*arguments, **options):
+        collects.append(gc.isenabled())
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    replay = CudaRecorder(CPU)(lambda: torch.ones(1))
+    assert replay().item() == 1
+    assert collects == [False]
     assert gc.isenabled()
+
+
+def test_what_is_no_fault_of_recording_or_compiling_stays_what_it_is():
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    replay = Replay(lambda x: x + 1, CPU, lambda: full, strict=True)
+    for _ in range(FIRST):
+        replay(torch.ones(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        replay(torch.ones(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        with_fallback(full, full, strict=True)(torch.ones(1))
 
 
 def test_strict_is_an_error_in_place_of_other_bits(monkeypatch):

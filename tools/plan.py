@@ -76,7 +76,7 @@ def main(
     ]
     print(f"# {flops:.2g} training FLOPs, {MASKED:.0%} of them masked")
     if not keep_size:
-        print(f"# this size stands on: {size_for(flops).stands_on}")
+        print(f"# this width stands on: {size_for(flops).stands_on}")
     print("dvc exp run \\\n  " + " \\\n  ".join(words))
 
 

@@ -172,9 +172,11 @@ def epochs(result: Result) -> list[float]:
     Empty for a result of before this was kept.
     """
     of_set = result.about["training_images"]
+    if not of_set:
+        return []
     phases = dict.fromkeys(leg["phase"] for leg in result.legs)
     seen = by_phase(result.legs, "images")
-    return [images / of_set[phase] for phase, images in zip(phases, seen, strict=True) if of_set]
+    return [images / of_set[phase] for phase, images in zip(phases, seen, strict=True)]
 
 
 def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:

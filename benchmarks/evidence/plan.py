@@ -132,9 +132,19 @@ def settings_of(matrix: Params, run: Run) -> Params:
 
 
 def arm_of(matrix: Params, run: Run) -> Params:
-    """Return the sections of a run's arm; ``for`` has what is for one dataset alone."""
+    """Return the sections of a run's arm; ``for`` has what is for one dataset alone.
+
+    Raises:
+        UserError: if there is no such arm, or it is not for this dataset.
+    """
     arm = entry(matrix, "arms", run.arm)
-    return merge(arm, arm.pop("for", {}).get(run.dataset, {}))
+    if "for" not in arm:
+        return arm
+    by_dataset = arm.pop("for")
+    if run.dataset not in by_dataset:
+        known = ", ".join(by_dataset)
+        raise UserError(f"The arm {run.arm} is for {known}, and not for {run.dataset}.")
+    return merge(arm, by_dataset[run.dataset])
 
 
 def plan(matrix: Params, run: Run) -> Params:

@@ -48,10 +48,10 @@ from maskdm.runtime.numerics import choose_kernels
 from maskdm.training.checkpoints.fingerprint import digest, meaning, modules
 
 REPORTS = Path("reports/gpu")
-# Seconds that must be left for a piece to be begun whose name contains a word.
-# Those two wait for two processes, one after the other.
 STDERR = 2
 GRACE = 30  # seconds, after which a piece that was begun in time is taken to hang
+# Seconds that must be left for a piece to be begun whose name contains a word.
+# Those two wait for two processes, one after the other.
 LEAST = {"GPUs": 2 * PATIENCE, "compiling": 2 * PATIENCE, "compiled": 75, "": 15}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 RATES = (0.0, 0.5, 0.75, 0.9)
@@ -112,10 +112,11 @@ def measure_all(execution: Execution, until: float, only: str, tag: str) -> None
             print(f"The time is over before '{name}': run it again to go on.")
             break
         started = time.monotonic()
-        report["did not end"] = [*hung, name]  # if this is the last that is heard of it
+        others = [other for other in hung if other != name]
+        report["did not end"] = [*others, name]  # if this is the last that is heard of it
         write_json(path, report)
         found = attempt(piece)
-        report["did not end"] = hung = [other for other in hung if other != name]
+        report["did not end"] = hung = others
         # What has failed is tried again by the next call, and takes no older figure's place.
         if failed(found):
             report["pieces"].setdefault(name, found)

@@ -29,7 +29,7 @@ class Size:
         batches: images of a masked step, and of one on whole images.
         lr: peak learning rate of both phases.
         ema_images: horizon of the averaged weights.
-        stands_on: what says so.
+        stands_on: what says so of the width; the rest is as it was run there.
     """
 
     budget: float
@@ -55,7 +55,7 @@ PHASES = ("pretrain", "finetune")
 # Depth is that of what was run: the study has no cell of more than 7 blocks, and 5 ahead of 7.
 SIZES = (
     Size(0.0, 64, 7, 1, (32, 16), 1e-3, 4000, "the study at 1e13"),
-    Size(1e13, 96, 7, 2, (32, 16), 1e-3, 4000, "the study at 1e13 and 4e13, and the demo"),
+    Size(1e13, 96, 7, 2, (32, 16), 1e-3, 4000, "the study at 4e13, at 1e13 in time, and the demo"),
     Size(1e14, 128, 7, 2, (32, 16), 1e-3, 4000, "nothing: between its neighbours"),
     Size(5e14, 192, 9, 3, (32, 16), 6e-4, 10_000, "the long run, at half of that"),
     Size(2e15, 256, 9, 4, (64, 32), 6e-4, 10_000, "nothing: between its neighbours"),

@@ -53,7 +53,8 @@ def with_fallback(
     Args:
         fast: what compiles when it is first called.
         plain: the same, uncompiled.
-        strict: raises a UserError in place of calling ``plain``.
+        strict: raises a UserError in place of calling ``plain``; but what is no fault of compiling
+            (memory, a broken device) as it is.
     """
     chosen = fast
 
@@ -65,6 +66,8 @@ def with_fallback(
             return fast(*args, **kwargs)
         except Exception as error:  # compilers fail with errors of every kind
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if strict and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+                raise
             if strict:
                 raise UserError(
                     f"torch.compile does not work here: {first}. To go on without, which gives "

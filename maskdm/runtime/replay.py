@@ -43,15 +43,15 @@ class Replay:
     what it returns is copied. It must not wait for the device.
 
     Graphs keep their memory, which calls that are launched cannot use. So when new shapes come,
-    those of before are forgotten: the next leg of a training, perhaps larger, has the memory that
-    it would have without graphs. Shapes that come again (some steps on whole images among masked
-    ones) are recorded once more, and nothing is forgotten from then on.
+    those of before are forgotten: the next leg of a training, perhaps larger, has nearly all of
+    the memory that it would have without graphs. Shapes that come again (some steps on whole images
+    among masked ones) are recorded once more, and nothing is forgotten from then on.
 
     Args:
         function: of tensors, some perhaps None, to a tensor.
         device: where all of them are.
-        recorder: makes what records: a call of the function → what replays it, and computes nothing
-            meanwhile. By default CUDA graphs.
+        make_recorder: makes what records: a call of the function → what replays it, and computes
+            nothing meanwhile. By default CUDA graphs.
         strict: raises a UserError where nothing can be recorded, in place of going on without.
     """
 
@@ -59,11 +59,11 @@ class Replay:
         self,
         function: Function,
         device: torch.device,
-        recorder: Callable[[], Recorder] | None = None,
+        make_recorder: Callable[[], Recorder] | None = None,
         strict: bool = False,
     ) -> None:
         self.function, self.device, self.strict = function, device, strict
-        self._recorder = recorder or partial(CudaRecorder, device)
+        self._make_recorder = make_recorder or partial(CudaRecorder, device)
         self._record: Recorder | None = None
         self._recordings: dict[tuple[object, ...], _Recording] = {}
         self._forgotten: set[tuple[object, ...]] = set()
@@ -92,7 +92,7 @@ class Replay:
         recording.calls += 1
         if recording.replay is None and recording.calls > FIRST:
             try:
-                self._record = self._record or self._recorder()
+                self._record = self._record or self._make_recorder()
                 recording.replay = self._record(lambda: self.function(*recording.inputs))
             except RuntimeError as error:
                 self._give_up(error)
@@ -113,6 +113,8 @@ class Replay:
     def _give_up(self, error: RuntimeError) -> None:
         """Go on without graphs, or raise a UserError."""
         reason = str(error).strip().splitlines()[0]
+        if self.strict and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+            raise error  # no fault of recording
         if self.strict:
             raise UserError(
                 f"CUDA graphs do not work here: {reason}. To go on without, which gives other last "

@@ -65,7 +65,7 @@ class Curves:
 
     def validation(self, history: History, after: int = -1) -> list[dict[str, float]]:
         """Return the rows of the validation curve that come after a step, values by column."""
-        errors = history.validations | history.final
+        errors = history.measured
         return [self._progress(step) | errors[step] for step in sorted(errors) if step > after]
 
     def _progress(self, step: int) -> dict[str, float]:

@@ -55,6 +55,11 @@ class History:
     _on_device: list[Tensor] = field(default_factory=list)
 
     @property
+    def measured(self) -> dict[int, Errors]:
+        """All validations, by steps made."""
+        return self.validations | self.final
+
+    @property
     def drawn(self) -> dict[int, np.ndarray]:
         """All previews, by steps made."""
         return self.previews | self.final_previews

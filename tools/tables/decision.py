@@ -41,15 +41,15 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 f"{row['p']:.2g}",
                 f"{row['p_holm']:.2g}" if "p_holm" in row else "",
                 f"{len(row['seeds'])}",
-                " / ".join(map(_phases, row["steps"])),
-                " / ".join(map(_phases, row["epochs"])),
+                " / ".join(_phases(steps, ",") for steps in row["steps"]),
+                " / ".join(_phases(epochs, ".1f") for epochs in row["epochs"]),
             )
         )
     return rows
 
 
-def _phases(counts: Sequence[float]) -> str:
-    return " + ".join(f"{one:,}" if isinstance(one, int) else f"{one:.1f}" for one in counts)
+def _phases(counts: Sequence[float], form: str) -> str:
+    return " + ".join(f"{count:{form}}" for count in counts)
 
 
 def tuning(part: str) -> str:
@@ -69,7 +69,7 @@ def tuning(part: str) -> str:
             cell["tuning"],
             f"{cell['share']:.0%}" if cell["share"] else "–",
             f"{cell['steps']:,}",
-            _phases(cell["epochs"]),
+            _phases(cell["epochs"], ".1f"),
             f"{cell['error']:.4f}",
         )
         for (dataset, arm, kind), cell in sorted(

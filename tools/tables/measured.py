@@ -175,7 +175,7 @@ def sizes() -> str:
             "batches",
             "learning rate",
             "average, images",
-            "stands on",
+            "width stands on",
         ),
         rows,
     )
