@@ -6,6 +6,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.evidence.calibrate import PART, branches
+from benchmarks.evidence.decision import SUFFIX
+from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import Point, courses
 from tools.tables.measured import in_markdown, number
 
@@ -143,3 +146,24 @@ def of_part(kind: str, part: str) -> list[dict[str, Any]]:
 def read() -> Any:
     """Return what reports/decision.json holds."""
     return json.loads(REPORT.read_text(encoding="utf-8"))
+
+
+def by_branches() -> str:
+    """Return what masked phases of several lengths have saved, read after a branch."""
+    results = read_results(PART)
+    datasets = dict.fromkeys(result.run.dataset for result in results)
+    rows = [
+        (
+            dataset.removesuffix(SUFFIX),
+            branch.arm,
+            f"{branch.masked:.2g}",
+            f"{branch.flops:.3g}",
+            f"{branch.error:.4f}",
+            "never" if branch.scratch is None else f"{branch.scratch:.3g}",
+            "" if branch.saved is None else f"{branch.saved:+.2g}",
+        )
+        for dataset in datasets
+        for branch in branches(results, dataset)
+    ]
+    head = ("images", "arm", "masked, FLOPs", "in all", "error", "scratch is there after", "saved")
+    return in_markdown(head, [tuple(cell.replace("e+", "e") for cell in row) for row in rows])

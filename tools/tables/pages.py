@@ -51,6 +51,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cells8": partial(decision.cells, "decision-8-tuning"),
     "chosen": partial(decision.tuning, "decision-tuning"),
     "saved": decision.saved,
+    "branches": decision.by_branches,
     "headline": tables.headline,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,
