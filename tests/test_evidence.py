@@ -403,7 +403,7 @@ def test_tiny_runs_are_measured_at_their_points(computed):
         picture = computed.path / "benchmarks/evidence/runs/tiny/openmoji-few" / name
         assert picture.with_suffix(".png").exists()
         prepared = computed.path / "benchmarks/evidence/sets/openmoji-few/data/prepared"
-        count = len(open_prepared(prepared).train.pixels)
+        count = len(open_prepared(prepared).train)
         assert result["training_images"] == {"pretrain": count, "finetune": count}
         models = computed.path / "benchmarks/evidence/weights/tiny/openmoji-few" / picture.stem
         assert (models / "finetune/model.safetensors").exists()
