@@ -57,7 +57,7 @@ demo: setup
 	@echo 'Pictures: reports/*.png, all on one page by make report; yardsticks: reports/yardsticks.json'
 
 test: lint
-	pytest --numprocesses auto --dist loadfile --durations 40 --durations-min 10
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 10
 
 lint: setup
 	ruff check .

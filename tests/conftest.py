@@ -1,6 +1,7 @@
 """Tests compute little: on one thread they, and what they start, are faster than on several."""
 
 import os
+import shutil
 
 import hypothesis
 import numpy as np
@@ -14,6 +15,20 @@ hear()
 # No test measures time: on a busy machine an example may take seconds.
 hypothesis.settings.register_profile("maskdm", deadline=None)
 hypothesis.settings.load_profile("maskdm")
+
+
+# Files that take minutes, the longest first: begun last, one would keep a single worker busy.
+# The second that needs the finished run comes when the first has made it.
+LONG = (
+    "pipeline", "distributed", "reruns", "storm", "recovery", "faults", "evidence", "kit", "clock",
+    "report", "pieces", "live", "remote", "shards", "notebook", "parent", "cli",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Have the long files first; the order within a file stays."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 def _here():
@@ -126,3 +141,20 @@ def finished(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     return finished_clone(folder / "finished")
+
+
+@pytest.fixture(scope="module")
+def own(finished, tmp_path_factory):
+    """A copy of the finished clone; models/other is another start for finetuning."""
+    own = finished[0].copied(tmp_path_factory.mktemp("pipeline") / "clone")
+    shutil.copytree(own.path / "models/finetune", own.path / "models/other")
+    return own
+
+
+@pytest.fixture
+def clone(own):
+    """The finished clone, as it was."""
+    own.git("reset", "--quiet", "--hard")
+    own.git("clean", "--quiet", "--force", "-d")
+    own.call("dvc", "checkout", "--quiet", "--force")
+    return own

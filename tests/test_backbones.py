@@ -1,5 +1,8 @@
 """What every backbone promises: a function of a set of tokens with positions."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,6 +12,7 @@ from maskdm.backbones.layers import Attention, embed_positions, embed_time, resa
 from maskdm.backbones.uvit import UViT
 from maskdm.runtime.errors import UserError
 from tests.support.backbones import ALL, CLASSES, TOKENS, VALUES, shaken, small
+from tests.support.graph import ROOT
 
 pytestmark = pytest.mark.usefixtures("own_is_registered")
 
@@ -251,3 +255,18 @@ def test_the_time_embedding_tells_close_times_apart_and_is_cos_then_sin():
 def test_sizes_that_do_not_fit_are_refused_with_what_does(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         small(**changes)
+
+
+def test_an_outline_is_drawn_without_the_compiler():
+    """Which takes a second to load, and every command that looks at a model would wait for it."""
+    code = """
+import sys
+from maskdm.backbones.registry import ModelParams, backbone_without_weights
+for name in ("uvit", "dit"):
+    model = ModelParams(backbone=name, patch=4, dim=32, depth=3, heads=2, init="spatial")
+    backbone = backbone_without_weights(model, 32, 3, classes=2)
+    assert {tensor.device.type for tensor in backbone.parameters()} == {"meta"}
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

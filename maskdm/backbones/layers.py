@@ -40,6 +40,8 @@ def embed_positions(grid: int, dim: int, extent: int | None = None) -> Tensor:
         extent: the side of the image in units; by default a patch is one. With one extent for all
             grids, a point of the image has the same embedding at every resolution.
     """
+    if torch.get_default_device().type == "meta":
+        return torch.empty(grid**2, dim)  # computing it there would load torch's compiler
     quarter = dim // 4
     frequencies = 100.0 ** (-torch.arange(quarter) / quarter)
     middles = (torch.arange(grid) + 0.5) * ((extent or grid) / grid) - 0.5

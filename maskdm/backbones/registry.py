@@ -1,10 +1,11 @@
 """Backbones by name. A new one is a file beside this one and a line in ``BACKBONES``."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch.overrides import TorchFunctionMode
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.dit import DiT
@@ -93,5 +94,23 @@ def backbone_without_weights(
     Raises:
         UserError: if patch, width, depth or heads do not fit together.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         return build_backbone(params, size, channels, seed=0, classes=classes)
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Leaves tensors as they are where layers would draw their weights.
+
+    On the device ``meta`` that changes nothing, but it would load torch's compiler, a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -119,8 +119,9 @@ class PatchTransformer(Denoiser):
         self.embed = nn.Linear(self.values, dim)
         self.build()
         self.refiner = Refiner(self.grid, patch, channels, refine) if refine else None
-        with torch.no_grad():
-            self.initialise(init)
+        if self.embed.weight.device.type != "meta":  # or there is nothing to draw
+            with torch.no_grad():
+                self.initialise(init)
 
     def build(self) -> None:
         """Make all layers but ``embed``, the label embedding among them."""
