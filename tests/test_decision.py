@@ -215,6 +215,20 @@ def test_every_row_says_how_often_each_phase_saw_its_training_set():
     assert decided.epochs(replace(rival, about=rival.about | {"training_images": {}})) == []
 
 
+def test_what_the_page_says_of_raw_and_averaged_weights_is_what_the_runs_say():
+    rows = [
+        row
+        for row in json.loads((ROOT / "reports/decision.json").read_text())["tuning"]
+        if row["part"] == "decision-8-tuning"
+    ]
+    apart = [100 * abs(row["raw"] / row["error"] - 1) for row in rows]
+    said = (
+        f"by {mean(apart):.2f} % in the mean and at most {max(apart):.1f} % "
+        f"in the {len(rows)} runs of the tuning below"
+    )
+    assert said in (ROOT / "docs/evidence.md").read_text()
+
+
 def test_scratch_is_also_compared_at_as_much_compute():
     """Half of it stands in for the runs that are not made yet."""
     halved = [

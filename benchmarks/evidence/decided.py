@@ -221,6 +221,7 @@ def tuned(result: Result) -> dict[str, Any]:
         "steps": sum(by_phase(result.legs, "steps")),
         "epochs": epochs(result),
         "error": result.curves["error"][-1][1],
+        "raw": result.about["curve"][-1]["raw"],
     }
 
 

@@ -21,7 +21,7 @@ from benchmarks.evidence.summary import SCRATCH
 
 # Of the many arms and tunings that were screened with one seed, the map is enough. Two parts were
 # run in bf16 when what was measured there as the averaged weights' error was nearly the raw
-# weights': after a cool-down that is the same, before it, where these curves are, up to 15 % more.
+# weights': after a cool-down these are nearly the same, before it, where these curves are, not.
 IN_BF16 = ("decision-tuning", "decision")
 SHOWN = tuple(part for part in PARTS if "screening" not in part and part not in IN_BF16)
 

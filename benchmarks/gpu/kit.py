@@ -29,7 +29,7 @@ from benchmarks.gpu.apart import PATIENCE
 from benchmarks.gpu.attention import attention
 from benchmarks.gpu.compiling import compiling
 from benchmarks.gpu.exactness import exactness
-from benchmarks.gpu.several import by_default, compare
+from benchmarks.gpu.several import compare
 from benchmarks.gpu.steps import (
     autocast_and_bf16,
     batches_a_second,
@@ -84,7 +84,7 @@ def main(
         execution = replace(Execution.from_environment(), strict=True)
         if not DEVICE.get() and torch.backends.mps.is_available():
             execution = replace(execution, device=torch.device("mps"))
-        if execution.device.type == "cpu":
+        if not DEVICE.get() and execution.device.type == "cpu":
             print("There is no GPU here that this torch can use: the CPU is measured.", flush=True)
         measure_all(execution, time.monotonic() + 60 * minutes, only, tag)
 
@@ -161,8 +161,8 @@ def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
             yield f"exactness, {precision}, {LONG**2} tokens", partial(exactness, there, LONG)
     for count in counts(device):
         for size, (name, _) in SIZES.items():
-            yield f"{count} GPUs, {size}", partial(compare, count, name, 0.0)
-            yield f"{count} GPUs as by default, {size}", partial(by_default, count, name, 0.0)
+            yield f"{count} GPUs, {size}", partial(compare, count, name, 0.0, True)
+            yield f"{count} GPUs as by default, {size}", partial(compare, count, name, 0.0, False)
     for length in LENGTHS:
         yield f"attention, sets of {length}", partial(attention, length, HEADS, device)
     for size, (name, _) in SIZES.items():

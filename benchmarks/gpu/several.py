@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu.several FILE`` is what each of the processes runs; ``compare`` starts
 them, as a stage would, by ``MASKDM_PROCESSES``. One process could record its steps, and several
-cannot, so all of them launch theirs; ``by_default`` leaves all of it as a stage has it.
+cannot, so all of them launch theirs where like is compared with like.
 """
 
 from dataclasses import replace
@@ -23,53 +23,34 @@ from maskdm.runtime.files import write_json
 from maskdm.runtime.launch import on_all_processes
 
 
-def compare(count: int, preset: str, rate: float) -> dict[str, float]:
+def compare(count: int, preset: str, rate: float, launched: bool) -> dict[str, float]:
     """Return what ``count`` processes make of what one makes: a GPU each, or CPUs together.
 
     Args:
         count: of processes.
         preset: whose steps are timed.
         rate: of masked patches.
+        launched: has all of them launch their steps, not compiled: like with like. Otherwise they
+            are as a user has them.
 
     Returns:
         ``images/s`` of the preset's batch, shared out, and of one that is ``count`` times as large;
         each divided by ``count`` times the images/s of one process (1: as many times faster);
-        and the largest relative ``difference of a loss`` in a small run in fp32.
+        and, launched, the largest relative ``difference of a loss`` in a small run in fp32.
     """
-    one = on_processes(1, preset, rate, 1, launched=True)
-    several = on_processes(count, preset, rate, count, launched=True)
+    one, several = (
+        on_processes(processes, preset, rate, processes, launched) for processes in (1, count)
+    )
     found = {}
     for batch in ("batch shared", "batch each"):
         found[f"images/s, {batch}"] = several[batch]
         found[f"of {count} times one, {batch}"] = several[batch] / one[batch] / count
-    differences = (
-        abs(a - b) / abs(a) for a, b in zip(one["losses"], several["losses"], strict=True)
-    )
-    return found | {"difference of a loss": max(differences)}
-
-
-def by_default(count: int, preset: str, rate: float) -> dict[str, float]:
-    """Return what a user has of ``count`` GPUs: compiled, and only one process replays its steps.
-
-    Args:
-        count: of processes.
-        preset: whose steps are timed.
-        rate: of masked patches.
-
-    Returns:
-        ``images/s`` of the preset's batch, shared out, and of one that is ``count`` times as large;
-        each divided by the images/s of one process (above 1: it gains).
-    """
-    one = on_processes(1, preset, rate, 1, launched=False)
-    several = on_processes(count, preset, rate, count, launched=False)
-    return {
-        key: value
-        for batch in ("batch shared", "batch each")
-        for key, value in (
-            (f"images/s, {batch}", several[batch]),
-            (f"of one, {batch}", several[batch] / one[batch]),
+    if launched:
+        differences = (
+            abs(a - b) / abs(a) for a, b in zip(one["losses"], several["losses"], strict=True)
         )
-    }
+        found["difference of a loss"] = max(differences)
+    return found
 
 
 @cache

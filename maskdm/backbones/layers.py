@@ -40,8 +40,6 @@ def embed_positions(grid: int, dim: int, extent: int | None = None) -> Tensor:
         extent: the side of the image in units; by default a patch is one. With one extent for all
             grids, a point of the image has the same embedding at every resolution.
     """
-    if torch.get_default_device().type == "meta":
-        return torch.empty(grid**2, dim)  # computing it there would load torch's compiler
     quarter = dim // 4
     frequencies = 100.0 ** (-torch.arange(quarter) / quarter)
     middles = (torch.arange(grid) + 0.5) * ((extent or grid) / grid) - 0.5
@@ -58,7 +56,10 @@ class FixedPositions(nn.Module):
 
     def __init__(self, grid: int, dim: int) -> None:
         super().__init__()
-        table = embed_positions(grid, dim, IMAGE_EXTENT)
+        if torch.get_default_device().type == "meta":  # computing there loads torch's compiler
+            table = torch.empty(grid**2, dim)
+        else:
+            table = embed_positions(grid, dim, IMAGE_EXTENT)
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:

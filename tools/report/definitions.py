@@ -35,8 +35,8 @@ def described(arm: Params) -> str:
         said.append(f"first whole images of {arm['primer']:g} times the side, nothing hidden")
     elif "for" in arm:
         said.append(
-            f"{_hidden(mask)} hidden at falling rates, each until the next one goes on at less "
-            f"compute ({_by_dataset(arm['for'])}), then whole images"
+            f"{_hidden(mask)} hidden at falling rates, each until the error says that the "
+            f"next one goes on at less compute ({_by_dataset(arm['for'])}), then whole images"
         )
     elif legs:
         said.append(f"{_hidden(mask)} hidden at rates {_rates(legs)} in turn, then whole images")

@@ -167,18 +167,9 @@ def sizes() -> str:
         )
         for size in SIZES
     ]
-    return in_markdown(
-        (
-            "from FLOPs",
-            "width",
-            "blocks",
-            "batches",
-            "learning rate",
-            "average, images",
-            "width stands on",
-        ),
-        rows,
-    )
+    head = ("from FLOPs", "width", "blocks", "batches", "learning rate", "average, images",
+            "width stands on")  # fmt: skip
+    return in_markdown(head, rows)
 
 
 def _read(name: str) -> Any:
