@@ -1,4 +1,4 @@
-"""A small training, compiled or not, in several processes: FILE gets its losses.
+"""A small training, compiled or not, in several processes: FILE gets losses and compiled graphs.
 
 The compiler's last part, which takes minutes on a CPU, is left out: what is compiled is traced and
 split as ever, forward and backward, and then run operation by operation.
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from benchmarks.gpu.exactness import run as small_run
@@ -23,12 +24,13 @@ def main(
     file: Annotated[Path, typer.Argument(help="the file that is written")],
     compiles: Annotated[bool, typer.Option(help="whether the network is compiled")] = False,
 ) -> None:
-    """Note the losses."""
+    """Note the losses and the graphs."""
     compiling.compile_shapes = partial(compiling.compile_shapes, backend="aot_eager")
     execution = replace(Execution.from_environment(), compiles=compiles, strict=True)
     losses = small_run(execution)["history.losses"].tolist()
     if execution.processes.is_main:
-        write_json(file, losses)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] if compiles else 0
+        write_json(file, {"losses": losses, "graphs": graphs})
 
 
 if __name__ == "__main__":
