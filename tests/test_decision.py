@@ -31,6 +31,7 @@ from maskdm.runtime.errors import UserError
 from maskdm.training.flops import flops_before
 from maskdm.training.phases import FinetuneParams, finetuning_schedule
 from tests.support.graph import ROOT
+from tools.tables import decision as decision_tables
 
 MATRIX = read_matrix()
 REDUCED = "reduced"
@@ -227,6 +228,32 @@ def test_what_the_page_says_of_raw_and_averaged_weights_is_what_the_runs_say():
         f"in the {len(rows)} runs of the tuning below"
     )
     assert said in (ROOT / "docs/evidence.md").read_text()
+
+
+def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bold(
+    tmp_path, monkeypatch
+):
+    def row(measure, against, scratch, mean, interval, against_of=1.0, arm="block-75"):
+        shared = {"part": SMALL, "dataset": "openmoji", "arm": arm, "of": 0.5, "seeds": [1, 2, 3]}
+        compared = {"measure": measure, "against": against, "against_of": against_of}
+        return shared | compared | {"scratch": [scratch], "mean": mean, "interval": interval}
+
+    rows = [
+        row("error", "worse", 2.0, -1.0, [-1.1, -0.9]),
+        row("kid", "worse", 1.0, -0.9, [-1, -0.8]),
+        row("error", "best", 1.0, -0.02, [-0.03, -0.01]),
+        row("kid", "best", 4.0, 1.0, [-1, 3]),
+        row("error", "best", 1.0, 0.5, [0.4, 0.6], against_of=0.5),
+        row("kid", "best", 1.0, 0.0, [-1, 1], against_of=0.5),
+        row("error", "best", 1.0, -0.9, [-1, -0.8], arm="rival"),
+    ]
+    (tmp_path / "decision.json").write_text(json.dumps({"comparisons": rows}))
+    monkeypatch.setattr(decision_tables, "REPORT", tmp_path / "decision.json")
+    shown = decision_tables.headline().splitlines()[2:]
+    assert shown == [
+        "| 32×32, the demo's network | openmoji | half | **−2.0 %** | +25.0 % | 3 |",
+        "| 32×32, the demo's network | openmoji | as much | **+50.0 %** | +0.0 % | 3 |",
+    ]
 
 
 def test_scratch_is_also_compared_at_as_much_compute():

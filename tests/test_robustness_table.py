@@ -1,6 +1,7 @@
 """The table of what was done to break the pipeline says what the reports say."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,15 @@ def test_what_was_not_tried_is_none(reports):
     assert "| signals and faults in all | 23 | 2 results lost, 1 wrong |" in robustness.table()
     (reports / "robustness.json").unlink()
     assert "odd files" not in robustness.table()
+
+
+def test_what_the_page_says_of_kills_of_prepare_is_what_the_report_says():
+    kept = json.loads(Path("reports/robustness.json").read_text())["kills_of_prepare"]
+    again, signals = kept["images_read_again_a_kill"], kept["signals"]
+    assert not kept["differing"]
+    said = (
+        f"Of {kept['images']:,} images, {sum(signals.values())} signals at random moments "
+        f"({signals['SIGKILL']} of them SIGKILL) had {again['mean']} read again on average and "
+        f"{again['most']} at most; no byte of the result differed"
+    )
+    assert said.replace(",000", " 000") in Path("docs/running.md").read_text()

@@ -7,18 +7,56 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.evidence.calibrate import PART, branches
-from benchmarks.evidence.decision import SUFFIX
+from benchmarks.evidence.decided import HALF
+from benchmarks.evidence.decision import SMALL, SUFFIX
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import Point, courses
 from tools.tables.measured import in_markdown, number
 
 REPORT = Path("reports/decision.json")
+# The masked arm and the tests of which the headline speaks.
+ARM = "block-75"
+ASKED = {"decision-8": "64×64, scratch's best network", SMALL: "32×32, the demo's network"}
 NAMES = {"error": "error", "kid": "KID", "fd": "FD"}
 
 
 def comparisons(part: str) -> str:
     """Return arms at their share of the budget against scratch at all of it, a measure a row."""
     return in_markdown(HEAD, rows_of(of_part("comparisons", part)))
+
+
+def headline() -> str:
+    """Return the masked arm against scratch's best setting, in per cent; bold: decided."""
+    rows = []
+    for part, asked in ASKED.items():
+        # (images, scratch's share of the budget) → scratch's setting → measure → comparison
+        found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
+        for row in of_part("comparisons", part):
+            if (row["arm"], row["of"]) == (ARM, HALF):
+                settings = found.setdefault((row["dataset"], row["against_of"]), {})
+                settings.setdefault(row["against"], {})[row["measure"]] = row
+        for (dataset, share), settings in sorted(
+            found.items(), key=lambda item: (-item[0][1], item[0][0])
+        ):
+            best = min(settings.values(), key=lambda of: mean(of["error"]["scratch"]))
+            rows.append(
+                (
+                    asked,
+                    dataset.partition("-")[0],
+                    "half" if share == 1 else "as much",
+                    _against(best["error"]),
+                    _against(best["kid"]),
+                    f"{len(best['error']['seeds'])}",
+                )
+            )
+    head = ("64 tokens", "images", "compute", "error", "KID", "seeds")
+    return in_markdown(head, rows)
+
+
+def _against(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    text = f"{row['mean'] / mean(row['scratch']):+.1%}".replace("-", "−").replace("%", " %")
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 HEAD = (

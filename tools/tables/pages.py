@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": kit.speed,
     "exactness": kit.exactness,
     "gpuothers": kit.others,
+    "pays": decision.headline,
     "decision": partial(decision.comparisons, SMALL),
     "decision8": partial(decision.comparisons, "decision-8"),
     "cells8": partial(decision.cells, "decision-8-tuning"),
