@@ -130,34 +130,60 @@ def _check_fit(
         check_memory(name, least, memory.device, SMALLER)
         least = batch_bytes(schedule, model.patch**2 * channels)
         check_memory(f"A batch of {name}", least, memory.host, f"lower {name}.batch_size")
+    _check_samples_fit(sample, data, fid, memory)
     for name, phase in (("pretrain", pretrain), ("finetune", finetune)):
         check_mirroring(name, phase.hflip, latents is not None)
-    pixels = sample.count * data.resolution**2 * data.channels
-    features = sample.count * EXTRACTORS[fid.features.extractor].count * NUMBER
-    least = max(pixels, features)
-    check_memory("sample.count", least, memory.host, f"lower it from {sample.count}")
     for leg in masked.legs:
         if leg.mask.in_middle is not None:
             _check_middle(network, model.backbone, leg.mask)
         print(describe(leg.mask))
-    if not same_folder(finetune.init, PRIMER):
-        start = Path(finetune.init)
-        try:
-            before = load_config(start)
-        except UserError as error:
-            raise UserError(
-                f"finetune.init is '{shortened(finetune.init)}': {error}{_where(start)}"
-            ) from None
-        autoencoder = latents.hash if latents else None
-        check_start(start, before, model, diffusion, data.classes, autoencoder=autoencoder)
-        if finetune.optimiser == "kept" and not (start / MOMENTS).exists():
-            raise UserError(
-                f"finetune.optimiser is kept, but {start} has no {MOMENTS}, which pretraining "
-                "leaves in its own folder: set finetune.optimiser to fresh."
-            )
+    _check_start(finetune, data, latents, model, diffusion)
     check_sampling(sample, conditional=data.classes)
     if sample.guided:
         _check_guide(sample, pretrain, data, latents, model, diffusion, seed)
+    _check_null_labels(sample, pretrain, finetune, data)
+
+
+def _check_samples_fit(
+    sample: SampleParams, data: DataParams, fid: FidParams, memory: Memory
+) -> None:
+    """Check that the samples, and then their features, fit into memory."""
+    pixels = sample.count * data.resolution**2 * data.channels
+    features = sample.count * EXTRACTORS[fid.features.extractor].count * NUMBER
+    least = max(pixels, features)
+    check_memory("sample.count", least, memory.host, f"lower it from {sample.count}")
+
+
+def _check_start(
+    finetune: FinetuneParams,
+    data: DataParams,
+    latents: Latents | None,
+    model: ModelParams,
+    diffusion: DiffusionParams,
+) -> None:
+    """Check that finetuning can start from the model that it names, unless that is the primer."""
+    if same_folder(finetune.init, PRIMER):
+        return
+    start = Path(finetune.init)
+    try:
+        before = load_config(start)
+    except UserError as error:
+        raise UserError(
+            f"finetune.init is '{shortened(finetune.init)}': {error}{_where(start)}"
+        ) from None
+    autoencoder = latents.hash if latents else None
+    check_start(start, before, model, diffusion, data.classes, autoencoder=autoencoder)
+    if finetune.optimiser == "kept" and not (start / MOMENTS).exists():
+        raise UserError(
+            f"finetune.optimiser is kept, but {start} has no {MOMENTS}, which pretraining "
+            "leaves in its own folder: set finetune.optimiser to fresh."
+        )
+
+
+def _check_null_labels(
+    sample: SampleParams, pretrain: PretrainParams, finetune: FinetuneParams, data: DataParams
+) -> None:
+    """Check that networks that sampling asks without a label have learned without one."""
     name, last = ("finetune", finetune) if finetune.steps else ("pretrain", pretrain)
     if sample.guidance_scale != 1:
         _check_null_label(name, last, "guidance_scale", f"{sample.guidance_scale:g}", "1")

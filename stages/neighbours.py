@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.prepared import open_prepared
+from maskdm.data.prepared import open_prepared, spread
 from maskdm.evaluation.features.extraction import extract
 from maskdm.evaluation.features.registry import FeatureParams, load_network
 from maskdm.evaluation.neighbours import copying, nearest
@@ -32,7 +32,8 @@ def main() -> None:
     params = read_section(PARAMS, "fid.features", FeatureParams)
     network = load_network(params.extractor, choose_device())
     train = np.load(REFERENCE / "train.npy", mmap_mode="r")
-    heldout = np.load(REFERENCE / "heldout.npy")[:MEASURED]
+    heldout = np.load(REFERENCE / "heldout.npy", mmap_mode="r")
+    heldout = heldout[spread(len(heldout), MEASURED)]
     samples = np.load(SAMPLES, mmap_mode="r")[:MEASURED]
     features = extract(samples, network, label="features: samples")
 

@@ -34,7 +34,7 @@ def main() -> None:
 def denoising(model: TrainedModel, params: SampleParams) -> np.ndarray:
     """Return the first samples' estimates at ``COLUMNS`` moments, a sample a row."""
     indices = range(ROWS)
-    strip = list(model.path(params, indices, model.labels(None, params.seed, indices)))
+    strip = list(model.estimates(params, indices, model.labels(None, params.seed, indices)))
     moments = np.linspace(0, len(strip) - 1, COLUMNS).round().astype(int)
     return np.stack([strip[moment] for moment in moments], axis=1).reshape(-1, *strip[0].shape[1:])
 

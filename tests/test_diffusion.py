@@ -95,16 +95,16 @@ def test_levels_satisfy_the_paths_own_sum(name):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_grids_levels_are_those_of_a_batch_as_numbers(name):
-    """log_snr is λ = log(α/σ), ratio σ/α, and the time leads back to the level."""
+    """half_log_snr is λ = log(α/σ), ratio σ/α, and the time leads back to the level."""
     path = PATHS[name]
-    log_snrs = torch.linspace(-4, 4, 9, dtype=torch.float64)
-    levels = path.levels(log_snrs)
-    batch = path.level(path.time(log_snrs))
+    half_log_snrs = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    levels = path.levels(half_log_snrs)
+    batch = path.level(path.time(half_log_snrs))
     for number, level in enumerate(levels):
         assert type(level.alpha) is float
-        assert level.log_snr == log_snrs[number].item()
-        assert math.log(level.alpha / level.sigma) == pytest.approx(level.log_snr, abs=1e-6)
-        assert level.ratio == pytest.approx(math.exp(-level.log_snr))
+        assert level.half_log_snr == half_log_snrs[number].item()
+        assert math.log(level.alpha / level.sigma) == pytest.approx(level.half_log_snr, abs=1e-6)
+        assert level.ratio == pytest.approx(math.exp(-level.half_log_snr))
         assert level.time == batch.time[number].item()
         assert (level.alpha, level.sigma) == (
             batch.alpha[number].item(),
@@ -138,10 +138,10 @@ def test_vp_cosine_is_nichol_and_dhariwals():
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_time_is_the_inverse_of_log_snr(name):
+def test_time_is_the_inverse_of_half_log_snr(name):
     path = PATHS[name]
     t = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
-    torch.testing.assert_close(path.time(path.log_snr(t)), t, atol=1e-9, rtol=0)
+    torch.testing.assert_close(path.time(path.half_log_snr(t)), t, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -163,7 +163,7 @@ def test_velocity_is_the_derivative_of_x_along_its_path(name):
 @given(st.floats(0, 1))
 def test_conversions_have_no_determinant_since_alpha_b_minus_sigma_a_is_1(name, time):
     level = PATHS[name].level(torch.tensor([time], dtype=torch.float64))
-    (number,) = PATHS[name].levels(level.log_snr)
+    (number,) = PATHS[name].levels(level.half_log_snr)
     for one in (level, number):
         a, b = one.velocity_weights
         assert float(one.alpha * b - one.sigma * a) == pytest.approx(1, abs=1e-12)
@@ -321,7 +321,7 @@ def test_the_discrete_paths_are_those_of_diffusers(name, theirs):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_a_discrete_path_is_close_to_its_continuous_one(name):
     t = torch.linspace(0.05, 0.95, 50)
-    discrete, continuous = (PATHS[f"{kind}-{name}"].log_snr(t) for kind in ("ddpm", "vp"))
+    discrete, continuous = (PATHS[f"{kind}-{name}"].half_log_snr(t) for kind in ("ddpm", "vp"))
     torch.testing.assert_close(discrete, continuous, atol=0.02, rtol=0.01)
 
 
@@ -340,8 +340,8 @@ def test_a_shift_is_added_to_the_log_snr_of_training_times(path):
     setting = params(path=path, times="logit-normal")
     uniform = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     plain, shifted = training_times(uniform, setting), training_times(uniform, setting, 0.7)
-    log_snr = PATHS[path].log_snr
+    half_log_snr = PATHS[path].half_log_snr
     exact = 0.02 if PATHS[path].steps else 1e-6  # discrete times are rounded up to a step
-    difference = log_snr(shifted) - log_snr(plain)
+    difference = half_log_snr(shifted) - half_log_snr(plain)
     assert difference.numpy() == pytest.approx(0.7, abs=exact)
     assert torch.equal(training_times(uniform, setting, None), plain)

@@ -158,7 +158,7 @@ def test_samples_are_drawn_in_batches_that_cover_all_of_them_once(count, monkeyp
 
 
 def test_the_path_leads_to_the_samples_through_every_level(model):
-    path = list(model.path(drawing(), range(3)))
+    path = list(model.estimates(drawing(), range(3)))
     drawn = model.draw(drawing(), range(3))
     assert [images.shape for images in path] == [drawn.shape] * 5
     assert np.array_equal(path[-1], drawn)
@@ -189,6 +189,6 @@ def test_drawing_keeps_one_estimate_at_a_time_and_makes_one_image_of_each(model,
     assert kept == [0] + [1] * 19
     assert len(images) == 1
     kept.clear()
-    for _ in model.path(drawing(), range(2)):
+    for _ in model.estimates(drawing(), range(2)):
         pass
     assert max(kept) <= 1

@@ -1,12 +1,15 @@
 """The nearest training images, and whether a model copies them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from maskdm.data.prepared import spread
 from maskdm.evaluation import neighbours
 from maskdm.evaluation.neighbours import CHUNK, copying, nearest
+from stages import neighbours as stage
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.standard_normal((300, 12)).astype(np.float32)
@@ -67,3 +70,31 @@ def test_rounding_is_no_scale_of_copying():
     assert told["ratio"] is told["ratio_null"] is None
     assert told["distance_heldout"] == 0
     assert told["distance"] > 1
+
+
+def test_images_are_taken_evenly_over_a_set_that_is_sorted_by_class():
+    assert spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread(3, 4).tolist() == [0, 1, 2]
+
+
+def test_the_scale_is_made_of_all_of_the_held_out_images(tmp_path, monkeypatch):
+    """Those of the last classes, in a set that is sorted by class, are as far as samples are."""
+    monkeypatch.chdir(tmp_path)
+    near, far = np.zeros((300, 2), np.float32), np.full((300, 2), 3, np.float32)
+    for name, values in {
+        "reference/train": np.zeros((50, 2), np.float32),
+        "reference/heldout": np.concatenate([near + 1, far]),
+        "samples/samples": np.zeros((300, 4, 4, 3), np.uint8),
+    }.items():
+        path = tmp_path / f"data/{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, values)
+    (tmp_path / "params.yaml").write_text("fid: {features: {extractor: efficientnet-lite0}}")
+    images = SimpleNamespace(train=np.zeros((50, 4, 4, 3), np.uint8))
+    monkeypatch.setattr(stage, "load_network", lambda name, device: None)
+    monkeypatch.setattr(stage, "extract", lambda samples, network, label: far)
+    monkeypatch.setattr(stage, "open_prepared", lambda folder: images)
+    stage.main()
+    told = json.loads((tmp_path / "reports/neighbours.json").read_text())
+    assert told["heldout"] == stage.MEASURED
+    assert told["distance_heldout"] == pytest.approx(np.sqrt(8), rel=0.01)

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.diffusion.paths import PATHS
-from maskdm.diffusion.reverse import LOG_SNR_END, sampling_grid
+from maskdm.diffusion.reverse import HALF_LOG_SNR_END, sampling_grid
 from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.guidance import Guidance, X0Network, x0_denoiser
@@ -136,10 +136,10 @@ def test_nfe_is_the_number_of_network_evaluations():
 @EVERY_PATH
 def test_the_grid_is_uniform_in_log_snr_down_to_invisible_noise(path):
     grid = sampling_grid(PATHS[path], 20)
-    steps = np.diff([level.log_snr for level in grid])
+    steps = np.diff([level.half_log_snr for level in grid])
     np.testing.assert_allclose(steps, steps[0])
     assert grid[0].ratio > 100
-    assert grid[-1].log_snr == LOG_SNR_END
+    assert grid[-1].half_log_snr == HALF_LOG_SNR_END
     assert grid[-1].sigma < 1.5 / 127.5
 
 

@@ -12,7 +12,7 @@ from maskdm.runtime.execution import Execution
 from maskdm.training import ema
 from maskdm.training.loop import validate
 from maskdm.training.state import State
-from maskdm.training.validation import BATCH, LOG_SNRS, MOST_IMAGES, HeldOutValidator
+from maskdm.training.validation import BATCH, HALF_LOG_SNRS, MOST_IMAGES, HeldOutValidator
 from tests.support.training import CPU, DIFFUSION, MODEL, phase
 
 CONVERSIONS = {"epsilon": to_epsilon, "x0": to_x0, "v": to_velocity}
@@ -36,7 +36,7 @@ def test_validation_error_means_the_same_for_every_path_and_prediction(emoji, pa
         grey = errors(torch.zeros_like(validator.x0))
         assert knows["mean"] < 1e-4
         assert grey["mean"] == pytest.approx(power.mean().item(), rel=0.02)
-        assert set(grey) == {"mean", *(f"{level:g}" for level in LOG_SNRS)}
+        assert set(grey) == {"mean", *(f"{level:g}" for level in HALF_LOG_SNRS)}
 
 
 def test_validation_takes_images_from_all_over_a_set_sorted_by_class():

@@ -6,8 +6,10 @@ question is asked of arms at half of the budget against scratch at the whole, in
 p-values of these, over sets and measures, are corrected by Holm's method, of each arm for itself
 and against each setting of scratch (an arm that is to be as good has to be so against all of them,
 which needs no correction). What else is compared describes: FD, which says what KID says; other
-shares of the budget; scratch at as much compute as the arm. Writes reports/decision.json; of a part
-that is named, such as ``reduced``, it prints the answer and writes nothing.
+shares of the budget; scratch at as much compute as the arm; the error by other means (``by_image``,
+and the geometric mean over noise levels, which gives all of them the same weight). Writes
+reports/decision.json; of a part that is named, such as ``reduced``, it prints the answer and writes
+nothing.
 """
 
 from collections import defaultdict
@@ -16,8 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
+from benchmarks.evidence.by_image import by_image
 from benchmarks.evidence.decision import SCRATCH, SMALL, TESTS
 from benchmarks.evidence.results import Result, read_results
 from maskdm.runtime.command import run
@@ -49,6 +53,8 @@ def main(
         "comparisons": [row for part in PARTS for row in comparisons(read_results(part))],
         "tuning": [tuned(result) for part in TESTS for result in read_results(part)],
         "levels": [row for part in PARTS for row in levels(read_results(part))],
+        "geometric": [row for part in PARTS for row in geometric(read_results(part))],
+        "by_image": [row for part in PARTS for row in finer(read_results(part))],
     }
     write_json(REPORT, report)
     for row in report["comparisons"]:
@@ -103,50 +109,64 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Scratch has a row for each of its tunings.
     """
-    ends: dict[Group, dict[int, dict[str, float]]] = defaultdict(dict)
-    first: dict[Group, Result] = {}  # steps, images and epochs are as many for every seed
-    for result in results:
-        ends[group(result)][result.run.seed] = result.ends()
-        first[group(result)] = result
     rows = []
-    for arm, by_seed in ends.items():
-        for scratch, of_scratch in ends.items():
-            if arm[1] == SCRATCH or scratch[:2] != (arm[0], SCRATCH):
+    for arm, by_seed, scratch, of_scratch in sides(results):
+        seeds = sorted(by_seed.keys() & of_scratch.keys())
+        ends = [(by_seed[seed].ends(), of_scratch[seed].ends()) for seed in seeds]
+        for measure in MEASURES if len(seeds) >= LEAST else ():
+            # A set of few images has no Fréchet distance.
+            if any(measure not in end for pair in ends for end in pair):
                 continue
-            if scratch[4] not in (1, arm[4]):
-                continue
-            seeds = sorted(by_seed.keys() & of_scratch.keys())
-            for measure in MEASURES if len(seeds) >= LEAST else ():
-                # A set of few images has no Fréchet distance.
-                if any(measure not in of[seed] for of in (by_seed, of_scratch) for seed in seeds):
-                    continue
-                pairs = [(by_seed[seed][measure], of_scratch[seed][measure]) for seed in seeds]
-                rows.append(
-                    {
-                        "part": results[0].run.part,
-                        "dataset": arm[0],
-                        "arm": arm[1],
-                        "share": arm[3],
-                        "of": arm[4],
-                        "against": scratch[2],
-                        "against_of": scratch[4],
-                        "measure": measure,
-                        "seeds": seeds,
-                        "steps": [by_phase(first[each].legs, "steps") for each in (arm, scratch)],
-                        "images": [by_phase(first[each].legs, "images") for each in (arm, scratch)],
-                        "epochs": [epochs(first[each]) for each in (arm, scratch)],
-                        "values": [own for own, _ in pairs],
-                        "scratch": [other for _, other in pairs],
-                        **paired(pairs),
-                    }
-                )
+            pairs = [(own[measure], other[measure]) for own, other in ends]
+            first = by_seed[seeds[0]], of_scratch[seeds[0]]  # as many steps for every seed
+            rows.append(
+                {
+                    **named(results, arm, scratch),
+                    "measure": measure,
+                    "seeds": seeds,
+                    "steps": [by_phase(one.legs, "steps") for one in first],
+                    "images": [by_phase(one.legs, "images") for one in first],
+                    "epochs": [epochs(one) for one in first],
+                    "values": [own for own, _ in pairs],
+                    "scratch": [other for _, other in pairs],
+                    **paired(pairs),
+                }
+            )
     families = defaultdict(list)
     for row in filter(is_asked, rows):
         families[row["arm"], row["against"]].append(row)
     for family in families.values():
-        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = corrected
+        better = holm([row["p"] for row in family])
+        worse = holm([1 - row["p"] for row in family])
+        for row, *corrected in zip(family, better, worse, strict=True):
+            row["p_holm"], row["p_worse_holm"] = corrected
     return rows
+
+
+def sides(
+    results: Sequence[Result],
+) -> Iterator[tuple[Group, dict[int, Result], Group, dict[int, Result]]]:
+    """Yield an arm and its results by seed, with each scratch that it is compared with."""
+    found: dict[Group, dict[int, Result]] = defaultdict(dict)
+    for result in results:
+        found[group(result)][result.run.seed] = result
+    for arm, of_arm in found.items():
+        for scratch, of_scratch in found.items():
+            if arm[1] != SCRATCH and scratch[:2] == (arm[0], SCRATCH) and scratch[4] in (1, arm[4]):
+                yield arm, of_arm, scratch, of_scratch
+
+
+def named(results: Sequence[Result], arm: Group, scratch: Group) -> dict[str, Any]:
+    """Return what is compared, in words."""
+    return {
+        "part": results[0].run.part,
+        "dataset": arm[0],
+        "arm": arm[1],
+        "share": arm[3],
+        "of": arm[4],
+        "against": scratch[2],
+        "against_of": scratch[4],
+    }
 
 
 def is_asked(row: Mapping[str, Any]) -> bool:
@@ -189,12 +209,61 @@ def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
     own, other = zip(*pairs, strict=True)
     test = stats.ttest_rel(own, other, alternative="less")
-    low, high = stats.ttest_rel(own, other).confidence_interval(0.95)
     return {
-        "mean": mean(a - b for a, b in pairs),
-        "interval": [float(low), float(high)],
+        "mean": float(mean(a - b for a, b in pairs)),
+        "interval": interval(own, other),
         "p": float(test.pvalue),
     }
+
+
+def geometric(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Yield the paired differences of log errors, their mean over noise levels.
+
+    The error is ruled by the levels where it is large; here a per cent is a per cent everywhere.
+    """
+    for arm, by_seed, scratch, of_scratch in sides(results):
+        pairs = {
+            seed: (_log_error(by_seed[seed]), _log_error(of_scratch[seed]))
+            for seed in sorted(by_seed.keys() & of_scratch.keys())
+        }
+        if len(pairs) >= LEAST:
+            row = {"seeds": list(pairs)} | paired(list(pairs.values()))
+            yield named(results, arm, scratch) | row
+
+
+def _log_error(result: Result) -> float:
+    return float(np.log(list(result.about["levels"].values())).mean())
+
+
+def finer(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Yield the differences of errors by image, with intervals over seeds and over images.
+
+    Each interval takes the other for given; images are taken to be independent.
+    """
+    for arm, by_seed, scratch, of_scratch in sides(results):
+        pairs = {
+            seed: (by_image(by_seed[seed].run), by_image(of_scratch[seed].run))
+            for seed in sorted(by_seed.keys() & of_scratch.keys())
+        }
+        seeds = [seed for seed, pair in pairs.items() if all(of is not None for of in pair)]
+        if len(seeds) >= 2:
+            own, other = (np.array([pairs[seed][side] for seed in seeds]) for side in (0, 1))
+            yield named(results, arm, scratch) | {
+                "seeds": seeds,
+                "images": own.shape[1],
+                "values": own.mean(axis=1).tolist(),
+                "scratch": other.mean(axis=1).tolist(),
+                **paired(list(zip(own.mean(axis=1), other.mean(axis=1), strict=True))),
+                "over_images": interval(own.mean(axis=0), other.mean(axis=0)),
+            }
+
+
+def interval(own: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Return the 95 % t-interval of the mean of paired differences."""
+    from scipy import stats
+
+    low, high = stats.ttest_rel(own, other).confidence_interval(0.95)
+    return [float(low), float(high)]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -226,7 +295,7 @@ def tuned(result: Result) -> dict[str, Any]:
 
 
 def levels(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """Yield, for each group of runs, the mean error at its end by log-SNR."""
+    """Yield, for each group of runs, the mean error at its end by λ."""
     found: dict[Group, list[dict[str, float]]] = defaultdict(list)
     for result in results:
         found[group(result)].append(result.about["levels"])

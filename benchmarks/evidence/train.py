@@ -134,7 +134,7 @@ def images_of_first_phase(matrix: Params, run: Run) -> str:
 
 
 def errors_by_level() -> dict[str, float]:
-    """Return the last validation's errors of the averaged weights by log-SNR."""
+    """Return the last validation's errors of the averaged weights by λ."""
     with Path("reports/finetune/validation.tsv").open(encoding="utf-8") as file:
         *_, last = csv.DictReader(file, delimiter="\t")
     return {

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.speed.measuring import interleaved, timer
-from maskdm.runtime.errors import shortened
+from maskdm.runtime.errors import reason, shortened
 
 TOKENS = 2**15  # of a batch
 CHANNELS = 64  # of a head
@@ -52,7 +52,7 @@ def attention(
         try:
             timers[name] = timer(call, device)
         except (RuntimeError, ImportError, ValueError) as error:
-            found[name] = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
+            found[name] = shortened(reason(error))
     return {n: 1000 * seconds for n, seconds in interleaved(timers, 3, 5).items()} | found
 
 

@@ -41,7 +41,7 @@ from benchmarks.presets import read_preset
 from benchmarks.speed.machine import cpu
 from maskdm.runtime.command import run
 from maskdm.runtime.environment import DEVICE
-from maskdm.runtime.errors import shortened
+from maskdm.runtime.errors import reason, shortened
 from maskdm.runtime.execution import Execution, Precision
 from maskdm.runtime.files import write_json
 from maskdm.runtime.numerics import choose_kernels
@@ -202,7 +202,7 @@ def attempt(piece: Piece) -> Any:
     except Exception as error:
         if isinstance(error, torch.AcceleratorError):
             raise  # this process can do nothing more on the device: another call goes on
-        first = shortened((str(error).strip() or type(error).__name__).splitlines()[0])
+        first = shortened(reason(error))
         print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr)
         return {"failed": f"{type(error).__name__}: {first}"}
     finally:

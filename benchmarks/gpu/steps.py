@@ -26,7 +26,7 @@ from maskdm.training.loop import train
 from maskdm.training.phases import FinetuneParams, PhaseParams
 from maskdm.training.prefetch import PREFETCHED, prefetched
 from maskdm.training.state import State
-from maskdm.training.validation import LOG_SNRS, HeldOutValidator
+from maskdm.training.validation import HALF_LOG_SNRS, HeldOutValidator
 
 SIDE = 8192  # of the large multiply
 FIRST = 6  # steps in which kernels are chosen, compiled and recorded
@@ -164,7 +164,7 @@ def endless(
     batches = noise_batches(preset, mask, params, execution.device)
     network = build_backbone(model, data.resolution, data.channels, seed=0).to(execution.device)
     validator = HeldOutValidator(
-        noise_images(preset, len(LOG_SNRS)), model.patch, diffusion, execution.device
+        noise_images(preset, len(HALF_LOG_SNRS)), model.patch, diffusion, execution.device
     )
     rarely = params.model_copy(update={"validate_every": FOREVER, "preview_every": 0})
     steps = train(State.start(network, params), batches, validator, diffusion, rarely, execution)

@@ -34,7 +34,7 @@ from maskdm.training.phases import FinetuneParams, PhaseParams, PretrainParams
 from maskdm.training.resident import resident
 from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.state import State
-from maskdm.training.validation import LOG_SNRS, HeldOutValidator
+from maskdm.training.validation import HALF_LOG_SNRS, HeldOutValidator
 
 IMAGES = 2048  # enough that batches are gathered from all over the array
 FOREVER = 10**9  # steps
@@ -177,7 +177,7 @@ def training_step(preset: Params, mask: Mask, params: PhaseParams) -> Work:
     backbone = build_backbone(model, data.resolution, data.channels, seed=0).to(device)
     batches = noise_batches(preset, mask, params, device)
     endless = params.model_copy(update={"validate_every": FOREVER})
-    heldout = noise_images(preset, len(LOG_SNRS))
+    heldout = noise_images(preset, len(HALF_LOG_SNRS))
     validator = HeldOutValidator(heldout, model.patch, diffusion, device)
     execution = Execution.from_environment(params.precision)
     state = State.start(backbone, params)

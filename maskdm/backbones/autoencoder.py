@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
+from maskdm.runtime.files import file_hash
 from maskdm.runtime.packages import require_package
 from maskdm.runtime.params import LONGEST_PATH, Section, fault_of_name, validate
 from maskdm.runtime.reading import read_small
@@ -137,8 +138,7 @@ def autoencoder_hash(name: str) -> str:
     """
     digest = hashlib.sha256()
     for file in (CONFIG, WEIGHTS):
-        with (autoencoder_folder(name) / file).open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(file_hash(autoencoder_folder(name) / file)))
     return digest.hexdigest()
 
 
@@ -154,8 +154,8 @@ def _config(name: str) -> Mapping[str, Any]:
     return content
 
 
-def _wrong(name: str, reason: str) -> UserError:
-    return UserError(f"The autoencoder '{name}' {reason}: {WANTED}.")
+def _wrong(name: str, fault: str) -> UserError:
+    return UserError(f"The autoencoder '{name}' {fault}: {WANTED}.")
 
 
 class Autoencoder:
@@ -185,8 +185,7 @@ class Autoencoder:
                 output_loading_info=True,
             )
         except Exception as error:  # each damage has an error of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise _wrong(name, f"cannot be loaded ({reason:.300})") from None
+            raise _wrong(name, f"cannot be loaded ({reason(error):.300})") from None
         # diffusers would go on with random weights in their place.
         wrong = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
         if wrong:

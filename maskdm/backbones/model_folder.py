@@ -5,7 +5,6 @@ holds everything that is needed to rebuild the network, and how it was trained.
 """
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from maskdm.backbones.registry import ModelParams, backbone_without_weights, bui
 from maskdm.backbones.stored import listed, misfits, stored_shapes, stored_tensors
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.errors import UserError, shortened
-from maskdm.runtime.files import replacing, write_json, write_tensors
+from maskdm.runtime.files import file_hash, replacing, write_json, write_tensors
 from maskdm.runtime.params import Section, Seed, fault_of_name, validate
 from maskdm.runtime.reading import read_small
 
@@ -322,8 +321,7 @@ def check_start(
 
 def weights_hash(folder: Path, name: str = WEIGHTS) -> str:
     """Return the hash of a model folder's weights, or of another of its files."""
-    with (folder / name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(folder / name)
 
 
 def load_weights(folder: Path, weights: Weights, into: Denoiser) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskdm.backbones.layers import embed_time
+from maskdm.diffusion.tokens import patches, to_values
 
 FREQUENCIES = 64  # inputs of the layer that steers it by time
 KERNEL = 3  # pixels
@@ -59,15 +60,14 @@ class Refiner(nn.Module):
 
     def image(self, tokens: Tensor) -> Tensor:
         """Return tokens in the order of the grid as an image, ``(batch, C, H, W)``."""
-        grid, p = self.grid, self.patch
-        split = tokens.view(-1, grid, grid, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)
-        return split.reshape(-1, self.channels, grid * p, grid * p)
+        image = to_values(tokens, self.patch, self.channels).permute(0, 3, 1, 2)
+        return (
+            image.contiguous()
+        )  # channels last would be another convolution, with other last bits
 
     def tokens(self, image: Tensor) -> Tensor:
         """Return an image as tokens in the order of the grid."""
-        grid, p = self.grid, self.patch
-        split = image.reshape(-1, self.channels, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1)
-        return split.reshape(-1, grid**2, p**2 * self.channels)
+        return patches(image.permute(0, 2, 3, 1), self.patch)
 
     def multiplies(self, visible: int) -> int:
         """Return the multiply-adds of one image of which ``visible`` patches are shown."""

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from re import fullmatch
 from types import MappingProxyType
@@ -254,28 +255,16 @@ def write_prepared(
             for part, images in zip(PARTS, (train, heldout), strict=True):
                 path = folder / f"{part}_latents.npy"
                 latents.append(arrays.enter_context(growing_array(path, encoder.shape)))
-                for batch in encoder.encode(images.images()):
-                    for encoded in batch:
-                        latents[-1].append(encoded)
+                for encoded in chain.from_iterable(encoder.encode(images.images())):
+                    latents[-1].append(encoded)
         # From here to the end of this function there is no set: killed between two files, it would
         # have left new pixels under the old hash.
         (folder / "dataset.json").unlink(missing_ok=True)
-    (folder / ("train.npy" if shards else "shards.json")).unlink(missing_ok=True)
-    for part, values in zip(PARTS, (labels[False], labels[True]), strict=True):
-        path = folder / f"{part}_labels.npy"
-        path.unlink(missing_ok=True)
-        if encoder is None:
-            (folder / f"{part}_latents.npy").unlink(missing_ok=True)
-        if classes is not None:
-            write_array(path, np.frombuffer(values, dtype=np.int64))  # without a copy
-    digest = hashlib.sha256(f"{shape}".encode())
-    for content in (train.digest, heldout.digest, labels[False], labels[True]):
-        digest.update(hashlib.sha256(content).digest())
-    if decoded is not None:  # where the autoencoder lies does not matter
-        of_latents = {key: value for key, value in decoded.items() if key != "autoencoder"}
-        digest.update(json.dumps(of_latents, sort_keys=True).encode())
-        for encoded_part in latents:
-            digest.update(encoded_part.digest)
+    _remove_older(folder, shards is not None, encoder is not None)
+    if classes is not None:
+        for part, values in zip(PARTS, (labels[False], labels[True]), strict=True):
+            of_part = np.frombuffer(values, dtype=np.int64)  # without a copy
+            write_array(folder / f"{part}_labels.npy", of_part)
     about: dict[str, Any] = {
         "source": source,
         "licence": licence,
@@ -286,7 +275,12 @@ def write_prepared(
         "heldout": {"count": heldout.count, "sha256": heldout.digest.hex()},
         "skipped": {"count": skipped_count, "files": skipped},
         "left_out": dict(sorted(left_out.items())),
-        "hash": digest.hexdigest(),
+        "hash": _content_hash(
+            shape,
+            (train.digest, heldout.digest, labels[False], labels[True]),
+            decoded,
+            [part.digest for part in latents],
+        ),
     }
     if window:
         about["window"] = Window(window, block)._asdict()
@@ -296,6 +290,50 @@ def write_prepared(
         about["latents"] = decoded
     write_json(folder / "dataset.json", about)
     return open_prepared(folder)
+
+
+def _remove_older(folder: Path, shards: bool, latents: bool) -> None:
+    """Remove what an older set has and this one has not: the other images, labels, latents."""
+    older = ["train.npy" if shards else "shards.json"]
+    for part in PARTS:
+        older += [f"{part}_labels.npy", *([] if latents else [f"{part}_latents.npy"])]
+    for name in older:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _content_hash(
+    shape: tuple[int, int, int],
+    contents: "Iterable[bytes | array[int]]",
+    decoded: Mapping[str, Any] | None,
+    latents: Iterable[bytes],
+) -> str:
+    """Return the hash over all that networks may learn from.
+
+    Args:
+        shape: of an image, (H, W, C).
+        contents: hashes of the images and the labels themselves.
+        decoded: about the latents; where their autoencoder lies does not matter. None for none.
+        latents: their hashes.
+    """
+    digest = hashlib.sha256(f"{shape}".encode())
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    if decoded is not None:
+        of_latents = {key: value for key, value in decoded.items() if key != "autoencoder"}
+        digest.update(json.dumps(of_latents, sort_keys=True).encode())
+        for part in latents:
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """Return indices of ``count`` images, or all of fewer, evenly over a set sorted by class.
+
+    Args:
+        length: images of the set.
+        count: how many are wanted.
+    """
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
 def require_both(train: int, heldout: int, left_out: Mapping[str, int] = NONE) -> None:

@@ -58,15 +58,15 @@ def training_times(
     Args:
         uniform: evenly spread over [0, 1).
         params: the distribution.
-        shift: added to the log-SNR λ of every time (Hoogeboom et al. 2023, section 3.1, shift it
-            so by resolution); None for none.
+        shift: added to λ, half the log-SNR, of every time (Hoogeboom et al. 2023, section 3.1,
+            shift it so by resolution); None for none.
     """
     t, path = uniform, PATHS[params.path]
     if params.times == "logit-normal":
         normal = in_64_bits(_normal_quantile, uniform)
         t = torch.sigmoid(params.times_mean + params.times_std * normal)
     if shift is not None:
-        t = path.time(path.log_snr(t) + shift).to(t.dtype)
+        t = path.time(path.half_log_snr(t) + shift).to(t.dtype)
     steps = path.steps
     if steps is None:
         return t

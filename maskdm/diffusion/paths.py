@@ -26,14 +26,14 @@ class Level(Generic[Number]):
         time: t.
         alpha: the signal α.
         sigma: the noise σ.
-        log_snr: λ = log(α/σ).
+        half_log_snr: λ = log(α/σ), half of the log-SNR log(α²/σ²).
         preserves_variance: whether α² + σ² = 1 (VP); otherwise α + σ = 1 (flow).
     """
 
     time: Number
     alpha: Number
     sigma: Number
-    log_snr: Number
+    half_log_snr: Number
     preserves_variance: bool
 
     @property
@@ -60,15 +60,13 @@ class ProbabilityPath:
     """The noise levels along time.
 
     Attributes:
-        name: the path's name.
-        log_snr: t → λ(t) = log(α/σ), falling in t; ``(batch,)`` to ``(batch,)``.
+        half_log_snr: t → λ(t) = log(α/σ), falling in t; ``(batch,)`` to ``(batch,)``.
         time: its inverse, λ → t, for the sampler's grid.
         preserves_variance: whether α² + σ² = 1 (VP); otherwise α + σ = 1 (flow).
         steps: T if the path is one of discrete steps, trained on at t = 1/T, 2/T … 1 only.
     """
 
-    name: str
-    log_snr: Callable[[Tensor], Tensor]
+    half_log_snr: Callable[[Tensor], Tensor]
     time: Callable[[Tensor], Tensor]
     preserves_variance: bool
     steps: int | None = None
@@ -83,22 +81,22 @@ class ProbabilityPath:
             like: a tensor ``(batch, …)``; the levels get as many axes, to be multiplied with it.
         """
         time = t if like is None else t.view(-1, *[1] * (like.ndim - 1))
-        snr = self.log_snr(time)
+        x = self.half_log_snr(time)
         if self.preserves_variance:
-            alpha, sigma = torch.sigmoid(2 * snr).sqrt(), torch.sigmoid(-2 * snr).sqrt()
+            alpha, sigma = torch.sigmoid(2 * x).sqrt(), torch.sigmoid(-2 * x).sqrt()
         else:
-            alpha, sigma = torch.sigmoid(snr), torch.sigmoid(-snr)
-        return Level(time, alpha, sigma, snr, self.preserves_variance)
+            alpha, sigma = torch.sigmoid(x), torch.sigmoid(-x)
+        return Level(time, alpha, sigma, x, self.preserves_variance)
 
-    def levels(self, log_snr: Tensor) -> list[Level[float]]:
+    def levels(self, half_log_snr: Tensor) -> list[Level[float]]:
         """Return one level for each λ, ``(levels,)`` float64, for a solver's grid."""
-        time = self.time(log_snr)
+        time = self.time(half_log_snr)
         level = self.level(time)
         rows = zip(
             time.tolist(),
             level.alpha.tolist(),
             level.sigma.tolist(),
-            log_snr.tolist(),
+            half_log_snr.tolist(),
             strict=True,
         )
         return [Level(*row, self.preserves_variance) for row in rows]
@@ -110,17 +108,17 @@ BETA_MIN, BETA_MAX = 0.1, 20.0
 # VP cosine (Nichol & Dhariwal 2021, eq. 17).
 COSINE_S = 0.008
 # |λ| beyond which α or σ is zero for float32 purposes; keeps the ends of every path finite.
-LOG_SNR_LIMIT = 12.0
+HALF_LOG_SNR_LIMIT = 12.0
 
 
-def _vp_linear_log_snr(t: Tensor) -> Tensor:
+def _vp_linear_half_log_snr(t: Tensor) -> Tensor:
     # α² = exp(−b) with b = ∫β, so λ = ½·log(α²/(1−α²)) = −½·log(e^b − 1)
     b = BETA_MIN * t + 0.5 * (BETA_MAX - BETA_MIN) * t**2
-    return (-0.5 * torch.log(torch.expm1(b))).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+    return (-0.5 * torch.log(torch.expm1(b))).clamp(-HALF_LOG_SNR_LIMIT, HALF_LOG_SNR_LIMIT)
 
 
-def _vp_linear_time(log_snr: Tensor) -> Tensor:
-    b = torch.nn.functional.softplus(-2 * log_snr)  # log(1 + e^(−2λ)) = −log α²
+def _vp_linear_time(half_log_snr: Tensor) -> Tensor:
+    b = torch.nn.functional.softplus(-2 * half_log_snr)  # log(1 + e^(−2λ)) = −log α²
     slope = BETA_MAX - BETA_MIN
     return ((BETA_MIN**2 + 2 * slope * b).sqrt() - BETA_MIN) / slope
 
@@ -128,24 +126,24 @@ def _vp_linear_time(log_snr: Tensor) -> Tensor:
 _COSINE_START = COSINE_S / (1 + COSINE_S) * pi / 2
 
 
-def _vp_cosine_log_snr(t: Tensor) -> Tensor:
+def _vp_cosine_half_log_snr(t: Tensor) -> Tensor:
     # α = cos(angle) / cos(start)
     angle = (t + COSINE_S) / (1 + COSINE_S) * pi / 2
     alpha = torch.cos(angle).clamp(min=0) / cos(_COSINE_START)
     log_alpha2 = 2 * torch.log(alpha.clamp(1e-12, 1.0))
     return (0.5 * (log_alpha2 - torch.log(-torch.expm1(log_alpha2)))).clamp(
-        -LOG_SNR_LIMIT, LOG_SNR_LIMIT
+        -HALF_LOG_SNR_LIMIT, HALF_LOG_SNR_LIMIT
     )
 
 
-def _vp_cosine_time(log_snr: Tensor) -> Tensor:
-    alpha = torch.sigmoid(2 * log_snr).sqrt()
+def _vp_cosine_time(half_log_snr: Tensor) -> Tensor:
+    alpha = torch.sigmoid(2 * half_log_snr).sqrt()
     angle = torch.acos((alpha * cos(_COSINE_START)).clamp(0, 1))
     return angle / (pi / 2) * (1 + COSINE_S) - COSINE_S
 
 
-def _flow_log_snr(t: Tensor) -> Tensor:
-    return torch.logit(1 - t).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+def _flow_half_log_snr(t: Tensor) -> Tensor:
+    return torch.logit(1 - t).clamp(-HALF_LOG_SNR_LIMIT, HALF_LOG_SNR_LIMIT)
 
 
 def _interpolated(xs: Tensor, ys: Tensor) -> Callable[[Tensor], Tensor]:
@@ -166,22 +164,20 @@ def _interpolated(xs: Tensor, ys: Tensor) -> Callable[[Tensor], Tensor]:
     return partial(in_64_bits, at)
 
 
-def discrete_path(name: str, betas: Tensor) -> ProbabilityPath:
+def discrete_path(betas: Tensor) -> ProbabilityPath:
     """Return the path of DDPM's T steps, ᾱ_n = ∏_{i≤n} (1 − β_i) at t = n/T (Ho et al. 2020).
 
     Between two steps λ is interpolated, for samplers that stop there.
 
     Args:
-        name: the path's name.
         betas: ``(T,)`` float64.
     """
     alpha_bar = (1 - betas).cumprod(dim=0)
-    log_snr = 0.5 * (torch.log(alpha_bar) - torch.log1p(-alpha_bar))
+    half_log_snr = 0.5 * (torch.log(alpha_bar) - torch.log1p(-alpha_bar))
     times = torch.arange(1, len(betas) + 1, dtype=torch.float64) / len(betas)
     return ProbabilityPath(
-        name,
-        _interpolated(times, log_snr),
-        _interpolated(log_snr.flip(0), times.flip(0)),
+        _interpolated(times, half_log_snr),
+        _interpolated(half_log_snr.flip(0), times.flip(0)),
         preserves_variance=True,
         steps=len(betas),
     )
@@ -199,9 +195,9 @@ STEPS = 1000
 LINEAR_BETAS = torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64)
 
 PATHS: dict[str, ProbabilityPath] = {
-    "vp-linear": ProbabilityPath("vp-linear", _vp_linear_log_snr, _vp_linear_time, True),
-    "vp-cosine": ProbabilityPath("vp-cosine", _vp_cosine_log_snr, _vp_cosine_time, True),
-    "flow": ProbabilityPath("flow", _flow_log_snr, lambda log_snr: torch.sigmoid(-log_snr), False),
-    "ddpm-linear": discrete_path("ddpm-linear", LINEAR_BETAS),
-    "ddpm-cosine": discrete_path("ddpm-cosine", cosine_betas(STEPS)),
+    "vp-linear": ProbabilityPath(_vp_linear_half_log_snr, _vp_linear_time, True),
+    "vp-cosine": ProbabilityPath(_vp_cosine_half_log_snr, _vp_cosine_time, True),
+    "flow": ProbabilityPath(_flow_half_log_snr, lambda x: torch.sigmoid(-x), False),
+    "ddpm-linear": discrete_path(LINEAR_BETAS),
+    "ddpm-cosine": discrete_path(cosine_betas(STEPS)),
 }

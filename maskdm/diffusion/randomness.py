@@ -6,9 +6,11 @@ run split over processes and a run in micro-batches all see the same numbers.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def stream(seed: int, purpose: str, step: int = 0, sample: int = 0) -> np.random.Generator:
@@ -42,3 +44,21 @@ def streams(
         counter[3] = sample
         bits.state = start
         yield random
+
+
+def normal(
+    seed: int, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int]
+) -> Tensor:
+    """Return standard normal numbers, ``(len(samples), *shape)`` float32, a stream a sample.
+
+    Args:
+        seed: as in ``stream``.
+        purpose: as in ``stream``.
+        step: as in ``stream``.
+        samples: the indices of the samples.
+        shape: of what each of them gets.
+    """
+    draws = np.empty((len(samples), *shape), np.float32)
+    for draw, random in zip(draws, streams(seed, purpose, step, samples), strict=True):
+        random.standard_normal(out=draw, dtype=np.float32)
+    return torch.from_numpy(draws)

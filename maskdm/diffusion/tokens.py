@@ -10,19 +10,26 @@ from torch import Tensor
 
 
 def to_tokens(images: Tensor, patch: int) -> Tensor:
-    """Return the patches of uint8 images as numbers in [−1, 1].
+    """Return the patches of uint8 images as numbers in [−1, 1], ``(batch, N, p²·C)`` float32.
 
     Args:
         images: ``(batch, H, W, C)`` uint8.
         patch: the side p of a patch, a divisor of H and W.
+    """
+    return in_range(patches(images, patch))
 
-    Returns:
-        ``(batch, N, p²·C)`` float32.
+
+def patches(images: Tensor, patch: int) -> Tensor:
+    """Return the patches of images of any type, ``(batch, N, p²·C)``.
+
+    Args:
+        images: ``(batch, H, W, C)``.
+        patch: the side p of a patch, a divisor of H and W.
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
-    split = images.view(batch, rows, patch, columns, patch, channels).permute(0, 1, 3, 2, 4, 5)
-    return in_range(split.reshape(batch, rows * columns, patch**2 * channels))
+    split = images.reshape(batch, rows, patch, columns, patch, channels).permute(0, 1, 3, 2, 4, 5)
+    return split.reshape(batch, rows * columns, patch**2 * channels)
 
 
 def to_images(tokens: Tensor, patch: int, channels: int) -> Tensor:
@@ -32,7 +39,7 @@ def to_images(tokens: Tensor, patch: int, channels: int) -> Tensor:
 
 
 def to_values(tokens: Tensor, patch: int, channels: int) -> Tensor:
-    """Return the numbers of all patches where they stand in the image, ``(batch, H, W, C)``."""
+    """Return all patches where they stand in the image, ``(batch, H, W, C)``: undo ``patches``."""
     batch, count, _ = tokens.shape
     grid = round(count**0.5)
     split = tokens.reshape(batch, grid, grid, patch, patch, channels).permute(0, 1, 3, 2, 4, 5)
@@ -63,9 +70,9 @@ def visible_tokens(
     columns = np.where(flipped[:, None], per_row - 1 - columns, columns)
     first = (indices[:, None] * height + rows * patch) * per_row + columns
     taken = lines.take(first[:, :, None] + per_row * np.arange(patch))  # (batch, S, p)
-    patches = taken.view(np.uint8).reshape(*positions.shape, patch, patch, channels)
-    patches[flipped] = patches[flipped, :, :, ::-1]
-    return in_range(torch.from_numpy(patches).flatten(2))
+    visible = taken.view(np.uint8).reshape(*positions.shape, patch, patch, channels)
+    visible[flipped] = visible[flipped, :, :, ::-1]
+    return in_range(torch.from_numpy(visible).flatten(2))
 
 
 def in_range(pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch._functorch.config as functorch
 from torch import Tensor, nn
 
 from maskdm.runtime.environment import COMPILE
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 from maskdm.runtime.execution import Execution
 
 
@@ -65,7 +65,7 @@ def with_fallback(
         try:
             return fast(*args, **kwargs)
         except Exception as error:  # compilers fail with errors of every kind
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = reason(error)
             if strict and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
                 raise
             if strict:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from maskdm.runtime.distributed import worker
 from maskdm.runtime.environment import DEVICE, device_name
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +40,8 @@ def choose_device(wanted: str | None = None) -> torch.device:
     except ValueError as allowed:
         raise UserError(f"{asked_in} is '{wanted}', but must be {allowed}.") from None
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{asked_in} is '{wanted}', which this machine cannot use ({reason}). "
+            f"{asked_in} is '{wanted}', which this machine cannot use ({reason(error)}). "
             "Use 'cpu', 'cuda', 'cuda:N' or 'mps', or nothing to have it chosen."
         ) from None
     return device

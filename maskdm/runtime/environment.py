@@ -183,18 +183,23 @@ def refuse_former_names() -> None:
             raise UserError(f"{old} is called {new} now: set that instead, and unset {old}.")
 
 
-def checkpoints_folder() -> Path:
-    """Return the folder of all checkpoints.
+def repository() -> Path:
+    """Return where what outlives a run is kept.
 
     DVC names the repository in ``DVC_ROOT``, even in the temporary folder of an experiment, which
-    is thrown away; the checkpoints must outlive it.
+    is thrown away.
     """
-    return Path(os.environ.get("DVC_ROOT") or ".") / CHECKPOINTS.get()
+    return Path(os.environ.get("DVC_ROOT") or ".")
+
+
+def checkpoints_folder() -> Path:
+    """Return the folder of all checkpoints."""
+    return repository() / CHECKPOINTS.get()
 
 
 def shards_folder() -> Path:
-    """Return the folder of the cache of shards, which outlives the folder of an experiment, too."""
-    return Path(os.environ.get("DVC_ROOT") or ".") / SHARDS_CACHE.get()
+    """Return the folder of the cache of shards."""
+    return repository() / SHARDS_CACHE.get()
 
 
 def bound_spinning() -> None:

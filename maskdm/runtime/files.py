@@ -7,6 +7,7 @@ the old file, no reader finds half of one, and a link into DVC's cache is replac
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"os error (\d+)")
 BEGUN = ".begun"  # how the names of files end that are being written, behind their process's number
 UNFINISHED = ".tmp*"  # what the library's file is called until it is whole
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maskdm.runtime.environment import REPLAY
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 
 Inputs = tuple[Tensor | None, ...]
 Function = Callable[..., Tensor]
@@ -112,16 +112,16 @@ class Replay:
 
     def _give_up(self, error: RuntimeError) -> None:
         """Go on without graphs, or raise a UserError."""
-        reason = str(error).strip().splitlines()[0]
+        why = reason(error)
         if self.strict and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
             raise error  # no fault of recording
         if self.strict:
             raise UserError(
-                f"CUDA graphs do not work here: {reason}. To go on without, which gives other last "
+                f"CUDA graphs do not work here: {why}. To go on without, which gives other last "
                 f"bits, set {REPLAY.name}=0."
             ) from error
         print(
-            f"CUDA graphs do not work here, going on without: {reason}. (If memory runs "
+            f"CUDA graphs do not work here, going on without: {why}. (If memory runs "
             f"full, as it may with an older torch, set {REPLAY.name}=0.)",
             file=sys.stderr,
         )

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from maskdm.backbones.denoiser import Denoiser
+from maskdm.diffusion.estimate import x0_estimate
 from maskdm.diffusion.loss import DiffusionParams
-from maskdm.diffusion.paths import PATHS
-from maskdm.diffusion.predictions import to_x0
-from maskdm.diffusion.tokens import all_positions
-from maskdm.sampling.solvers import X0Denoiser
+from maskdm.diffusion.reverse import X0Denoiser
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,7 @@ class X0Network:
             time: ``(batch,)``.
             labels: the classes, ``(batch,)`` int64; None without classes.
         """
-        positions = all_positions(len(x), x.shape[1], x.device)
-        output = self.backbone(x, positions, time, labels).float()
-        level = PATHS[self.diffusion.path].level(time, like=x)
-        return to_x0(output, x, level, self.diffusion.prediction)
+        return x0_estimate(self.backbone, x, time, labels, self.diffusion)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from maskdm.diffusion.paths import Level
-from maskdm.diffusion.tokens import to_tokens
+from maskdm.diffusion.reverse import X0Denoiser
+from maskdm.diffusion.tokens import patches, to_tokens
 from maskdm.runtime.errors import UserError
-from maskdm.sampling.solvers import X0Denoiser
 
 Picture = Image.Image | np.ndarray
 MODES = {1: "L", 3: "RGB"}  # channels: mode
@@ -74,8 +74,8 @@ def known_part(image: Picture, mask: Picture, size: int, channels: int, patch: i
             "an array) where new pixels are wanted."
         )
     tokens = to_tokens(torch.from_numpy(pixels)[None], patch)[0]
-    known = np.broadcast_to(~wanted[:, :, None], pixels.shape).astype(np.uint8)
-    return Known(tokens, to_tokens(torch.from_numpy(known)[None], patch)[0] > -1)
+    known = np.broadcast_to(~wanted[:, :, None], pixels.shape).copy()
+    return Known(tokens, patches(torch.from_numpy(known)[None], patch)[0])
 
 
 def _pixels(image: Picture, size: int, channels: int) -> np.ndarray:

@@ -401,7 +401,7 @@ class TrainedModel:
             images.append(self.draw(params, indices, labels, start))
         return np.concatenate(images)
 
-    def path(
+    def estimates(
         self, params: SampleParams, indices: range, labels: Tensor | None = None
     ) -> Iterator[np.ndarray]:
         """Yield the estimates of samples ``indices`` from noise to image, as ``draw`` returns them.

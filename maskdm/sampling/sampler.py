@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, Strict, field_validator
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.paths import PATHS, ProbabilityPath
-from maskdm.diffusion.randomness import stream
+from maskdm.diffusion.randomness import normal, stream
 from maskdm.diffusion.reverse import sampling_grid
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.folders import same_folder
@@ -175,10 +174,7 @@ def starting_noise(seed: int, shape: tuple[int, int], indices: range, step: int 
         indices: of the samples.
         step: 0 for the noise that sampling starts from, later for what is added on the way.
     """
-    draws = np.empty((len(indices), *shape), np.float32)
-    for row, index in zip(draws, indices, strict=True):
-        stream(seed, "sample", step, index).standard_normal(out=row, dtype=np.float32)
-    return torch.from_numpy(draws)
+    return normal(seed, "sample", step, indices, shape)
 
 
 @torch.inference_mode()

@@ -13,40 +13,8 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.paths import Level
-from maskdm.diffusion.reverse import Grid, ancestral_std, towards
+from maskdm.diffusion.reverse import Grid, X0Denoiser, ddim, estimate_at
 from maskdm.runtime.packages import require_package
-
-X0Denoiser = Callable[[Tensor, Tensor], Tensor]
-
-
-def _at(denoise: X0Denoiser, x: Tensor, level: Level[float]) -> Tensor:
-    """Return the x0 estimate of a batch at one level."""
-    return denoise(x, x.new_full((len(x),), level.time))
-
-
-def ddim(
-    denoise: X0Denoiser, x: Tensor, grid: Grid, eta: float, noise: Callable[[int], Tensor]
-) -> Iterator[Tensor]:
-    """Solve with DDIM (Song et al. 2021, eq. 12; eq. 16 for η), for any α and σ.
-
-    Args:
-        denoise: ``(x_t, time (batch,))`` → estimate of x0.
-        x: noise at the first level, ``(batch, …)``.
-        grid: the levels, from noise to image.
-        eta: share of the ancestral noise that is added back; 0 is deterministic.
-        noise: step → standard normal numbers shaped like ``x``; called only if ``eta`` > 0.
-
-    Yields:
-        The x0 estimate at every level; the last one is the sample.
-    """
-    for step, (here, there) in enumerate(pairwise(grid)):
-        x0 = _at(denoise, x, here)
-        yield x0
-        std = eta * ancestral_std(here, there)
-        x = towards(x, x0, here, there, std)
-        if std > 0:
-            x = x + std * noise(step)
-    yield _at(denoise, x, grid[-1])
 
 
 def ddpm(
@@ -62,9 +30,9 @@ def dpmpp_2m(
     """Solve with DPM-Solver++ 2M (Lu et al. 2022, algorithm 2); arguments as in ``ddim``."""
     previous, h_previous = None, 0.0
     for here, there in pairwise(grid):
-        x0 = _at(denoise, x, here)
+        x0 = estimate_at(denoise, x, here)
         yield x0
-        h = there.log_snr - here.log_snr
+        h = there.half_log_snr - here.half_log_snr
         if previous is None:
             estimate = x0
         else:
@@ -72,7 +40,7 @@ def dpmpp_2m(
             estimate = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
         x = there.sigma / here.sigma * x - there.alpha * expm1(-h) * estimate
         previous, h_previous = x0, h
-    yield _at(denoise, x, grid[-1])
+    yield estimate_at(denoise, x, grid[-1])
 
 
 def heun(
@@ -84,13 +52,13 @@ def heun(
     """
     y = x / grid[0].alpha
     for here, there in pairwise(grid):
-        x0 = _at(denoise, here.alpha * y, here)
+        x0 = estimate_at(denoise, here.alpha * y, here)
         yield x0
         slope, step = (y - x0) / here.ratio, there.ratio - here.ratio
         ahead = y + step * slope
-        x0_ahead = _at(denoise, there.alpha * ahead, there)
+        x0_ahead = estimate_at(denoise, there.alpha * ahead, there)
         y = y + step * (slope + (ahead - x0_ahead) / there.ratio) / 2
-    yield _at(denoise, grid[-1].alpha * y, grid[-1])
+    yield estimate_at(denoise, grid[-1].alpha * y, grid[-1])
 
 
 def euler_maruyama(
@@ -103,11 +71,11 @@ def euler_maruyama(
     """
     y = x / grid[0].alpha
     for step, (here, there) in enumerate(pairwise(grid)):
-        x0 = _at(denoise, here.alpha * y, here)
+        x0 = estimate_at(denoise, here.alpha * y, here)
         yield x0
         fall = here.ratio - there.ratio
         y = y - 2 * fall / here.ratio * (y - x0) + sqrt(2 * here.ratio * fall) * noise(step)
-    yield _at(denoise, grid[-1].alpha * y, grid[-1])
+    yield estimate_at(denoise, grid[-1].alpha * y, grid[-1])
 
 
 def unipc(
@@ -130,11 +98,11 @@ def unipc(
 
     z = x * (scale(grid[0]) / grid[0].alpha)
     for here, there, timestep in zip(grid, grid[1:], scheduler.timesteps, strict=False):
-        x0 = _at(denoise, z * (here.alpha / scale(here)), here)
+        x0 = estimate_at(denoise, z * (here.alpha / scale(here)), here)
         yield x0
         z = scheduler.step(x0, timestep, z).prev_sample.to(x.dtype)
         last = there
-    yield _at(denoise, z * (last.alpha / scale(last)), last)
+    yield estimate_at(denoise, z * (last.alpha / scale(last)), last)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Errors = dict[str, float]  # x0 errors by column name: raw and averaged, and each per log-SNR
+ALL = slice(None)
+Errors = dict[str, float]  # x0 errors by column name: raw and averaged, and each per λ
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class History:
             step=last,
             loss=float(losses.mean()) if len(losses) else nan,
             gradient_norm=self.norms[last - 1] if isfinite(self.norms[last - 1]) else inf,
-            skipped=int((~self._finite()[part]).sum()),
+            skipped=int((~self._finite(part)).sum()),
         )
 
     def rows(self, every: int, after: int = 0) -> list[Row]:
@@ -115,8 +116,8 @@ class History:
         ends = [*range((after // every + 1) * every, steps, every), steps] if steps > after else []
         return [self.row(end, every) for end in ends]
 
-    def _finite(self) -> np.ndarray:
-        """Return of each step whether it changed the weights."""
+    def _finite(self, part: slice = ALL) -> np.ndarray:
+        """Return of each step of a part whether it changed the weights."""
         self.fetch()
-        finite: np.ndarray = np.isfinite(np.array([self.losses, self.norms])).all(axis=0)
-        return finite
+        changed: np.ndarray = np.isfinite(self.losses[part]) & np.isfinite(self.norms[part])
+        return changed

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from maskdm.runtime.environment import LIVE
+from maskdm.runtime.environment import LIVE, repository
+from maskdm.runtime.errors import reason
 from maskdm.training.curves import TRAINING, Curves, picture
 from maskdm.training.loop import WEIGHTS
 
@@ -185,8 +186,7 @@ class Live:
         try:
             yield
         except Exception as error:  # each fails with errors of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            line = f"MASKDM_LIVE={self.asked} does not work here, going on without: {reason}"
+            line = f"MASKDM_LIVE={self.asked} does not work here, going on without: {reason(error)}"
             tqdm.write(line, file=sys.stderr)
             self.tracker = None
 
@@ -197,5 +197,5 @@ def _named(curve: str, row: Values, columns: tuple[str, ...]) -> dict[str, float
 
 
 def _folder() -> Path:
-    """Return where trackers write: an experiment's own folder may be thrown away."""
-    return Path(os.environ.get("DVC_ROOT") or ".") / "live"
+    """Return where trackers write."""
+    return repository() / "live"

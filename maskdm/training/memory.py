@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.transformer import OUTER
 from maskdm.diffusion.masking import Mask, nothing_masked
 from maskdm.runtime.environment import DEVICE, LAUNCHER, SHARD
 from maskdm.runtime.errors import UserError
@@ -18,7 +19,6 @@ from maskdm.training.schedule import Schedule
 NUMBER = 4  # bytes of one in fp32
 PER_WEIGHT = 5  # the weight, its gradient, AdamW's two moments, its average
 PER_TOKEN = 8  # activations of width ``dim`` that a block keeps for its backward pass, at least
-OUTER = 2  # blocks that see all that is shown, where the middle sees less
 GIB = 2**30
 
 
@@ -77,7 +77,7 @@ def least_bytes(network: Denoiser, schedule: Schedule, dim: int, depth: int) -> 
 
     def tokens(mask: Mask) -> int:
         """Return how many tokens all blocks together see."""
-        outer = min(OUTER, depth)
+        outer = min(2 * OUTER, depth)
         return outer * mask.shown + (depth - outer) * (mask.in_middle or mask.shown)
 
     most = max(map(tokens, _masks(schedule)))

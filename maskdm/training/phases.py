@@ -95,7 +95,7 @@ class PretrainParams(PhaseParams):
         0.0,
         ge=-100,
         le=100,
-        description="log-SNR added to masked steps, in units of ½·ln(N/S), -100 to 100; 0 for none",
+        description="log-SNR added to masked steps, in units of ln(N/S), -100 to 100; 0 for none",
     )
 
 
@@ -183,7 +183,7 @@ def check_mirroring(phase: str, hflip: float, of_latents: bool) -> None:
 
 
 def fewer_tokens(mask: Mask) -> float:
-    """Return ½·ln(N/S), by how much less log-SNR S of N tokens say as much as all at a time.
+    """Return ½·ln(N/S), by how much less λ, half the log-SNR, S of N tokens say as much as all.
 
     Noise averages out over tokens, as over pixels (Hoogeboom et al. 2023, section 3.1).
     """

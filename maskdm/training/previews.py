@@ -12,12 +12,11 @@ from torch import Tensor
 
 from maskdm.backbones.autoencoder import Codec
 from maskdm.backbones.decoding import images_of
+from maskdm.diffusion.estimate import x0_estimate
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.paths import PATHS
-from maskdm.diffusion.predictions import to_x0
-from maskdm.diffusion.randomness import stream
-from maskdm.diffusion.reverse import sampling_grid, towards
-from maskdm.diffusion.tokens import all_positions
+from maskdm.diffusion.randomness import normal
+from maskdm.diffusion.reverse import ddim, sampling_grid
 
 COUNT = 10  # images of a preview
 LEVELS = 10  # noise levels, each an evaluation of the network
@@ -47,14 +46,10 @@ class Previewer:
         codec: Codec | None = None,
     ) -> None:
         self.params, self.patch, self.channels, self.codec = params, patch, channels, codec
-        self.path = PATHS[params.path]
-        self.grid = sampling_grid(self.path, LEVELS)
-        noise = np.empty((COUNT, (size // patch) ** 2, patch**2 * channels), np.float32)
-        for sample in range(COUNT):
-            # The seed of a run must not change what its previews start from.
-            stream(0, "previews", 0, sample).standard_normal(out=noise[sample], dtype=np.float32)
-        self.noise = torch.from_numpy(noise).to(device)
-        self.positions = all_positions(COUNT, self.noise.shape[1], device)
+        self.grid = sampling_grid(PATHS[params.path], LEVELS)
+        shape = ((size // patch) ** 2, patch**2 * channels)
+        # The seed of a run must not change what its previews start from.
+        self.noise = normal(0, "previews", 0, range(COUNT), shape).to(device)
         self.labels = torch.arange(COUNT, device=device) % classes if classes else None
 
     @torch.no_grad()  # inference_mode would spoil the tensors that sharded weights are gathered in
@@ -64,11 +59,10 @@ class Previewer:
         Args:
             denoise: ``(tokens, positions, time, labels)`` → the network's output.
         """
-        x = self.grid[0].sigma * self.noise
-        for here, there in zip(self.grid, [*self.grid[1:], None], strict=True):
-            time = x.new_full((len(x),), here.time)
-            output = denoise(x, self.positions, time, self.labels).float()
-            level = self.path.level(time, like=x)
-            x0 = to_x0(output, x, level, self.params.prediction).clamp(-1, 1)
-            x = x0 if there is None else towards(x, x0, here, there)
-        return images_of(x, self.patch, self.channels, self.codec)
+
+        def clipped(x: Tensor, time: Tensor) -> Tensor:
+            return x0_estimate(denoise, x, time, self.labels, self.params).clamp(-1, 1)
+
+        start = self.grid[0].sigma * self.noise
+        *_, x0 = ddim(clipped, start, self.grid, eta=0.0, noise=lambda step: start)
+        return images_of(x0, self.patch, self.channels, self.codec)

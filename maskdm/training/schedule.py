@@ -24,7 +24,7 @@ class Leg:
         batch_size: images a step.
         lr: the learning rate that the warm-up reaches.
         warmup: steps of linear warm-up at the leg's start.
-        shift: added to the log-SNR of its times.
+        shift: added to half the log-SNR of its times.
     """
 
     mask: Mask
@@ -87,7 +87,7 @@ class Schedule:
         return leg.lr * min(rising, falling)
 
     def shift(self, step: int) -> float | None:
-        """Return what is added to the log-SNR of step ``step`` (from 0); None if nothing ever."""
+        """Return what is added to λ, half the log-SNR, of step ``step`` (from 0); None if never."""
         if not any(leg.shift for leg in self.legs):
             return None
         return 0.0 if self.is_full(step) else self.leg(step)[0].shift

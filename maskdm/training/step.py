@@ -32,7 +32,8 @@ class Rates:
     Attributes:
         learning_rate: AdamW's.
         averaging: the weight 1 − β that the average gives to the new weights.
-        shift: of log-SNR, of a masked leg (``pretrain.noise_shift``); None where no leg has one.
+        shift: of half the log-SNR, of a masked leg (``pretrain.noise_shift``); None where no leg
+            has one.
     """
 
     learning_rate: Number
@@ -130,7 +131,7 @@ def accumulate(
         diffusion: path, prediction and loss.
         scale: of the loss in fp16, or None.
         execution: its micro-batch decides how many passes are made.
-        shift: of log-SNR, or None.
+        shift: of half the log-SNR, or None.
     """
     processes = execution.processes
     total = torch.zeros((), device=execution.device)

@@ -47,7 +47,7 @@ def described(arm: Params) -> str:
     if "full_share" in pretrain:
         said.append(f"{100 * pretrain['full_share']:g} % of the masked steps on whole images")
     if "noise_shift" in pretrain:
-        said.append("masked steps at ½·ln(N/S) more log-SNR")
+        said.append("masked steps at ln(N/S) more log-SNR")
     if finetune.get("optimiser") == "kept":
         said.append("going on with the raw weights and AdamW's moments")
     return "; ".join(said)

@@ -98,7 +98,7 @@ def uniform_in_time(path: str, levels: int) -> Grid:
     """Return the paper's grid, between the same ends; no solver uses it, see the table."""
     first, *_, last = sampling_grid(PATHS[path], 3)
     times = torch.linspace(first.time, last.time, levels, dtype=torch.float64)
-    return PATHS[path].levels(PATHS[path].log_snr(times))
+    return PATHS[path].levels(PATHS[path].half_log_snr(times))
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskdm.evaluation.features.extraction import Extractor, Network
 from maskdm.runtime.downloads import TIMEOUT, download
-from maskdm.runtime.errors import UserError
+from maskdm.runtime.errors import UserError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -78,10 +78,9 @@ def build_dinov2(model: str, file: Path, device: torch.device) -> Network:
             num_classes=0,
         )
     except (RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"The DINOv2 weights at {file} do not fit timm's {model} ({reason}): remove the file, "
-            f"and run again to download them, or {INSTEAD}."
+            f"The DINOv2 weights at {file} do not fit timm's {model} ({reason(error)}): remove "
+            f"the file, and run again to download them, or {INSTEAD}."
         ) from None
     network = network.eval().requires_grad_(False).to(device)
     mean, std = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -11,6 +10,7 @@ from maskdm.evaluation.features.dinov2 import DINOV2
 from maskdm.evaluation.features.efficientnet import EFFICIENTNET_LITE0
 from maskdm.evaluation.features.extraction import FeatureNetwork
 from maskdm.evaluation.features.inception import INCEPTION
+from maskdm.runtime.files import file_hash
 from maskdm.runtime.params import Section
 
 if TYPE_CHECKING:
@@ -37,4 +37,4 @@ def load_network(name: str, device: torch.device) -> FeatureNetwork:
     extractor = EXTRACTORS[name]
     file = extractor.weights()
     network = extractor.build(file, device)
-    return FeatureNetwork(extractor, network, device, hashlib.sha256(file.read_bytes()).hexdigest())
+    return FeatureNetwork(extractor, network, device, file_hash(file))

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import UNFINISHED, sync, write_tensors
+from maskdm.runtime.files import UNFINISHED, file_hash, sync, write_tensors
 from maskdm.runtime.locks import acquired, held
 from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.remote import Remote
@@ -297,7 +297,7 @@ class CheckpointStore:
                     **json.loads(json.dumps(metadata)),
                     "step": step,
                     "bytes": begun.stat().st_size,
-                    "sha256": _file_hash(begun),
+                    "sha256": file_hash(begun),
                 }
             with self._writing(f"{name}{METADATA}") as begun:
                 metadata |= {"checksum": digest(metadata)}
@@ -463,8 +463,3 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if checksum != digest(metadata):
         raise DamagedError(f"{METADATA} does not match its checksum")
     return dict(metadata)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
