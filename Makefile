@@ -90,6 +90,8 @@ report: setup
 	python -m tools.report.page $(REVS)
 
 docs: setup
+	python -m benchmarks.evidence.summary
+	python -m benchmarks.evidence.decided
 	python -m tools.tables.pages
 	python -m tools.report.figure
 	python -m tools.report.regimes

@@ -2,14 +2,14 @@
 
 Every arm is compared with scratch of the same seed: the difference of what they end with, its mean
 over seeds with a 95 % t-interval, and the one-sided paired t-test of "the arm is no better". The
-question is asked of arms at half of the budget against scratch at the whole, in error and KID: the
-p-values of these, over sets and measures, are corrected by Holm's method, of each arm for itself
-and against each setting of scratch (an arm that is to be as good has to be so against all of them,
-which needs no correction). What else is compared describes: FD, which says what KID says; other
-shares of the budget; scratch at as much compute as the arm; the error by other means (``by_image``,
-and the geometric mean over noise levels, which gives all of them the same weight). Writes
-reports/decision.json; of a part that is named, such as ``reduced``, it prints the answer and writes
-nothing.
+question is asked of arms at half of the budget against scratch at the whole, in error and KID; a
+second one, asked later, against scratch at as much. The p-values of a question, over sets and
+measures, are corrected by Holm's method, of each arm for itself and against each setting of scratch
+(an arm that is to be as good has to be so against all of them, which needs no correction). What
+else is compared describes: FD, which says what KID says; other shares of the budget; the error by
+other means (``by_image``, and the geometric mean over noise levels, which gives all of them the
+same weight). Writes reports/decision.json; of a part that is named, such as ``reduced``, it prints
+the answer and writes nothing.
 """
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ PARTS = (SMALL, *TESTS.values())
 MEASURES = ("error", "kid", "fd")
 LEAST = 3  # seeds that a comparison needs
 ASKED = ("error", "kid")  # measures of the question
-HALF = 0.5  # of the budget, its arms have
+HALF = 0.5  # of the budget, its arms have; in the second question scratch, too
 MARGIN = 0.05  # of scratch's value: how much worse is also asked about
 
 Group = tuple[str, str, str, float, float]  # dataset, arm, tuning, share, of
@@ -134,7 +134,7 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
             )
     families = defaultdict(list)
     for row in filter(is_asked, rows):
-        families[row["arm"], row["against"]].append(row)
+        families[row["arm"], row["against"], row["against_of"]].append(row)
     for family in families.values():
         better = holm([row["p"] for row in family])
         worse = holm([1 - row["p"] for row in family])
@@ -170,8 +170,8 @@ def named(results: Sequence[Result], arm: Group, scratch: Group) -> dict[str, An
 
 
 def is_asked(row: Mapping[str, Any]) -> bool:
-    """Return whether a comparison is one of the question's."""
-    return row["of"] == HALF and row["against_of"] == 1 and row["measure"] in ASKED
+    """Return whether a comparison is one of the questions'."""
+    return row["of"] == HALF and row["against_of"] in (1, HALF) and row["measure"] in ASKED
 
 
 def group(result: Result) -> Group:

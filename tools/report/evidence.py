@@ -86,6 +86,8 @@ def deciding() -> dict[str, Any] | None:
     return {
         "head": decision.HEAD,
         "rows": decision.rows_of(found),
+        "summary": decision.headline_rows(),
+        "summary_head": decision.HEADLINE,
         "arms": definitions.arms(row["arm"] for row in found),
         "tunings": definitions.tunings(row["against"] for row in found),
         "map": regime_charts(marks, regimes.shapes(marks)),
@@ -134,7 +136,10 @@ def factors(row: Mapping[str, Any], measure: str) -> list[str]:
     """Return how many times less compute and less time.
 
     Where not all seeds get there, a mean over the others would flatter the arm: they are counted.
+    None for distances: three measurements an octave apart do not carry a factor.
     """
+    if measure != "error":
+        return [NOTHING, NOTHING]
     found, seeds = row["speedup"][measure], len(row["seeds"])
     if found is None:
         return [NEVER, NEVER]

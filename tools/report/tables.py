@@ -1,23 +1,12 @@
-"""The evidence as tables in Markdown, for README.md and docs/evidence.md (``make docs``)."""
+"""The older comparison as tables in Markdown, for docs/evidence-more.md (``make docs``)."""
 
 from collections.abc import Iterable, Sequence
 
 from benchmarks.evidence.results import Result, first_reached, read_results, read_step_times
-from benchmarks.evidence.summary import PARTS, SCRATCH, at_whole_budget, entries
+from benchmarks.evidence.summary import PARTS, SCRATCH, entries
 from tools.report.evidence import HEAD, NEVER, NOTHING, per_cent, rows_of, sets, transfer
 
 NAMES = {"confirmation": "patches of 4 pixels", "fine": "patches of 2 pixels"}
-
-
-def headline() -> str:
-    """Return the comparisons at the whole budget, an arm and a measure a row."""
-    lines = []
-    for part in PARTS:
-        found = entries(read_results(part), read_step_times())
-        for row in at_whole_budget(found):
-            for dataset, _, *rest in rows_of(row):
-                lines.append([f"{dataset}, {NAMES[part]}", *rest])
-    return _table(["", *HEAD[2:]], lines)
 
 
 def confirmation() -> str:

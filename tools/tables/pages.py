@@ -53,7 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "chosen": partial(decision.tuning, "decision-tuning"),
     "saved": decision.saved,
     "branches": decision.by_branches,
-    "headline": tables.headline,
+    "byimage": decision.by_image,
     "confirmation": tables.confirmation,
     "transfer": tables.transferred,
     "screening": tables.screening,
