@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 import maskdm
 from maskdm.backbones.model_folder import TrainedLeg
 from maskdm.backbones.registry import BACKBONES
-from maskdm.exchange.bundle import Bundle
+from maskdm.exchange.bundle import Bundle, Module
 from maskdm.exchange.exporting import export_to_diffusers
 from maskdm.runtime.errors import UserError
 from tests.support.models import CLASSES, arrays, saved
@@ -231,6 +231,17 @@ def test_every_backbone_is_bundled_as_it_is(backbone):
     assert {n: p.shape for n, p in built.named_parameters()} == {
         n: p.shape for n, p in real.named_parameters()
     }
+
+
+def test_a_file_is_read_once_however_many_of_its_names_are_used(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "maskdm.exchange.bundle.Module", lambda name: read.append(name) or Module(name)
+    )
+    network = BACKBONES["uvit"]
+    Bundle().add(network.__module__, network.__name__)
+    assert len(read) > 1
+    assert len(read) == len(set(read))
 
 
 def test_a_network_that_has_no_source_here_is_refused(tmp_path, own_is_registered):

@@ -88,7 +88,9 @@ class Bundle:
             UserError: if one file cannot hold it: two modules define the name, or it was imported
                 under another one.
         """
-        here = self.modules.setdefault(module, Module(module))
+        if module not in self.modules:
+            self.modules[module] = Module(module)
+        here = self.modules[module]
         statement = here.definitions.get(name)
         if statement is None:
             self._add_imported(here.imports.get(name), name)
