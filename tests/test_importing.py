@@ -226,7 +226,7 @@ def test_other_faults_are_sentences_too(tmp_path):
         ("There is no file", lambda: import_model(tmp_path / "none", out, "uvit")),
         ("is damaged, or no file of weights", lambda: import_model(cut, out, "uvit")),
         ("There is no layout 'dit'", lambda: import_model(file, out, "dit")),
-        ("is not empty", lambda: import_model(file, tmp_path, "uvit")),
+        ("empty: name a folder that is not there", lambda: import_model(file, tmp_path, "uvit")),
         ("diffusion.path is 'x'", lambda: import_model(file, out, "uvit", HEADS, "x")),
         ("give 3 or 2 different", lambda: import_model(file, out, "uvit", 2, None, ["a"])),
         ("must be a multiple of", lambda: import_model(file, out, "uvit", 3)),

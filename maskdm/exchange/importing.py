@@ -18,6 +18,7 @@ from maskdm.diffusion.paths import LINEAR_BETAS, STEPS, cosine_betas
 from maskdm.exchange.layouts import LAYOUTS, sizes, translated
 from maskdm.exchange.reading import State, read_weights, tensors_under
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import require_empty
 from maskdm.runtime.params import validate
 from maskdm.runtime.reading import read_small
 
@@ -49,10 +50,7 @@ def import_model(
     """
     if layout not in LAYOUTS:
         raise UserError(f"There is no layout '{layout}': take {' or '.join(LAYOUTS)}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} is not empty: name a folder for the model that is not there yet."
-        )
+    require_empty(folder)
     content, where = read_weights(file), f"{file}"
     raw, averaged = _weights(content, layout, where)
     found = sizes(LAYOUTS[layout], {n: t.shape for n, t in raw.items()}, heads, where)
