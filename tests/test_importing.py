@@ -228,6 +228,8 @@ def test_other_faults_are_sentences_too(tmp_path):
         ("There is no layout 'dit'", lambda: import_model(file, out, "dit")),
         ("empty: name a folder that is not there", lambda: import_model(file, tmp_path, "uvit")),
         ("diffusion.path is 'x'", lambda: import_model(file, out, "uvit", HEADS, "x")),
+        ("diffusion.path is ''", lambda: import_model(file, out, "uvit", HEADS, "")),
+        ("model.heads is 0", lambda: import_model(file, out, "uvit", 0)),
         ("give 3 or 2 different", lambda: import_model(file, out, "uvit", 2, None, ["a"])),
         ("must be a multiple of", lambda: import_model(file, out, "uvit", 3)),
     ):

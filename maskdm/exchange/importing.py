@@ -55,7 +55,7 @@ def import_model(
     raw, averaged = _weights(content, layout, where)
     found = sizes(LAYOUTS[layout], {n: t.shape for n, t in raw.items()}, heads, where)
     names = _class_names(found.classes, classes, layout, where)
-    diffusion = _diffusion(path or _path(content, layout, where), where)
+    diffusion = _diffusion(_path(content, layout, where) if path is None else path, where)
     values: dict[str, Any] = {
         "size": found.size,
         "channels": found.channels,

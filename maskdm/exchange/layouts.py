@@ -142,7 +142,7 @@ def sizes(layout: Layout, shapes: Mapping[str, Size], heads: int | None, where: 
         "patch": patch,
         "dim": dim,
         "depth": 2 * len(numbers) + 1,
-        "heads": heads or max(1, dim // HEAD_DIM),
+        "heads": max(1, dim // HEAD_DIM) if heads is None else heads,
         "refine": 2 * channels if layout.final and f"{layout.final}.weight" in shapes else 0,
         "init": "paper",
     }
