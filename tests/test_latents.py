@@ -33,7 +33,7 @@ from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepa
 from maskdm.exchange.exporting import export_to_diffusers
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge
-from maskdm.sampling.model import check_guide
+from maskdm.sampling.model import check_guide, load_guided
 from stages import (
     check,
     fid,
@@ -48,7 +48,7 @@ from stages import (
     source,
 )
 from tests.support.autoencoders import saved_autoencoder
-from tests.support.models import arrays, saved
+from tests.support.models import arrays, drawing, saved
 from tests.support.preparing import save_images
 from tests.support.training import CPU, DIFFUSION, MODEL
 
@@ -410,6 +410,26 @@ def test_latents_have_no_pixels_that_could_be_kept_and_no_decoder_to_export(
     with pytest.raises(UserError, match="only models of pixels"):
         export_to_diffusers(model, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_what_latents_do_not_fit_is_said_before_their_autoencoder_is_looked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Otherwise the advice would be to say where it is now, which would not help."""
+    small = MODEL.model_copy(update={"patch": 1}).model_dump()
+    lost = of_latents(folder, autoencoder="lost")
+    latents = saved(tmp_path / "latents", size=SIZE, model=small, latents=lost)
+    pixels, out = saved(tmp_path / "pixels", size=SIZE), tmp_path / "exported"
+    led = drawing(guide=f"{latents}", guide_scale=2.0)
+    for sentence, call in (
+        ("only models of pixels", lambda: export_to_diffusers(latents, out)),
+        ("its latents", lambda: export_to_diffusers(pixels, out, guide=latents)),
+        ("its latents", lambda: maskdm.load(pixels, device="cpu").sample(1, guide=latents)),
+        ("its latents", lambda: load_guided(pixels, led)),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            call()
+    assert not out.exists()
 
 
 def config_of(latents: dict[str, Any] | None) -> ModelConfig:

@@ -10,14 +10,14 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any
 
-from maskdm.backbones.model_folder import ModelConfig, Weights
+from maskdm.backbones.model_folder import ModelConfig, Weights, load_config
 from maskdm.backbones.registry import BACKBONES
 from maskdm.exchange.bundle import PACKAGE, Bundle
 from maskdm.exchange.card import model_card
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import replacing, require_empty, write_json, write_tensors, write_text
 from maskdm.runtime.reading import read_small
-from maskdm.sampling.model import load
+from maskdm.sampling.model import check_guide, load
 from maskdm.sampling.sampler import SampleParams
 
 PIPELINE = "pipeline"  # the name that diffusers looks for
@@ -58,17 +58,17 @@ def export_to_diffusers(
             metrics are of another model, or the folder is not empty.
     """
     require_empty(folder)
-    trained = load(model, weights, device="cpu")
-    components, index, config = {DENOISER: trained}, {}, trained.config
-    measures, drawn = ({}, None) if metrics is None else _measured(metrics, config)
+    config, folders, index = load_config(model), {DENOISER: model}, {}
     if config.latents is not None:
         raise UserError(
             f"{model} draws the latents of an autoencoder, and what is exported has no decoder for "
             "them: only models of pixels (data.autoencoder: null) can be exported."
         )
     if guide is not None:
-        components[GUIDE] = load(guide, weights, device="cpu")
-        trained.guided_by(components[GUIDE])
+        check_guide(load_config(guide), config)
+        folders[GUIDE] = guide
+    measures, drawn = ({}, None) if metrics is None else _measured(metrics, config)
+    components = {name: load(place, weights, device="cpu") for name, place in folders.items()}
     sources = {name: _network_source(part.config) for name, part in components.items()}
     for name, part in components.items():
         file = f"{PACKAGE}_{part.config.model.backbone}"

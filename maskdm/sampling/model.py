@@ -15,7 +15,7 @@ from torch import Tensor
 from maskdm.backbones.autoencoder import Codec, open_codec
 from maskdm.backbones.decoding import images_of
 from maskdm.backbones.denoiser import Denoiser
-from maskdm.backbones.model_folder import ModelConfig, Weights, load_model
+from maskdm.backbones.model_folder import ModelConfig, Weights, load_config, load_model
 from maskdm.runtime.devices import choose_device
 from maskdm.runtime.environment import SAMPLE_BATCH
 from maskdm.runtime.errors import UserError
@@ -418,6 +418,7 @@ class TrainedModel:
         if guide is None:
             return self
         if not isinstance(guide, TrainedModel):
+            check_guide(load_config(Path(guide)), self.config)  # before its autoencoder is opened
             place = None if self.codec is None else self.codec.autoencoder.name
             guide = load(guide, device=f"{self.device}", autoencoder=place)
         return self.guided_by(guide)
@@ -541,4 +542,5 @@ def load_guided(folder: Path, params: SampleParams) -> TrainedModel:
     model = load(folder, params.weights)
     if params.guide is None or not params.guided:
         return model
+    check_guide(load_config(Path(params.guide)), model.config)
     return model.guided_by(load(params.guide, params.weights))
