@@ -123,6 +123,8 @@ def test_a_class_is_asked_for_by_name_or_number(conditional):
         ({"label": -1}, r"no class -1"),
         ({"label": True}, r"no class True"),
         ({"seed": 2**31}, r"sample\.seed is 2147483648"),
+        ({"seed": True}, r"sample\.seed is True"),
+        ({"count": True}, r"sample\.count is True"),
         ({"solver": "euler"}, r"sample\(\): sample\.solver is 'euler'.*Allowed: dpmpp-2m"),
         ({"nfe": 1}, r"sample\.nfe is 1"),
         ({"solver": "heun", "nfe": 4}, r"odd number"),
@@ -130,7 +132,7 @@ def test_a_class_is_asked_for_by_name_or_number(conditional):
 )
 def test_what_cannot_be_drawn_is_refused_with_what_can(conditional, asked, sentence):
     with pytest.raises(UserError, match=sentence):
-        conditional.sample(1, **asked)
+        conditional.sample(**{"count": 1} | asked)
 
 
 def test_loading_refuses_other_weights_and_devices(tmp_path):

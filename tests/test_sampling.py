@@ -1,5 +1,6 @@
 """Solvers against the closed form: Gaussian data has a known denoiser."""
 
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from pydantic import ValidationError
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.diffusion.paths import PATHS
@@ -15,6 +17,8 @@ from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.guidance import Guidance, X0Network, x0_denoiser
 from maskdm.sampling.sampler import (
+    INTERVALS,
+    RANGES,
     SampleParams,
     check_sampling,
     draw_labels,
@@ -305,6 +309,23 @@ def test_settings_that_do_not_fit_together_are_refused(drawing, conditional, sen
         check_sampling(drawing, conditional)
     check_sampling(params(guidance_scale=2.0), conditional=True)
     check_sampling(params("ddim", eta=0.5), conditional=False)
+
+
+def test_every_number_of_the_section_has_its_range_and_is_held_to_it():
+    numbers = {
+        name
+        for name, field in SampleParams.model_fields.items()
+        if field.annotation in (int, float, tuple[float, float])
+    }
+    assert numbers == {*RANGES, *INTERVALS}
+    plain = params().model_dump()
+    for name in numbers:
+        low, high = RANGES.get(name, (0, 1))
+        for value in (low, high, low - 1, high + 1, True):
+            changed = plain | {name: [value, value] if name in INTERVALS else value}
+            fits = value is not True and low <= value <= high
+            with nullcontext() if fits else pytest.raises(ValidationError):
+                SampleParams.model_validate(changed)
 
 
 def test_unipc_is_the_same_on_every_path_since_it_sees_the_same_problem():

@@ -15,8 +15,17 @@ from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.guidance import X0Network
 from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE
-from maskdm.sampling.sampler import check_sampling, draw_labels, estimates
+from maskdm.sampling.sampler import (
+    INTERVALS,
+    RANGES,
+    check_sampling,
+    draw_labels,
+    estimates,
+    fault_of_setting,
+)
 from maskdm.sampling.solvers import SOLVERS
+
+CALLED = {"count": "num_images", "nfe": "num_inference_steps"}  # here, as in all of diffusers
 
 
 class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -100,10 +109,13 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: take {', '.join(SOLVERS)}.")
+        if output_type not in ("pil", "np"):
+            raise UserError(f"There is no output_type {output_type!r}: take pil or np.")
         if guide_scale is None:
             guide_scale = 1.0 if self.guide is None else GUIDE_SCALE
         params: Any = SimpleNamespace(
             solver=solver,
+            count=num_images,
             nfe=SOLVERS[solver].nfe if num_inference_steps is None else num_inference_steps,
             eta=eta,
             guidance_scale=guidance_scale,
@@ -115,9 +127,16 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             guided=guide_scale != 1,
             seed=seed,
         )
+        for name in (*RANGES, *INTERVALS, "guide_class"):
+            value = getattr(params, name)
+            if fault := fault_of_setting(name, value):
+                raise UserError(f"{CALLED.get(name, name)} is {value!r}: {fault}.")
         check_sampling(params, conditional=self.config.classes is not None)
         config, indices = self.config, range(num_images)
         shape = ((config.size // config.patch) ** 2, config.patch**2 * config.channels)
+        if latents is not None and latents.shape != (num_images, *shape):
+            given, fits = tuple(latents.shape), (num_images, *shape)
+            raise UserError(f"latents has the shape {given}, but must have {fits}.")
         diffusion: Any = SimpleNamespace(path=config.path, prediction=config.prediction)
         labels = self.labels(label, seed, indices)
         guide = None if self.guide is None else X0Network(self.guide.eval(), diffusion)

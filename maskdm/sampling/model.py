@@ -303,7 +303,7 @@ class TrainedModel:
         if guide_scale is None:
             guide_scale = 1.0 if self.guide is None else GUIDE_SCALE
         settings = {
-            "count": int(count) if isinstance(count, Integral) else count,
+            "count": int(count) if isinstance(count, np.integer) else count,
             "solver": solver,
             "nfe": SOLVERS[solver].nfe if nfe is None and solver in SOLVERS else nfe,
             "eta": eta,
@@ -314,7 +314,7 @@ class TrainedModel:
             "guide_interval": guide_interval,
             "guide_class": guide_class,
             "weights": "averaged",
-            "seed": int(seed) if isinstance(seed, Integral) else seed,
+            "seed": int(seed) if isinstance(seed, np.integer) else seed,
         }
         params = validate(settings, "sample", SampleParams, where="sample()")
         check_sampling(params, conditional=bool(self.classes))

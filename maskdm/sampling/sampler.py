@@ -3,10 +3,11 @@
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Annotated, Literal
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import Field, Strict, field_validator
+from pydantic import Field, Strict, ValidationInfo, field_validator
 from torch import Tensor
 
 from maskdm.backbones.denoiser import Denoiser
@@ -23,7 +24,17 @@ from maskdm.sampling.solvers import SOLVERS
 
 # The model that draws. DVC needs a path where a stage depends on a parameter, null will not do.
 ITSELF = "models/finetune"
-
+# The least and the most that each number of ``sample`` may be, and which of them are whole.
+RANGES = {
+    "count": (1, 10**7),
+    "nfe": (2, 10**5),
+    "eta": (0, 1),
+    "guidance_scale": (0, 1000),
+    "guide_scale": (0, 1000),
+    "seed": (0, 2**31 - 1),
+}
+WHOLE = "count", "nfe", "seed"
+INTERVALS = "guidance_interval", "guide_interval"
 
 Interval = Annotated[tuple[float, float], Strict(False)]
 GuideClass = Literal["shown", "hidden"]
@@ -32,16 +43,12 @@ GuideClass = Literal["shown", "hidden"]
 class SampleParams(Section):
     """The section ``sample``: how images are drawn from the trained model."""
 
-    count: int = Field(ge=1, le=10**7, description="how many images, a whole number from 1 to 1e7")
+    count: int = Field(description="how many images, a whole number from 1 to 1e7")
     solver: str = Field(description=", ".join(SOLVERS))
-    nfe: int = Field(
-        ge=2, le=10**5, description="network evaluations an image, a whole number from 2 to 1e5"
-    )
-    eta: float = Field(ge=0, le=1, description="noise added by ddim, 0 (none) to 1; 0 for others")
+    nfe: int = Field(description="network evaluations an image, a whole number from 2 to 1e5")
+    eta: float = Field(description="noise added by ddim, 0 (none) to 1; 0 for others")
     guidance_scale: float = Field(
-        ge=0,
-        le=1000,
-        description="classifier-free guidance, 0 to 1000; 1 for none (and without classes)",
+        description="classifier-free guidance, 0 to 1000; 1 for none (and without classes)"
     )
     guidance_interval: Interval = Field(
         description="the times between which guidance acts, [low, high] within 0 (image) to 1 "
@@ -52,9 +59,7 @@ class SampleParams(Section):
         description="a worse model to be led away from, such as models/pretrain; models/finetune "
         "itself for none",
     )
-    guide_scale: float = Field(
-        1.0, ge=0, le=1000, description="guidance by that model, 0 to 1000; 1 for none"
-    )
+    guide_scale: float = Field(1.0, description="guidance by that model, 0 to 1000; 1 for none")
     guide_interval: Interval = Field(
         (0.0, 1.0), description="the times between which the guide acts"
     )
@@ -64,9 +69,7 @@ class SampleParams(Section):
         "it is also towards the class); without classes they are one",
     )
     weights: Literal["averaged", "raw"] = Field(description="averaged or raw")
-    seed: int = Field(
-        ge=0, lt=2**31, description="seed of the sampling noise, a whole number from 0 to 2³¹ − 1"
-    )
+    seed: int = Field(description="seed of the sampling noise, a whole number from 0 to 2³¹ − 1")
 
     @property
     def guided(self) -> bool:
@@ -80,13 +83,43 @@ class SampleParams(Section):
             raise ValueError("there is no such solver")
         return solver
 
-    @field_validator("guidance_interval", "guide_interval")
+    @field_validator(*RANGES, *INTERVALS)
     @classmethod
-    def _interval_is_in_order(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        low, high = interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError("the times are not in order, or not within 0 to 1")
-        return interval
+    def _is_in_range(cls, value: Any, info: ValidationInfo) -> Any:
+        if fault := fault_of_setting(str(info.field_name), value):
+            raise ValueError(fault)
+        return value
+
+
+def fault_of_setting(name: str, value: Any) -> str | None:
+    """Return what is wrong with one setting by itself, None if nothing is.
+
+    Both SampleParams and an exported pipeline, which has no pydantic, ask here.
+
+    Args:
+        name: of ``RANGES``, ``INTERVALS``, or guide_class.
+        value: that was given, of any type.
+
+    Returns:
+        What to say after the value, such as "it is no number from 0 to 1".
+    """
+    if name == "guide_class":
+        known = get_args(GuideClass)
+        return None if value in known else f"it is neither {' nor '.join(known)}"
+    if name in INTERVALS:
+        match value:
+            case [low, high] if _is_number(low) and _is_number(high) and 0 <= low <= high <= 1:
+                return None
+        return "the times are not in order, or not within 0 to 1"
+    (low, high), whole = RANGES[name], name in WHOLE
+    if _is_number(value, Integral if whole else Real) and low <= value <= high:
+        return None
+    return f"it is no {'whole ' * whole}number from {low} to {high}"
+
+
+def _is_number(value: object, kind: type = Real) -> bool:
+    """Return whether a value is a number of a kind, and not True or False."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_sampling(params: SampleParams, conditional: bool) -> None:
