@@ -60,6 +60,9 @@ def as_pipeline(exported: Any, model: TrainedModel, guide: Any = None) -> Any:
         ({"guide_class": "Shown"}, "guide_class is 'Shown': it is neither shown nor hidden"),
         ({"seed": -1}, "seed is -1: it is no whole number from 0 to 2147483647"),
         ({"seed": True}, "seed is True"),
+        ({"label": 3}, "no class 3; this model has 0 to 2: cat, dog, owl"),
+        ({"label": True}, "no class True"),
+        ({"label": False}, "no class False"),
         ({"solver": "euler"}, "no solver 'euler': take dpmpp-2m"),
     ],
 )

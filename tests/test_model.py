@@ -122,6 +122,7 @@ def test_a_class_is_asked_for_by_name_or_number(conditional):
         ({"label": 3}, r"no class 3"),
         ({"label": -1}, r"no class -1"),
         ({"label": True}, r"no class True"),
+        ({"label": False}, r"no class False"),
         ({"seed": 2**31}, r"sample\.seed is 2147483648"),
         ({"seed": True}, r"sample\.seed is True"),
         ({"count": True}, r"sample\.count is True"),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
-from torch import Tensor, full, nn
+from torch import Tensor, nn
 
 from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
@@ -19,7 +19,7 @@ from maskdm.sampling.sampler import (
     INTERVALS,
     RANGES,
     check_sampling,
-    draw_labels,
+    class_labels,
     estimates,
     fault_of_setting,
 )
@@ -138,7 +138,7 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             given, fits = tuple(latents.shape), (num_images, *shape)
             raise UserError(f"latents has the shape {given}, but must have {fits}.")
         diffusion: Any = SimpleNamespace(path=config.path, prediction=config.prediction)
-        labels = self.labels(label, seed, indices)
+        labels = class_labels(config.classes, label, seed, indices)
         guide = None if self.guide is None else X0Network(self.guide.eval(), diffusion)
         for estimate in estimates(
             self.denoiser, diffusion, params, shape, indices, self.device, labels, latents, guide
@@ -148,27 +148,3 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type == "pil":
             drawn = [Image.fromarray(image.squeeze()) for image in drawn]
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
-
-    def labels(self, label: int | str | None, seed: int, indices: range) -> Tensor | None:
-        """Return the labels of samples, ``(len(indices),)`` int64, or None without classes.
-
-        Args:
-            label: a class by number or name; None: as often as in training.
-            seed: of the noise.
-            indices: of the samples.
-
-        Raises:
-            UserError: if there is no such class.
-        """
-        counts = self.config.classes
-        if counts is None and label is None:
-            return None
-        if counts and label is None:
-            return draw_labels(list(counts.values()), seed, indices)
-        names = list(counts or ())
-        number = names.index(label) if label in names else label
-        if not isinstance(number, int) or not 0 <= number < len(names):
-            raise UserError(
-                f"There is no class {label!r}: {', '.join(names[:20]) or 'none at all'}."
-            )
-        return full((len(indices),), number)

@@ -4,7 +4,6 @@ The stages draw their images through the same class, so the same settings give t
 """
 
 from collections.abc import Iterator
-from numbers import Integral
 from pathlib import Path
 from typing import TypedDict, Unpack, get_args
 
@@ -28,7 +27,7 @@ from maskdm.sampling.sampler import (
     GuideClass,
     SampleParams,
     check_sampling,
-    draw_labels,
+    class_labels,
     estimates,
     starting_noise,
 )
@@ -334,22 +333,7 @@ class TrainedModel:
         Raises:
             UserError: if there is no such class.
         """
-        if self.config.classes is None:
-            if label is not None:
-                raise UserError(
-                    f"There is no class {label!r}: this model was trained without classes."
-                )
-            return None
-        if label is None:
-            return draw_labels(list(self.config.classes.values()), seed, indices)
-        names = self.classes
-        number = names.index(label) if isinstance(label, str) and label in names else label
-        if not isinstance(number, Integral) or number is True or not 0 <= number < len(names):
-            raise UserError(
-                f"There is no class {label!r}; this model has 0 to {len(names) - 1}: "
-                f"{', '.join(names[:20])}{' …' if names[20:] else ''}."
-            )
-        return torch.full((len(indices),), int(number))
+        return class_labels(self.config.classes, label, seed, indices)
 
     def draw(
         self,

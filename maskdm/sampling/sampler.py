@@ -1,7 +1,7 @@
 """From noise to images: a network as an x0-denoiser, a grid of noise levels, a solver."""
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args
@@ -196,6 +196,39 @@ def draw_labels(counts: Sequence[int], seed: int, indices: range) -> Tensor:
     ends = list(accumulate(counts))
     draws = (stream(seed, "sample/labels", 0, index).random() for index in indices)
     return torch.tensor([bisect(ends, draw * ends[-1]) for draw in draws], dtype=torch.long)
+
+
+def class_labels(
+    classes: Mapping[str, int] | None, label: int | str | None, seed: int, indices: range
+) -> Tensor | None:
+    """Return the labels of samples ``indices``: the class asked for, or as in training.
+
+    Args:
+        classes: of the model, each with its training images; None without classes.
+        label: a class by number or name, or None.
+        seed: of the sampling noise.
+        indices: of the samples.
+
+    Returns:
+        ``(len(indices),)`` int64, or None without classes.
+
+    Raises:
+        UserError: if there is no such class.
+    """
+    if classes is None:
+        if label is not None:
+            raise UserError(f"There is no class {label!r}: this model was trained without classes.")
+        return None
+    if label is None:
+        return draw_labels(list(classes.values()), seed, indices)
+    names = list(classes)
+    number = names.index(label) if isinstance(label, str) and label in names else label
+    if not _is_number(number, Integral) or not 0 <= int(number) < len(names):
+        raise UserError(
+            f"There is no class {label!r}; this model has 0 to {len(names) - 1}: "
+            f"{', '.join(names[:20])}{' …' if names[20:] else ''}."
+        )
+    return torch.full((len(indices),), int(number))
 
 
 def starting_noise(seed: int, shape: tuple[int, int], indices: range, step: int = 0) -> Tensor:
