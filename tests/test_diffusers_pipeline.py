@@ -2,15 +2,21 @@
 
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from maskdm.exchange.bundle import Bundle
+from maskdm.exchange.diffusers_denoiser import MaskDMDenoiser
+from maskdm.exchange.exporting import _sizes
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.model import TrainedModel
+from maskdm.sampling.sampler import starting_noise
+from tests.support.models import arrays
 
 NAMES = {"num_images": "count", "num_inference_steps": "nfe"}  # in diffusers: here
 
@@ -27,12 +33,15 @@ def exported() -> Iterator[Any]:
         yield module
 
 
-def as_pipeline(exported: Any, model: TrainedModel, guide: Any = None) -> Any:
+def as_pipeline(exported: Any, model: TrainedModel) -> Any:
     """Return the pipeline of a model, as diffusers makes it of an exported folder."""
     config = model.config
+
+    class Component(MaskDMDenoiser):
+        network_class = staticmethod(lambda **sizes: model.backbone)
+
     return exported.MaskDMPipeline(
-        denoiser=model.backbone,
-        guide=guide,
+        denoiser=Component(**_sizes(config)),
         size=config.size,
         channels=config.channels,
         patch=config.model.patch,
@@ -86,3 +95,36 @@ def test_it_refuses_what_the_model_in_python_refuses(asked, sentence, exported, 
 def test_it_refuses_what_only_diffusers_asks_for(asked, sentence, exported, model):
     with pytest.raises(exported.UserError, match=sentence):
         as_pipeline(exported, model)(**asked)
+
+
+def test_it_draws_some_images_at_a_time_and_those_of_the_model_in_python(
+    exported, conditional, monkeypatch
+):
+    monkeypatch.setenv("MASKDM_SAMPLE_BATCH", "2")
+    expected = arrays(conditional.sample(5, 3, nfe=4))
+    noise, sizes = starting_noise(3, conditional.shape, range(5)), []
+    hook = conditional.backbone.register_forward_pre_hook(
+        lambda network, given: sizes.append(len(given[0]))
+    )
+    drawn, few, given = (
+        as_pipeline(exported, conditional)(
+            num_images=count, seed=3, num_inference_steps=4, latents=latents
+        ).images
+        for count, latents in ((5, None), (3, None), (5, noise))
+    )
+    hook.remove()
+    assert np.array_equal(arrays(drawn), expected)
+    assert np.array_equal(arrays(few), expected[:3])
+    assert np.array_equal(arrays(given), expected)
+    assert set(sizes) == {1, 2}
+
+
+def test_what_is_not_finite_becomes_no_pixels(exported, conditional):
+    network = deepcopy(conditional.backbone)
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    model = TrainedModel(network, conditional.config, conditional.device)
+    with pytest.raises(UserError, match="sample is not finite"):
+        model.sample(1, nfe=2)
+    with pytest.raises(exported.UserError, match="sample is not finite"):
+        as_pipeline(exported, model)(num_inference_steps=2)

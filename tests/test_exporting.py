@@ -22,7 +22,7 @@ from tests.support.training import DIFFUSION, MODEL
 # Of a process that knows diffusers and not maskdm: draws from folders, writes what it drew.
 ELSEWHERE = """
 import sys, json
-sys.modules["maskdm"] = None  # importing it fails
+sys.modules["maskdm"] = sys.modules["pydantic"] = None  # importing them fails
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline

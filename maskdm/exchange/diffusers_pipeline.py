@@ -6,18 +6,20 @@ Only ``maskdm/exchange/exporting.py`` reads it: importing it needs diffusers.
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from PIL import Image
 from torch import Tensor, nn
 
 from maskdm.diffusion.tokens import to_images
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.guidance import X0Network
-from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE
+from maskdm.sampling.images import Images
+from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE, sample_batches
 from maskdm.sampling.sampler import (
     INTERVALS,
     RANGES,
+    check_finite,
     check_sampling,
     class_labels,
     estimates,
@@ -105,7 +107,8 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             return_dict: an ImagePipelineOutput if true, else a tuple.
 
         Raises:
-            UserError: if a setting is out of range or does not fit the model.
+            UserError: if a setting is out of range or does not fit the model, or a sample is not
+                finite.
         """
         if solver not in SOLVERS:
             raise UserError(f"There is no solver {solver!r}: take {', '.join(SOLVERS)}.")
@@ -132,19 +135,24 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             if fault := fault_of_setting(name, value):
                 raise UserError(f"{CALLED.get(name, name)} is {value!r}: {fault}.")
         check_sampling(params, conditional=self.config.classes is not None)
-        config, indices = self.config, range(num_images)
+        config = self.config
         shape = ((config.size // config.patch) ** 2, config.patch**2 * config.channels)
         if latents is not None and latents.shape != (num_images, *shape):
             given, fits = tuple(latents.shape), (num_images, *shape)
             raise UserError(f"latents has the shape {given}, but must have {fits}.")
         diffusion: Any = SimpleNamespace(path=config.path, prediction=config.prediction)
-        labels = class_labels(config.classes, label, seed, indices)
         guide = None if self.guide is None else X0Network(self.guide.eval(), diffusion)
-        for estimate in estimates(
-            self.denoiser, diffusion, params, shape, indices, self.device, labels, latents, guide
-        ):
-            tokens = estimate
-        drawn: Any = to_images(tokens, config.patch, config.channels).cpu().numpy()
+        batches = []
+        for indices in sample_batches(num_images):
+            labels = class_labels(config.classes, label, seed, indices)
+            start = None if latents is None else latents[indices.start : indices.stop]
+            for estimate in estimates(
+                self.denoiser, diffusion, params, shape, indices, self.device, labels, start, guide
+            ):
+                tokens = estimate
+            check_finite(tokens)
+            batches.append(to_images(tokens, config.patch, config.channels).cpu().numpy())
+        drawn: Any = np.concatenate(batches)
         if output_type == "pil":
-            drawn = [Image.fromarray(image.squeeze()) for image in drawn]
+            drawn = Images.of(drawn)
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)

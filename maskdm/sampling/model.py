@@ -26,6 +26,7 @@ from maskdm.sampling.interpolation import between
 from maskdm.sampling.sampler import (
     GuideClass,
     SampleParams,
+    check_finite,
     check_sampling,
     class_labels,
     estimates,
@@ -165,7 +166,8 @@ class TrainedModel:
             PIL images, mode RGB or L, which a notebook shows as a grid.
 
         Raises:
-            UserError: if a setting is out of range or does not fit the model.
+            UserError: if a setting is out of range or does not fit the model, or a sample is not
+                finite.
         """
         model = self._guided(guide)
         params = model.settings(
@@ -438,11 +440,7 @@ class TrainedModel:
         )
 
     def _images(self, tokens: Tensor) -> np.ndarray:
-        if not tokens.isfinite().all():
-            raise UserError(
-                "A sample is not finite: lower sample.guidance_scale or sample.guide_scale if one "
-                "is large; else the model has diverged and must be trained again."
-            )
+        check_finite(tokens)
         config = self.config
         return images_of(tokens, config.model.patch, config.network_channels, self.codec)
 

@@ -243,6 +243,19 @@ def starting_noise(seed: int, shape: tuple[int, int], indices: range, step: int 
     return normal(seed, "sample", step, indices, shape)
 
 
+def check_finite(samples: Tensor) -> None:
+    """Check that samples are numbers, of which images can be made.
+
+    Raises:
+        UserError: if one is not finite.
+    """
+    if not samples.isfinite().all():
+        raise UserError(
+            "A sample is not finite: lower sample.guidance_scale or sample.guide_scale if one is "
+            "large; else the model has diverged and must be trained again."
+        )
+
+
 @torch.inference_mode()
 def estimates(
     backbone: Denoiser,
