@@ -85,6 +85,7 @@ def test_it_refuses_what_the_model_in_python_refuses(asked, sentence, exported, 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
+        ({"guide_scale": 2.0}, "guide_scale is 2, but no guide was exported .*: set it to 1"),
         ({"output_type": "pt"}, "no output_type 'pt': take pil or np"),
         (
             {"num_images": 2, "latents": torch.zeros(1, 16, 48)},
@@ -92,7 +93,7 @@ def test_it_refuses_what_the_model_in_python_refuses(asked, sentence, exported, 
         ),
     ],
 )
-def test_it_refuses_what_only_diffusers_asks_for(asked, sentence, exported, model):
+def test_it_refuses_what_does_not_fit_it_in_its_own_words(asked, sentence, exported, model):
     with pytest.raises(exported.UserError, match=sentence):
         as_pipeline(exported, model)(**asked)
 

@@ -134,6 +134,11 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             value = getattr(params, name)
             if fault := fault_of_setting(name, value):
                 raise UserError(f"{CALLED.get(name, name)} is {value!r}: {fault}.")
+        if params.guided and self.guide is None:
+            raise UserError(
+                f"guide_scale is {guide_scale:g}, but no guide was exported with this model: set "
+                "it to 1."
+            )
         check_sampling(params, conditional=self.config.classes is not None)
         config = self.config
         shape = ((config.size // config.patch) ** 2, config.patch**2 * config.channels)
