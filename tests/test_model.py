@@ -94,6 +94,9 @@ def test_a_notebook_shows_images_as_a_grid(model):
     assert (pixels[:, : GAP * scale] == 255).all()
     assert images.grid(columns=1).height > 2 * images.grid().height
     assert Images()._repr_png_() is None
+    for few, columns in ((images, 0), (images, -1), (Images(), 8)):
+        with pytest.raises(UserError, match="at least one of each"):
+            few.grid(columns)
 
 
 def test_grey_models_give_grey_images(tmp_path):

@@ -5,6 +5,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from maskdm.runtime.errors import UserError
+
 COLUMNS = 8  # images in a row
 GAP = 2  # pixels between images, which are white
 SIDE = 128  # pixels of an image's side at least, as it is shown
@@ -23,7 +25,14 @@ class Images(list[Image.Image]):
 
         Args:
             columns: images in a row, at least 1; fewer if there are not so many.
+
+        Raises:
+            UserError: if there are no images, or no columns.
         """
+        if not self or columns < 1:
+            raise UserError(
+                f"A grid of {len(self)} images in {columns} columns: it takes at least one of each."
+            )
         columns = min(columns, len(self))
         scale = max(1, SIDE // self[0].width)
         width, height = (side + GAP for side in self[0].size)
