@@ -33,7 +33,7 @@ def comparisons(part: str) -> str:
 
 def by_image() -> str:
     """Return the differences of errors measured finer, with intervals over seeds and images."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in read()["by_image"]:
         scratch = mean(row["scratch"])
         middle, seeds, images = (
