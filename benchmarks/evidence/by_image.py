@@ -51,7 +51,7 @@ def main(part: Annotated[str, typer.Argument(help="of the matrix, such as decisi
         folder, target = WEIGHTS / run.name / "finetune", KEPT / f"{run.name}.json"
         weights = file_hash(folder / OF_MODEL)
         if not target.exists() or json.loads(target.read_text())["weights"] != weights:
-            images = np.asarray(open_prepared(SETS / run.dataset / "data/prepared").heldout)
+            images = np.array(open_prepared(SETS / run.dataset / "data/prepared").heldout)
             found = errors(maskdm.load(folder), images)
             by_level = zip(HALF_LOG_SNRS, found.mean(axis=1), strict=True)
             about = {

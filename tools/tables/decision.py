@@ -73,7 +73,7 @@ def headline_rows(decided: str = "") -> list[tuple[str, ...]]:
     Args:
         decided: what stands around a difference whose corrected p is below 0.05, either way.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for part, asked in ASKED.items():
         # (images, scratch's share of the budget) → scratch's setting → measure → comparison
         found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
