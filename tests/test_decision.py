@@ -1,6 +1,7 @@
 """The deciding experiments: equal budgets, tuning apart from the test, and the statistics."""
 
 import json
+import re
 from dataclasses import replace
 from math import log
 from statistics import mean, stdev
@@ -453,3 +454,20 @@ def test_the_geometric_mean_gives_every_level_the_same_weight():
     rows = list(decided.geometric(results))
     assert rows
     assert all(row["mean"] == pytest.approx(-np.log(1.1) / 2) for row in rows)
+
+
+def keys_of(content):
+    """Return all keys of a report, of measures and noise levels aside."""
+    if isinstance(content, dict):
+        own = {key for key in content if not re.fullmatch(r"-?\d", key)}
+        return own.union(*(keys_of(value) for value in content.values()))
+    if isinstance(content, list):
+        return set().union(*map(keys_of, content))
+    return set()
+
+
+@pytest.mark.parametrize("report", ["decision", "evidence", "transfer"])
+def test_every_key_of_the_reports_is_explained(report):
+    page = (ROOT / "docs/evidence-more.md").read_text()
+    explained = set(re.findall(r"`(\w+)`", page[page.index("## The files") :]))
+    assert keys_of(json.loads((ROOT / f"reports/{report}.json").read_text())) <= explained
