@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.evidence import by_image, decided, decision
-from benchmarks.evidence.decision import SCRATCH, SMALL, TESTS, runs_of_test
+from benchmarks.evidence.decision import LARGE, SCRATCH, SMALL, TESTS, runs_of_test
 from benchmarks.evidence.matrix import datasets
 from benchmarks.evidence.plan import (
     Run,
@@ -38,7 +38,7 @@ from tools.tables import decision as decision_tables
 
 MATRIX = read_matrix()
 REDUCED = "reduced"
-PLANNED = [run for part in (SMALL, *TESTS, REDUCED) for run in runs_of(MATRIX, part)]
+PLANNED = [run for part in (SMALL, *TESTS, *LARGE, REDUCED) for run in runs_of(MATRIX, part)]
 
 
 def budget(run):

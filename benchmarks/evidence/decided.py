@@ -22,14 +22,14 @@ import numpy as np
 import typer
 
 from benchmarks.evidence.by_image import by_image
-from benchmarks.evidence.decision import SCRATCH, SMALL, TESTS
+from benchmarks.evidence.decision import LARGE, SCRATCH, SMALL, TESTS
 from benchmarks.evidence.results import Result, read_results
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 
 REPORT = Path("reports/decision.json")
-PARTS = (SMALL, *TESTS.values())
+PARTS = (SMALL, *TESTS.values(), *LARGE)
 MEASURES = ("error", "kid", "fd")
 LEAST = 3  # seeds that a comparison needs
 ASKED = ("error", "kid")  # measures of the question

@@ -25,6 +25,8 @@ SMALL = "decision-32"
 # Parts in which is chosen → those in which what was chosen is tested: in scratch's own best network
 # first, then with as many tokens as the arms were made for.
 TESTS = {"decision-8-tuning": "decision-8", "decision-tuning": "decision"}
+# More tokens, a wider network and a longer training than a CPU can do, without a tuning.
+LARGE = ("decision-384", "decision-128")
 SUFFIX = "-tuning"  # of the datasets by which is chosen
 SCRATCH = "scratch"
 SEEDS = (1, 2, 3, 4, 5)
@@ -45,6 +47,7 @@ def main(
     for tuning in TESTS:
         steps += [partial(runs_of, matrix, tuning), partial(runs_of_test, tuning)]
         steps.append(partial(runs_of, matrix, TESTS[tuning]))  # what the matrix itself names
+    steps += [partial(runs_of, matrix, part) for part in LARGE]
     for runs in steps:
         if time.monotonic() < until:
             wanted = runs()
