@@ -231,7 +231,8 @@ def test_solvers_are_measured_as_the_pipeline_measures_and_once(clone):
 
 
 def test_guidance_is_measured_at_every_scale_and_once(clone):
-    command = ("python", "-m", "benchmarks.speed.guidance", "--count", "8", "--solver", "dpmpp-2m")
+    command = ("python", "-m", "benchmarks.speed.guidance", "--count", "8")
+    command += ("--draws", "2", "--solver", "dpmpp-2m")
     assert clone.call(*command).count("guide_scale'") == 1 + len(SCALES) * len(INTERVALS)
     report = json.loads((clone.path / "reports/guidance.json").read_text())
     plain, *guided = report["cells"]

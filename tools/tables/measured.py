@@ -106,7 +106,8 @@ def guidance() -> str:
         for (solver, low, high), line in lines.items()
     ]
     head = ("at scale …", "passes", "", *(f"{scale:g}" for scale in scales))
-    said = f"{report['images']} images a cell; scale 1 is no guidance:"
+    draws = report.get("draws", 1)
+    said = f"Means of {draws} × {report['images']} images a cell; scale 1 is no guidance:"
     return f"{said}\n\n{in_markdown(head, rows)}"
 
 
