@@ -1,7 +1,7 @@
 """Backbones by name. A new one is a file beside this one and a line in ``BACKBONES``."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from maskdm.backbones.denoiser import Denoiser
 from maskdm.backbones.dit import DiT
+from maskdm.backbones.transformer import Init
 from maskdm.backbones.uvit import UViT
 from maskdm.backbones.vit import ViT
 from maskdm.runtime.params import Section
@@ -36,7 +37,7 @@ class ModelParams(Section):
         le=4096,
         description="channels of a convolution on whole images at the end, 0 for none",
     )
-    init: Literal["paper", "spatial"] = Field(
+    init: Init = Field(
         description="paper (as the backbone's paper draws its weights) or spatial (weights scaled "
         "by their inputs; uvit: positions start as 2-D sinusoids)"
     )

@@ -11,6 +11,7 @@ from pydantic import Field, Strict, ValidationInfo, field_validator
 from torch import Tensor
 
 from maskdm.backbones.denoiser import Denoiser
+from maskdm.backbones.model_folder import Weights
 from maskdm.diffusion.loss import DiffusionParams
 from maskdm.diffusion.paths import PATHS, ProbabilityPath
 from maskdm.diffusion.randomness import normal, stream
@@ -68,7 +69,7 @@ class SampleParams(Section):
         description="shown (the guide draws the same class) or hidden (it draws any, and away from "
         "it is also towards the class); without classes they are one",
     )
-    weights: Literal["averaged", "raw"] = Field(description="averaged or raw")
+    weights: Weights = Field(description="averaged or raw")
     seed: int = Field(description="seed of the sampling noise, a whole number from 0 to 2³¹ − 1")
 
     @property

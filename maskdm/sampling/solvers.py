@@ -115,14 +115,12 @@ class Solver:
             form on every path (docs/solvers.md).
         evaluations: of the network from one level to the next.
         stochastic: whether it adds noise on the way; ddim does so if η > 0.
-        source: where it is from.
     """
 
     solve: Callable[..., Iterator[Tensor]]
     nfe: int
     evaluations: int
     stochastic: bool
-    source: str
 
     def levels(self, nfe: int) -> int:
         """Return the length of the grid on which ``nfe`` evaluations are made."""
@@ -130,10 +128,10 @@ class Solver:
 
 
 SOLVERS = {
-    "dpmpp-2m": Solver(dpmpp_2m, 20, 1, False, "Lu et al. 2022"),
-    "unipc": Solver(unipc, 20, 1, False, "Zhao et al. 2023, through diffusers"),
-    "heun": Solver(heun, 59, 2, False, "Karras et al. 2022"),
-    "ddim": Solver(ddim, 100, 1, False, "Song et al. 2021"),
-    "ddpm": Solver(ddpm, 250, 1, True, "Ho et al. 2020"),
-    "euler-maruyama": Solver(euler_maruyama, 500, 1, True, "Song et al. 2021"),
+    "dpmpp-2m": Solver(dpmpp_2m, 20, 1, False),
+    "unipc": Solver(unipc, 20, 1, False),
+    "heun": Solver(heun, 59, 2, False),
+    "ddim": Solver(ddim, 100, 1, False),
+    "ddpm": Solver(ddpm, 250, 1, True),
+    "euler-maruyama": Solver(euler_maruyama, 500, 1, True),
 }

@@ -10,8 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict, field_validator
 
+from maskdm.backbones.model_folder import Weights
 from maskdm.diffusion.masking import Mask, MaskParams, make_mask, nothing_masked
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.execution import Precision
 from maskdm.runtime.params import Section
 from maskdm.training.schedule import Leg, Schedule
 
@@ -43,9 +45,7 @@ class PhaseParams(Section):
     ema_images: int = Field(
         ge=1, le=10**15, description="horizon of the weight average in images, 1 to 1e15"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        description="fp32, or autocast to bf16 or fp16"
-    )
+    precision: Precision = Field(description="fp32, or autocast to bf16 or fp16")
     log_every: int = Field(ge=1, description="steps between rows of the training curve, >= 1")
     validate_every: int = Field(ge=1, description="steps between validations, >= 1")
     preview_every: int = Field(
@@ -103,9 +103,7 @@ class FinetuneParams(PhaseParams):
     """The section ``finetune``: whole images, from a model folder."""
 
     init: str = Field(description="the model folder to start from, such as models/pretrain")
-    init_weights: Literal["averaged", "raw"] = Field(
-        description="which of its weights to start from: averaged or raw"
-    )
+    init_weights: Weights = Field(description="which of its weights to start from: averaged or raw")
     optimiser: Literal["fresh", "kept"] = Field(
         "fresh", description="AdamW's moments at the start: fresh (zero) or kept from that model"
     )
