@@ -151,6 +151,14 @@ def test_a_difference_is_paired_by_seed_and_tested_on_one_side():
     assert decided.paired([(b, a) for a, b in pairs])["p"] == pytest.approx(1 - found["p"])
 
 
+def test_a_family_that_is_not_complete_is_corrected_as_if_it_were():
+    assert decided.holm([0.02, 0.01], 4) == pytest.approx([0.06, 0.04])
+    arm = [one for one in read_results(SMALL) if one.run.dataset == "openmoji"]
+    of_one_set = [row for row in decided.comparisons(arm) if "p_holm" in row]
+    smallest = min(of_one_set, key=lambda row: row["p"])
+    assert smallest["p_holm"] == pytest.approx(4 * smallest["p"])
+
+
 def test_holm_corrects_the_smallest_most_and_keeps_the_order():
     assert decided.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert decided.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])

@@ -33,6 +33,7 @@ PARTS = (SMALL, *TESTS.values(), *LARGE)
 MEASURES = ("error", "kid", "fd")
 LEAST = 3  # seeds that a comparison needs
 ASKED = ("error", "kid")  # measures of the question
+FAMILY = 2 * len(ASKED)  # of p-values: two sets, also where one has not been run
 HALF = 0.5  # of the budget, its arms have; in the second question scratch, too
 MARGIN = 0.05  # of scratch's value: how much worse is also asked about
 
@@ -136,8 +137,8 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     for row in filter(is_asked, rows):
         families[row["arm"], row["against"], row["against_of"]].append(row)
     for family in families.values():
-        better = holm([row["p"] for row in family])
-        worse = holm([1 - row["p"] for row in family])
+        better = holm([row["p"] for row in family], FAMILY)
+        worse = holm([1 - row["p"] for row in family], FAMILY)
         for row, *corrected in zip(family, better, worse, strict=True):
             row["p_holm"], row["p_worse_holm"] = corrected
     return rows
@@ -266,12 +267,17 @@ def interval(own: Sequence[float], other: Sequence[float]) -> list[float]:
     return [float(low), float(high)]
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979)."""
+def holm(values: Sequence[float], number: int = 0) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979).
+
+    Args:
+        values: those that are there.
+        number: how many there are to be, if more: the others count as larger than these.
+    """
     order = sorted(range(len(values)), key=values.__getitem__)
     corrected, highest = [1.0] * len(values), 0.0
     for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        highest = max(highest, min(1.0, (max(number, len(values)) - rank) * values[index]))
         corrected[index] = highest
     return corrected
 
