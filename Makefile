@@ -83,7 +83,7 @@ evidence: setup
 
 evidence-gpu: setup
 	test -d data/glyphs || python -m benchmarks.evidence.glyphs data/glyphs
-	python -m benchmarks.evidence.decision --jobs 8 --minutes 6
+	python -m benchmarks.evidence.decision --jobs 8 --minutes 6 --large
 	python -m benchmarks.evidence.decided
 
 report: setup

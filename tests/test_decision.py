@@ -253,8 +253,8 @@ def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bol
     rows = [
         row("error", "worse", 2.0, -1.0, [-1.1, -0.9]),
         row("kid", "worse", 1.0, -0.9, [-1, -0.8]),
-        row("error", "best", 1.0, -0.02, [-0.03, -0.01], p=0.04),
-        row("kid", "best", 4.0, 1.0, [0.5, 1.5], p=0.97),
+        row("error", "best", 1.0, -0.02, [-0.03, -0.01], p=0.02),
+        row("kid", "best", 0.4, 0.1, [0.05, 0.15], p=0.98),
         row("error", "best", 1.0, 0.5, [0.4, 0.6], against_of=0.5),  # describes
         row("kid", "best", 1.0, 0.0, [-1, 1], against_of=0.5),
         row("error", "best", 1.0, -0.9, [-1, -0.8], arm="rival"),
@@ -435,7 +435,8 @@ def test_finer_errors_have_an_interval_over_seeds_and_one_over_images(monkeypatc
     rng = np.random.default_rng(0)
     of_images, of_seeds = rng.normal(1, 0.3, 40), {1: 0.1, 2: -0.1}
 
-    def measured(run):
+    def measured(result):
+        run = result.run
         if run.seed not in of_seeds:
             return None
         better = 0.2 if run.arm == SCRATCH else 0.0
@@ -448,6 +449,18 @@ def test_finer_errors_have_an_interval_over_seeds_and_one_over_images(monkeypatc
     low, high = row["over_images"]
     assert low < row["mean"] < high < 0  # every image is better
     assert row["interval"][0] < -1  # two seeds that differ say little
+
+
+def test_errors_of_a_former_training_are_not_this_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(by_image, "KEPT", tmp_path)
+    result = read_results(SMALL)[0]
+    assert by_image.by_image(result) is None
+    path = tmp_path / f"{result.run.name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"error": result.ends()["error"], "images": [0.1, 0.2]}))
+    assert by_image.by_image(result).tolist() == [0.1, 0.2]
+    path.write_text(json.dumps({"error": result.ends()["error"] + 1e-6, "images": [0.1, 0.2]}))
+    assert by_image.by_image(result) is None
 
 
 def test_the_geometric_mean_gives_every_level_the_same_weight():

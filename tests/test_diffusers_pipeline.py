@@ -56,6 +56,8 @@ def as_pipeline(exported: Any, model: TrainedModel) -> Any:
     [
         ({"num_images": 0}, "num_images is 0: it is no whole number from 1 to 10000000"),
         ({"num_images": True}, "num_images is True"),
+        ({"solver": "heun", "num_inference_steps": 4}, "^num_inference_steps is 4, but heun"),
+        ({"eta": 0.5}, "^eta is 0.5, but .* set it to 0, or solver to ddim"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0: it is no whole number from 2 to"),
         ({"num_inference_steps": 4.0}, r"num_inference_steps is 4\.0"),
         ({"eta": 2, "solver": "ddim"}, "eta is 2: it is no number from 0 to 1"),

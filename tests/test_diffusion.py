@@ -336,7 +336,7 @@ def test_discrete_times_are_the_steps_each_as_often():
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-def test_a_shift_is_added_to_the_log_snr_of_training_times(path):
+def test_a_shift_is_added_to_half_the_log_snr_of_training_times(path):
     setting = params(path=path, times="logit-normal")
     uniform = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     plain, shifted = training_times(uniform, setting), training_times(uniform, setting, 0.7)

@@ -138,7 +138,7 @@ def test_nfe_is_the_number_of_network_evaluations():
 
 
 @EVERY_PATH
-def test_the_grid_is_uniform_in_log_snr_down_to_invisible_noise(path):
+def test_the_grid_is_uniform_in_half_log_snr_down_to_invisible_noise(path):
     grid = sampling_grid(PATHS[path], 20)
     steps = np.diff([level.half_log_snr for level in grid])
     np.testing.assert_allclose(steps, steps[0])

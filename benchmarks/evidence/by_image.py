@@ -14,8 +14,8 @@ import torch
 import typer
 
 import maskdm
-from benchmarks.evidence.plan import HERE, Run
-from benchmarks.evidence.results import read_results
+from benchmarks.evidence.plan import HERE
+from benchmarks.evidence.results import Result, read_results
 from benchmarks.evidence.train import SETS, WEIGHTS
 from maskdm.backbones.model_folder import WEIGHTS as OF_MODEL
 from maskdm.data.prepared import open_prepared
@@ -40,14 +40,15 @@ def main(part: Annotated[str, typer.Argument(help="of the matrix, such as decisi
     Raises:
         UserError: if there are none.
     """
-    runs = [result.run for result in read_results(part)]
-    there = [run for run in runs if (WEIGHTS / run.name / "finetune").is_dir()]
+    results = read_results(part)
+    there = [one for one in results if (WEIGHTS / one.run.name / "finetune").is_dir()]
     if not there:
         raise UserError(
             f"{WEIGHTS} has no model of {part}: they stay on the machine that trained them "
             f"(python -m benchmarks.evidence.matrix {part})."
         )
-    for run in there:
+    for result in there:
+        run = result.run
         folder, target = WEIGHTS / run.name / "finetune", KEPT / f"{run.name}.json"
         weights = file_hash(folder / OF_MODEL)
         if not target.exists() or json.loads(target.read_text())["weights"] != weights:
@@ -56,6 +57,7 @@ def main(part: Annotated[str, typer.Argument(help="of the matrix, such as decisi
             by_level = zip(HALF_LOG_SNRS, found.mean(axis=1), strict=True)
             about = {
                 "weights": weights,
+                "error": result.ends()["error"],
                 "levels": {f"{level:g}": round(float(value), DIGITS) for level, value in by_level},
                 "images": [round(float(value), DIGITS) for value in found.mean(axis=0)],
             }
@@ -63,10 +65,16 @@ def main(part: Annotated[str, typer.Argument(help="of the matrix, such as decisi
             print(f"{run.name}: {found.mean():.5f}", flush=True)
 
 
-def by_image(run: Run) -> np.ndarray | None:
-    """Return the errors of a run by image, ``(images,)``; None if they were not measured."""
-    path = KEPT / f"{run.name}.json"
-    return np.array(json.loads(path.read_text())["images"]) if path.exists() else None
+def by_image(result: Result) -> np.ndarray | None:
+    """Return the errors of a run by image, ``(images,)``; None if they were not measured.
+
+    Those of a former training, which ended elsewhere, are not this run's.
+    """
+    path = KEPT / f"{result.run.name}.json"
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text())
+    return np.array(kept["images"]) if kept["error"] == result.ends()["error"] else None
 
 
 @torch.inference_mode()

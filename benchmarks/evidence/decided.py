@@ -243,7 +243,7 @@ def finer(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """
     for arm, by_seed, scratch, of_scratch in sides(results):
         pairs = {
-            seed: (by_image(by_seed[seed].run), by_image(of_scratch[seed].run))
+            seed: (by_image(by_seed[seed]), by_image(of_scratch[seed]))
             for seed in sorted(by_seed.keys() & of_scratch.keys())
         }
         seeds = [seed for seed, pair in pairs.items() if all(of is not None for of in pair)]

@@ -37,6 +37,7 @@ SHARES = {SCRATCH: (1.0, 0.5), "": (0.5, 0.25)}
 def main(
     jobs: Annotated[int | None, typer.Option(help="runs at a time; by default one a core")] = None,
     minutes: Annotated[float, typer.Option(help="no run is begun after them")] = 10**6,
+    large: Annotated[bool, typer.Option("--large", help="then those that want a GPU")] = False,
 ) -> None:
     """Choose what is best for each arm, then test; goes on where it was."""
     until = time.monotonic() + 60 * minutes
@@ -47,7 +48,8 @@ def main(
     for tuning in TESTS:
         steps += [partial(runs_of, matrix, tuning), partial(runs_of_test, tuning)]
         steps.append(partial(runs_of, matrix, TESTS[tuning]))  # what the matrix itself names
-    steps += [partial(runs_of, matrix, part) for part in LARGE]
+    if large:
+        steps += [partial(runs_of, matrix, part) for part in LARGE]
     for runs in steps:
         if time.monotonic() < until:
             wanted = runs()

@@ -61,9 +61,8 @@ class Refiner(nn.Module):
     def image(self, tokens: Tensor) -> Tensor:
         """Return tokens in the order of the grid as an image, ``(batch, C, H, W)``."""
         image = to_values(tokens, self.patch, self.channels).permute(0, 3, 1, 2)
-        return (
-            image.contiguous()
-        )  # channels last would be another convolution, with other last bits
+        # Channels last would be another convolution, with other last bits.
+        return image.contiguous()
 
     def tokens(self, image: Tensor) -> Tensor:
         """Return an image as tokens in the order of the grid."""

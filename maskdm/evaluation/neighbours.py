@@ -29,7 +29,12 @@ def nearest(
 
     Returns:
         Indices and distances, both ``(n, count)``.
+
+    Raises:
+        ValueError: if there are not so many references.
     """
+    if count > len(references):
+        raise ValueError(f"{count} neighbours among {len(references)} references")
     indices = np.zeros((len(queries), count), np.int64)
     distances = np.full((len(queries), count), np.inf)
     for first in range(0, len(references), BLOCK):
