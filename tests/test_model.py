@@ -34,7 +34,8 @@ def test_the_page_works_from_anywhere_with_the_package_as_it_is_installed(tmp_pa
     subprocess.run([sys.executable, *install.split(), site, source], check=True)
     assert (site / "maskdm/py.typed").exists()
 
-    saved(elsewhere / "models/finetune")
+    for name in ("finetune", "pretrain"):
+        saved(elsewhere / f"models/{name}")
     shown = re.search(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     code = f"{shown[1]}\nprint(maskdm.__file__, len(images), images[0].size)"
     said = subprocess.run(
