@@ -139,11 +139,8 @@ class MaskDMPipeline(DiffusionPipeline):  # type: ignore[misc]
                 f"guide_scale is {guide_scale:g}, but no guide was exported with this model: set "
                 "it to 1."
             )
-        try:
-            check_sampling(params, conditional=self.config.classes is not None)
-        except UserError as error:
-            text = f"{error}".replace("sample.nfe", CALLED["nfe"])  # as params.yaml calls them
-            raise UserError(text.replace("sample.", "")) from None
+        conditional = self.config.classes is not None
+        check_sampling(params, conditional, called=lambda key: CALLED.get(key, key))
         config = self.config
         shape = ((config.size // config.patch) ** 2, config.patch**2 * config.channels)
         if latents is not None and latents.shape != (num_images, *shape):

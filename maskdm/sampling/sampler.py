@@ -1,7 +1,7 @@
 """From noise to images: a network as an x0-denoiser, a grid of noise levels, a solver."""
 
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args
@@ -123,12 +123,15 @@ def _is_number(value: object, kind: type = Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def check_sampling(params: SampleParams, conditional: bool) -> None:
+def check_sampling(
+    params: SampleParams, conditional: bool, called: Callable[[str], str] = "sample.{}".format
+) -> None:
     """Check what more than one key of ``sample``, or the model, decides.
 
     Args:
         params: the section ``sample``.
         conditional: whether the model has classes.
+        called: what the caller's settings are called, by key.
 
     Raises:
         UserError: saying what does not fit and what would.
@@ -137,24 +140,24 @@ def check_sampling(params: SampleParams, conditional: bool) -> None:
     if params.eta > 0 and params.solver != "ddim":
         adds = "always adds all of its noise" if solver.stochastic else "adds no noise"
         raise UserError(
-            f"sample.eta is {params.eta:g}, but {params.solver} {adds}: set it to 0, or "
-            "sample.solver to ddim."
+            f"{called('eta')} is {params.eta:g}, but {params.solver} {adds}: set it to 0, or "
+            f"{called('solver')} to ddim."
         )
     if (params.nfe - 1) % solver.evaluations:
         raise UserError(
-            f"sample.nfe is {params.nfe}, but {params.solver} makes two evaluations a step and one "
-            f"at the end: take an odd number, {params.nfe - 1} or {params.nfe + 1}."
+            f"{called('nfe')} is {params.nfe}, but {params.solver} makes two evaluations a step "
+            f"and one at the end: take an odd number, {params.nfe - 1} or {params.nfe + 1}."
         )
     if params.guided and (params.guide is None or same_folder(params.guide, ITSELF)):
         raise UserError(
-            f"sample.guide_scale is {params.guide_scale:g}, but sample.guide is {params.guide}, "
-            "which is no other model: set sample.guide to models/pretrain, or sample.guide_scale "
-            "to 1."
+            f"{called('guide_scale')} is {params.guide_scale:g}, but {called('guide')} is "
+            f"{params.guide}, which is no other model: set {called('guide')} to models/pretrain, "
+            f"or {called('guide_scale')} to 1."
         )
     if params.guidance_scale != 1 and not conditional:
         raise UserError(
-            f"sample.guidance_scale is {params.guidance_scale:g}, but a model without classes has "
-            "nothing to be guided by: set it to 1, or train with data.classes: true."
+            f"{called('guidance_scale')} is {params.guidance_scale:g}, but a model without classes "
+            "has nothing to be guided by: set it to 1, or train with data.classes: true."
         )
 
 
@@ -252,8 +255,8 @@ def check_finite(samples: Tensor) -> None:
     """
     if not samples.isfinite().all():
         raise UserError(
-            "A sample is not finite: lower sample.guidance_scale or sample.guide_scale if one is "
-            "large; else the model has diverged and must be trained again."
+            "A sample is not finite: lower guidance_scale or guide_scale if one is large; else the "
+            "model has diverged and must be trained again."
         )
 
 

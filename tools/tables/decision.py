@@ -75,17 +75,15 @@ def headline_rows(decided: str = "") -> list[tuple[str, ...]]:
     """
     rows: list[tuple[str, ...]] = []
     for part, asked in ASKED.items():
-        # (images, scratch's share of the budget) → scratch's setting → measure → comparison
+        # (images, scratch's share of the budget) → measure → scratch's best setting
         found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
         for row in of_part("comparisons", part):
             if (row["arm"], row["of"]) == (ARM, HALF):
-                settings = found.setdefault((row["dataset"], row["against_of"]), {})
-                settings.setdefault(row["against"], {})[row["measure"]] = row
-        for (dataset, share), settings in sorted(found.items(), key=lambda item: -item[0][1]):
-            error, kid = (
-                min((of[measure] for of in settings.values()), key=lambda row: mean(row["scratch"]))
-                for measure in ("error", "kid")
-            )
+                best = found.setdefault((row["dataset"], row["against_of"]), {})
+                other = best.get(row["measure"], row)
+                best[row["measure"]] = min(row, other, key=lambda one: mean(one["scratch"]))
+        for (dataset, share), best in sorted(found.items(), key=lambda item: -item[0][1]):
+            error, kid = best["error"], best["kid"]
             rows.append(
                 (
                     asked,
