@@ -5,9 +5,11 @@ import re
 from dataclasses import replace
 from math import log
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from benchmarks.evidence import by_image, decided, decision
@@ -29,6 +31,7 @@ from benchmarks.evidence.regimes import EXACT, LEAST, MOST, PARTS, factor, of_pa
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import before_cooling, saved
 from benchmarks.evidence.saved import of_part as courses_of
+from maskdm.diffusion.paths import PATHS
 from maskdm.runtime.errors import UserError
 from maskdm.training.flops import flops_before
 from maskdm.training.phases import FinetuneParams, finetuning_schedule
@@ -429,6 +432,22 @@ def test_errors_by_image_are_those_of_every_level_and_every_image(model):
         model.device,
     ).errors(model.backbone)
     assert many == pytest.approx(validated["mean"], rel=0.1)
+
+
+def test_errors_by_image_fall_with_the_noise_and_every_noise_is_another(model):
+    """An estimate that is what was seen is as wrong as the noise of its level."""
+    images = np.full((5, 16, 16, 3), 128, np.uint8)
+    seeing = SimpleNamespace(
+        config=model.config, device=model.device, x0_network=lambda x, time, labels: x
+    )
+    one, two = (by_image.errors(seeing, images, noises=noises) for noises in (1, 2))
+    path = PATHS[model.config.diffusion.path]
+    for level, errors in zip(path.levels(torch.tensor(HALF_LOG_SNRS).double()), one, strict=True):
+        if level.sigma < 0.3:  # what is clipped does not count
+            assert errors.mean() == pytest.approx(level.sigma**2, rel=0.1)
+    assert (np.diff(one.mean(axis=1)) < 0).all()
+    assert (one != two).all()
+    assert len(np.unique(one)) == one.size
 
 
 def test_finer_errors_have_an_interval_over_seeds_and_one_over_images(monkeypatch):
