@@ -511,3 +511,29 @@ def test_every_key_of_the_reports_is_explained(report):
     page = (ROOT / "docs/evidence-more.md").read_text()
     explained = set(re.findall(r"`(\w+)`", page[page.index("## The files") :]))
     assert keys_of(json.loads((ROOT / f"reports/{report}.json").read_text())) <= explained
+
+
+def test_what_the_page_says_of_levels_and_of_pairs_is_what_the_report_says():
+    report = json.loads((ROOT / "reports/decision.json").read_text())
+    page = (ROOT / "docs/evidence.md").read_text()
+
+    def geometric(dataset, against_of):
+        (row,) = (
+            row
+            for row in report["geometric"]
+            if (row["dataset"], row["arm"]) == (dataset, "block-75")
+            and (row["against"], row["against_of"]) == ("width-64_lr-10", against_of)
+        )
+        per_cent = (100 * np.expm1(value) for value in (row["mean"], *row["interval"]))
+        return [f"{value:+.1f}".replace("-", "−") for value in per_cent]
+
+    for dataset, against_of in (("openmoji-64", 1.0), ("glyphs-64", 0.5)):
+        middle, low, high = geometric(dataset, against_of)
+        assert f"({middle} %, {low} … {high})" in page
+    pairs = [
+        np.corrcoef(row["values"], row["scratch"])[0, 1]
+        for row in report["comparisons"]
+        if row["arm"] == "block-75" and len(row["seeds"]) == 5 and row["measure"] != "fd"
+    ]
+    low, high = (f"{value:+.2f}".replace("-", "−") for value in (min(pairs), max(pairs)))
+    assert f"the correlations of pairs run from {low} to {high}" in page
