@@ -83,8 +83,8 @@ evidence: setup
 
 evidence-gpu: setup
 	test -d data/glyphs || python -m benchmarks.evidence.glyphs data/glyphs
-	python -m benchmarks.evidence.decision --jobs 8 --minutes 6 --large
-	python -m benchmarks.evidence.decided
+	python -m benchmarks.evidence.decision --jobs 8 --minutes 6 --large; ended=$$?; \
+	  python -m benchmarks.evidence.decided && exit $$ended
 
 report: setup
 	python -m tools.report.page $(REVS)

@@ -119,6 +119,19 @@ def s3(monkeypatch):
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def device_error():
+    """Makes torch's error of a device, by CUDA's number and its words."""
+    import torch
+
+    def made(number, words):
+        error = torch.AcceleratorError(words)
+        error.error_code = number
+        return error
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def lite0():
     """The embedded extractor on the CPU."""

@@ -1,10 +1,12 @@
 """The deciding experiments: equal budgets, tuning apart from the test, and the statistics."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from math import log
 from statistics import mean, stdev
+from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.evidence import by_image, decided, decision
+from benchmarks.evidence import by_image, decided, decision, matrix
 from benchmarks.evidence.decision import LARGE, SCRATCH, SMALL, TESTS, runs_of_test
 from benchmarks.evidence.matrix import datasets
 from benchmarks.evidence.plan import (
@@ -140,6 +142,101 @@ def test_the_test_takes_the_best_of_the_tuning_and_pairs_half_with_whole(tuning)
     assert best or tuning != "decision-tuning"
     for run in runs:
         assert points(MATRIX, run) == [plan(MATRIX, run)["finetune"]["steps"]]
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Two parts, each of a run, of which one is there; what is made and trained, in order."""
+    done = []
+    there, missing = (run for run in runs_of(MATRIX, SMALL)[:2])
+    monkeypatch.setattr(decision, "TESTS", {})
+    monkeypatch.setattr(decision, "LARGE", ("large",))
+    monkeypatch.setattr(decision, "runs_of", lambda _, part: [there, replace(missing, part=part)])
+    monkeypatch.setattr(decision, "is_there", lambda _, run: run is there)
+    monkeypatch.setattr(decision.images, "make", lambda dataset: done.append(dataset))
+    monkeypatch.setattr(
+        decision, "train_missing", lambda _, runs, *__: done.extend(run.part for run in runs)
+    )
+    return done
+
+
+def test_images_are_made_for_what_is_missing_alone(parts, monkeypatch):
+    decision.main(large=True)
+    assert parts == [missing := runs_of(MATRIX, SMALL)[1].dataset, SMALL, missing, "large"]
+    parts.clear()
+    monkeypatch.setattr(decision, "is_there", lambda *_: True)
+    decision.main(large=True)
+    assert parts == []
+
+
+def test_a_part_that_fails_does_not_keep_the_next_from_being_trained(parts, monkeypatch):
+    def train(_, runs, *__):
+        parts.append(runs[0].part)
+        raise UserError(f"{runs[0].part} failed.")
+
+    monkeypatch.setattr(decision, "train_missing", train)
+    with pytest.raises(UserError, match=rf"{SMALL} failed\. large failed\."):
+        decision.main(large=True)
+    assert [part for part in parts if part in (SMALL, "large")] == [SMALL, "large"]
+
+
+def test_no_long_run_is_begun_late(parts, monkeypatch):
+    clock = iter([0.0, 1.0, 200.0])
+    monkeypatch.setattr(decision, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    decision.main(minutes=6, large=True)
+    assert SMALL in parts
+    assert "large" not in parts
+
+
+def test_results_are_taken_as_they_are_where_their_images_are_not(tmp_path, monkeypatch):
+    run = read_results("decision-8")[0].run
+    monkeypatch.setattr(matrix, "SETS", tmp_path)
+    assert matrix.is_there(MATRIX, run)
+    about = tmp_path / run.dataset / "data/prepared/dataset.json"
+    about.parent.mkdir(parents=True)
+    about.write_text(json.dumps({"hash": "another"}))
+    assert not matrix.is_there(MATRIX, run)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown", "asked", "expected"),
+    [
+        (4, None, None, ["0", "1", "2", "3", "0"]),
+        (2, "3,GPU-5", None, ["3", "GPU-5", "3", "GPU-5", "3"]),
+        (1, None, None, [None] * 5),
+        (0, None, None, [None] * 5),
+        (4, None, "cuda:1", [None] * 5),
+    ],
+)
+def test_runs_at_a_time_take_gpus_by_turns(count, shown, asked, expected, monkeypatch):
+    for name, value in {"CUDA_VISIBLE_DEVICES": shown, "MASKDM_DEVICE": asked}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    given = []
+
+    def train(run, threads, gpu):
+        given.append(gpu)
+        barrier.wait(10)
+        return True
+
+    barrier = Barrier(5)
+    monkeypatch.setattr(matrix, "train", train)
+    monkeypatch.setattr(matrix, "is_there", lambda *_: False)
+    matrix.train_missing(MATRIX, runs_of(MATRIX, SMALL)[:5], jobs=5)
+    assert sorted(given, key=str) == sorted(expected, key=str)
+
+
+def test_a_run_sees_the_gpu_that_it_is_given_and_leaves_with_who_started_it(tmp_path, monkeypatch):
+    seen = {}
+    ended = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(matrix, "WORK", tmp_path)
+    monkeypatch.setattr(matrix.subprocess, "run", lambda *_, env, **__: seen.update(env) or ended)
+    assert matrix.train(runs_of(MATRIX, SMALL)[0], 2, "GPU-5")
+    assert seen["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+    assert seen["MASKDM_PARENT"] == str(os.getpid())
+    assert seen["OMP_NUM_THREADS"]
 
 
 def test_a_difference_is_paired_by_seed_and_tested_on_one_side():

@@ -1,11 +1,13 @@
 """The evidence's pictures of characters: names and groups, what is drawn, what is left alone."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from benchmarks.evidence import glyphs
 from benchmarks.evidence.glyphs import (
     BLOCK,
     EM,
@@ -141,6 +143,27 @@ def test_an_image_that_was_being_written_is_drawn_again(
     draw(letters, tmp_path / "one", LETTERS)
     draw(letters, tmp_path / "other", LETTERS)
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+def test_a_set_that_was_being_drawn_is_not_there_until_it_is_whole(
+    letters: ImageFont.FreeTypeFont, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for the folder finds a whole set, or none."""
+    monkeypatch.setattr(glyphs, "open_face", lambda _: letters)
+    monkeypatch.setattr(glyphs, "BLOCK", LETTERS)
+    folder = tmp_path / "glyphs"
+    drawn = [render(letters, code_point, SIZE) for code_point in (NOWHERE, *LETTERS[:4])]
+    with monkeypatch.context() as broken:
+        broken.setattr(glyphs, "render", Mock(side_effect=[*drawn, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            glyphs.main(folder)
+    assert not folder.exists()
+    glyphs.main(folder)
+    assert len(contents(folder)) == len(LETTERS)
+    (folder / file_name(LETTERS[3])).unlink()
+    glyphs.main(folder)
+    assert len(contents(folder)) == len(LETTERS)
+    assert [path.name for path in tmp_path.iterdir()] == ["glyphs"]
 
 
 # The font

@@ -1,6 +1,7 @@
 """The kit for GPUs: it ends by itself, goes on where it was, and outlives a piece that fails."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -75,20 +76,72 @@ def test_a_report_of_another_torch_is_begun_anew(measured, tmp_path):
     assert read(tmp_path)["pieces"] == {"c": {}}
 
 
-def test_an_error_after_which_the_device_does_nothing_more_ends_the_kit(monkeypatch, tmp_path):
+def test_after_an_error_that_loses_the_device_another_process_goes_on(
+    monkeypatch, tmp_path, device_error
+):
     def broken():
-        raise torch.AcceleratorError("an illegal memory access was encountered")
+        raise device_error(700, "an illegal memory access was encountered")
 
+    begun = []
     monkeypatch.setattr(kit, "REPORTS", tmp_path)
+    monkeypatch.setattr(kit.os, "execv", lambda _, command: begun.append(command[1:]))
     monkeypatch.setattr(kit, "pieces", lambda _: [("a", dict), ("b", broken), ("c", dict)])
-    with pytest.raises(torch.AcceleratorError):
-        kit.main()
+    kit.main(minutes=3, tag="-x")
     assert read(tmp_path)["pieces"] == {"a": {}}
     assert read(tmp_path)["did not end"] == ["b"]
+    ((_, module, _, left, *words),) = begun
+    assert (module, words) == ("benchmarks.gpu.kit", ["--only", "", "--tag", "-x", "--no-again"])
+    assert 2.5 < float(left) <= 3
+    kit.main(tag="-x", again=False)
+    assert len(begun) == 1
+    assert list(read(tmp_path)["pieces"]) == ["a", "c"]
     monkeypatch.setattr(kit, "pieces", lambda _: [("a", dict), ("b", dict), ("c", dict)])
-    kit.main()
+    kit.main(tag="-x")
     assert list(read(tmp_path)["pieces"]) == ["a", "c", "b"]
     assert read(tmp_path)["did not end"] == []
+
+
+def test_what_cannot_be_recorded_is_a_piece_that_fails_and_loses_nothing(
+    monkeypatch, tmp_path, device_error
+):
+    def refused():
+        raise device_error(900, "operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(kit, "REPORTS", tmp_path)
+    monkeypatch.setattr(kit, "pieces", lambda _: [("a", refused), ("b", dict)])
+    kit.main()
+    assert kit.failed(read(tmp_path)["pieces"]["a"])
+    assert read(tmp_path)["pieces"]["b"] == {}
+
+
+@pytest.mark.parametrize("path", sorted(Path("reports/gpu").glob("*.json")), ids=str)
+def test_it_goes_on_with_every_committed_report(path, measured, monkeypatch, tmp_path):
+    """They were written by older kits, which noted less of what they did."""
+    kept = json.loads(path.read_text())
+    there = {key: value for key, value in kept.items() if key in kit.about(CPU)}
+    monkeypatch.setattr(kit, "about", lambda _: there)
+    monkeypatch.setattr(kit, "device_slug", lambda _: path.stem)
+    shutil.copy(path, tmp_path)
+    kit.main()
+    assert measured == ["a", "b", "c"]
+    assert kept["pieces"].items() < read(tmp_path)["pieces"].items()
+
+
+def test_what_has_no_figure_comes_before_what_older_code_has_measured(
+    measured, monkeypatch, tmp_path
+):
+    kit.main(only="a")
+    path, report = next(tmp_path.glob("*.json")), read(tmp_path)
+    path.write_text(json.dumps(report | {"code": {"a": "another"}, "notes": ["of a"]}))
+    kit.main(only="c")
+    assert "notes" in read(tmp_path)
+    measured.clear()
+    kit.main()
+    assert measured == ["b", "a"]
+    assert "notes" in read(tmp_path)  # b has failed
+    monkeypatch.setattr(kit, "pieces", lambda _: [("b", dict)])
+    kit.main()
+    assert "notes" not in read(tmp_path)
 
 
 def test_what_other_code_has_measured_stays_until_it_is_measured_anew(measured, tmp_path):

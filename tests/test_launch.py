@@ -137,10 +137,18 @@ def test_numbers_of_a_launcher_that_are_none_are_one_sentence(main, monkeypatch)
 
 PARENT = """
 import os, subprocess, sys
-environment = os.environ | {"MASKDM_PARENT": str(os.getpid())}
+environment = {"MASKDM_PARENT": str(os.getpid())} | os.environ
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=environment)
 print(child.pid, flush=True)
 child.wait()
+"""
+COMMAND = """
+import os, time
+from maskdm.runtime.command import run
+def main():
+    assert "MASKDM_PARENT" not in os.environ  # of its own children it is the parent
+    time.sleep(60)
+run(main)
 """
 CHILDREN = {
     "worker of a stage": """
@@ -149,18 +157,19 @@ from maskdm.runtime import launch, numerics
 numerics.choose_kernels = lambda: None
 launch.on_all_processes(lambda: time.sleep(60))()
 """,
-    "stage of dvc": """
-import time
-from maskdm.runtime.command import run
-run(lambda: time.sleep(60))
-""",
+    "stage of dvc": COMMAND,
+    "command of a command": COMMAND,
+}
+ABOUT = {
+    "worker of a stage": {"MASKDM_WORKER": "1"},
+    "stage of dvc": {"DVC_ROOT": "/", "MASKDM_PARENT": "1"},
+    "command of a command": {},
 }
 
 
 @pytest.mark.parametrize("child", CHILDREN)
 def test_a_process_ends_soon_after_a_parent_that_was_killed(child):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment |= {"MASKDM_WORKER": "1"} if child == "worker of a stage" else {"DVC_ROOT": "/"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ABOUT[child]
     command = [sys.executable, "-c", PARENT, CHILDREN[child]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         pid = int(parent.stdout.readline())

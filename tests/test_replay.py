@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +130,33 @@ def test_what_is_no_fault_of_recording_or_compiling_stays_what_it_is():
         replay(torch.ones(1))
     with pytest.raises(torch.OutOfMemoryError):
         with_fallback(full, full, strict=True)(torch.ones(1))
+
+
+def test_a_device_that_is_lost_is_told_from_what_cannot_be_recorded(device_error, capsys):
+    """Both have one class, and only the second is a fault of recording."""
+
+    def raising(number):
+        def record(call):
+            raise device_error(number, "said by CUDA")
+
+        return record
+
+    for strict, number, expected in (
+        (True, 700, torch.AcceleratorError),
+        (False, 700, torch.AcceleratorError),
+        (True, 900, UserError),
+        (True, 908, UserError),
+    ):
+        replay = Replay(lambda x: x + 1, CPU, partial(raising, number), strict=strict)
+        for _ in range(FIRST):
+            replay(torch.ones(1))
+        with pytest.raises(expected):
+            replay(torch.ones(1))
+    assert "going on without" not in capsys.readouterr().err
+    replay = Replay(lambda x: x + 1, CPU, partial(raising, 901))
+    for _ in range(FIRST + 1):
+        assert replay(torch.ones(1)).item() == 2
+    assert "going on without: said by CUDA" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

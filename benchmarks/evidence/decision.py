@@ -16,10 +16,11 @@ from typing import Annotated
 import typer
 
 from benchmarks.evidence import images
-from benchmarks.evidence.matrix import datasets, train_missing
+from benchmarks.evidence.matrix import datasets, is_there, train_missing
 from benchmarks.evidence.plan import Run, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
 from maskdm.runtime import command
+from maskdm.runtime.errors import UserError
 
 SMALL = "decision-32"
 # Parts in which is chosen → those in which what was chosen is tested: in scratch's own best network
@@ -27,6 +28,7 @@ SMALL = "decision-32"
 TESTS = {"decision-8-tuning": "decision-8", "decision-tuning": "decision"}
 # More tokens, a wider network and a longer training than a CPU can do, without a tuning.
 LARGE = ("decision-384", "decision-128")
+LARGE_SHARE = 0.5  # of the minutes, after which none of these is begun: one takes some minutes
 SUFFIX = "-tuning"  # of the datasets by which is chosen
 SCRATCH = "scratch"
 SEEDS = (1, 2, 3, 4, 5)
@@ -40,22 +42,28 @@ def main(
     large: Annotated[bool, typer.Option("--large", help="then those that want a GPU")] = False,
 ) -> None:
     """Choose what is best for each arm, then test; goes on where it was."""
-    until = time.monotonic() + 60 * minutes
+    begun, failed = time.monotonic(), []
     os.environ.setdefault("MASKDM_COMPILE", "0")  # takes as long as a run
     matrix = read_matrix()
     # What is tested follows from what was chosen, so it is asked for when that is done.
-    steps: list[Callable[[], list[Run]]] = [partial(runs_of, matrix, SMALL)]
+    steps: list[tuple[Callable[[], list[Run]], float]] = [(partial(runs_of, matrix, SMALL), 1)]
     for tuning in TESTS:
-        steps += [partial(runs_of, matrix, tuning), partial(runs_of_test, tuning)]
-        steps.append(partial(runs_of, matrix, TESTS[tuning]))  # what the matrix itself names
+        steps += [(partial(runs_of, matrix, tuning), 1), (partial(runs_of_test, tuning), 1)]
+        steps.append((partial(runs_of, matrix, TESTS[tuning]), 1))  # what the matrix itself names
     if large:
-        steps += [partial(runs_of, matrix, part) for part in LARGE]
-    for runs in steps:
+        steps += [(partial(runs_of, matrix, part), LARGE_SHARE) for part in LARGE]
+    for runs, share in steps:
+        until = begun + 60 * minutes * share
         if time.monotonic() < until:
-            wanted = runs()
+            wanted = [run for run in runs() if not is_there(matrix, run)]
             for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
                 images.make(dataset)
-            train_missing(matrix, wanted, jobs, until)
+            try:
+                train_missing(matrix, wanted, jobs, until)
+            except UserError as error:  # what comes after it may go well
+                failed.append(str(error))
+    if failed:
+        raise UserError(" ".join(failed))
 
 
 def chosen(tuning: str) -> dict[tuple[str, str], list[Run]]:

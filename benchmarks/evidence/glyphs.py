@@ -45,7 +45,10 @@ def main(
 ) -> None:
     """Draw every CJK Unified Ideograph of a font that is not in a folder yet."""
     face = open_face(font)
-    there = draw(face, folder, tqdm(BLOCK, desc="glyphs", unit=" characters"))
+    # A folder that is there is a whole set, whenever this was stopped.
+    begun = folder if folder.is_dir() else folder.with_name(f"{folder.name}.begun")
+    there = draw(face, begun, tqdm(BLOCK, desc="glyphs", unit=" characters"))
+    begun.replace(folder)
     print(f"{' '.join(FACE)}: {there} images of {SIZE}x{SIZE} in {folder}")
 
 

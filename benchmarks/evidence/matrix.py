@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ from benchmarks.evidence.plan import Run, plan, read_matrix, runs_of
 from benchmarks.evidence.train import RUNS, SETS, WORK, images_of_first_phase
 from benchmarks.presets import same
 from maskdm.runtime import command
+from maskdm.runtime.environment import DEVICE, PARENT
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import Params
 
@@ -69,8 +71,19 @@ def train_missing(
     cores = os.cpu_count() or 1
     jobs = max(1, min(jobs or cores, len(missing)))
     threads = max(1, cores // jobs)
+    gpus = free_gpus(jobs)
+
+    def make(run: Run) -> bool:
+        if time.monotonic() > until:
+            return True
+        gpu = gpus.get()
+        try:
+            return train(run, threads, gpu)
+        finally:
+            gpus.put(gpu)
+
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda run: time.monotonic() > until or train(run, threads), missing))
+        done = list(pool.map(make, missing))
     failed = [run.name for run, well in zip(missing, done, strict=True) if not well]
     if failed:
         raise UserError(f"These runs failed ({WORK}/….log says why): {', '.join(failed)}.")
@@ -82,26 +95,54 @@ def datasets(matrix: Params, run: Run) -> list[str]:
 
 
 def is_there(matrix: Params, run: Run) -> bool:
-    """Return whether a run has a result of its parameters, on the images that are there."""
+    """Return whether a run has a result of its parameters, on the images that are there.
+
+    Images that are not prepared on this machine are not asked for.
+    """
     result = RUNS / f"{run.name}.json"
     if not result.exists():
         return False
     kept = json.loads(result.read_text(encoding="utf-8"))
-    hashes = [
-        json.loads((SETS / name / "data/prepared/dataset.json").read_text())["hash"]
-        for name in datasets(matrix, run)
-    ]
-    images = {"finetune": hashes[0], "pretrain": hashes[-1]}
+    names = datasets(matrix, run)
+    images = {"finetune": prepared_hash(names[0]), "pretrain": prepared_hash(names[-1])}
     return same(kept["params"], plan(matrix, run)) and all(
-        leg["data"] == images[leg["phase"]] for leg in kept["training"]
+        images[leg["phase"]] in (None, leg["data"]) for leg in kept["training"]
     )
 
 
-def train(run: Run, threads: int) -> bool:
-    """Train a run in a process with so many threads; return whether it went well."""
+def prepared_hash(dataset: str) -> str | None:
+    """Return the hash of the prepared images of a dataset, None where they are not prepared."""
+    path = SETS / dataset / "data/prepared/dataset.json"
+    return str(json.loads(path.read_text())["hash"]) if path.exists() else None
+
+
+def free_gpus(jobs: int) -> SimpleQueue[str | None]:
+    """Return what each of so many runs at a time takes: GPUs by turns; None: what a run chooses."""
+    import torch
+
+    count = 0 if DEVICE.get() else torch.cuda.device_count()
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = shown.split(",") if shown else [str(number) for number in range(count)]
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for job in range(jobs):
+        free.put(names[job % count] if count > 1 else None)
+    return free
+
+
+def train(run: Run, threads: int, gpu: str | None = None) -> bool:
+    """Train a run in a process with so many threads; return whether it went well.
+
+    Args:
+        run: which.
+        threads: of the CPU.
+        gpu: the only one that it sees, by CUDA's name; None: those that this process sees.
+    """
     log = WORK / f"{run.name.replace('/', '_')}.log"
     log.parent.mkdir(exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"TQDM_DISABLE": "1"}
+    environment[PARENT.name] = str(os.getpid())  # to leave with this process, if that is killed
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     options = ((f"--{name}", f"{getattr(run, name)}") for name in ("tuning", "share", "seed", "of"))
     words = ["benchmarks.evidence.train", run.part, run.dataset, run.arm]
     words += [word for option in options for word in option]

@@ -20,7 +20,7 @@ PARTS = (
     "screening", "confirmation", "fine-screening", "fine",
     "decision-32", "decision-8", "decision-tuning", "decision",
 )  # fmt: skip
-EXACT, LEAST, MOST = "measured", "at least", "at most"
+EXACT, LEAST, MOST, MIXED = "measured", "at least", "at most", "a mean of both"
 
 Arm = tuple[str, str, float, float]  # arm, tuning, share, of
 
@@ -36,7 +36,7 @@ class Regime:
         tokens: of a whole image.
         budget: training FLOPs of scratch.
         factor: the geometric mean over seeds.
-        bound: what that is: ``EXACT``, ``LEAST`` or ``MOST``.
+        bound: what that is: ``EXACT``, ``LEAST``, ``MOST``, or ``MIXED``, of seeds of both bounds.
         seeds: how many.
     """
 
@@ -78,11 +78,8 @@ def of_part(results: Sequence[Result]) -> Iterator[Regime]:
             if not known or len(known) < len(found):
                 continue
             value = geometric_mean(number for number, _ in known)
-            # Seeds on both sides of 1 are bounded on different sides, and their mean on none.
-            sides = {reached for _, reached in known}
-            bound = EXACT
-            if cooled and len(sides) == 1:
-                bound = LEAST if sides.pop() else MOST
+            bounds = {LEAST if reached else MOST for _, reached in known}
+            bound = EXACT if not cooled else bounds.pop() if len(bounds) == 1 else MIXED
             yield Regime(results[0].run.part, dataset, arm, count, budget, value, bound, len(known))
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from maskdm.runtime.environment import PARENT
+
 PATIENCE = 110  # seconds, after which a process is taken to hang
+PATIENCE_COMPILING = 200  # if it compiles in several processes, two shapes of a large network
 
 
 def apart(
@@ -31,6 +34,7 @@ def apart(
     """
     variables = {name: value for name, value in environment.items() if value is not None}
     usual = {name: value for name, value in os.environ.items() if name not in environment}
+    usual[PARENT.name] = str(os.getpid())  # to leave with this process, if that is killed
     with TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
         command = [sys.executable, "-m", module, str(found), *words]

@@ -4,7 +4,7 @@ Small runs of the training loop itself, on noise. "The same" is a comparison of 
 tensor that a checkpoint holds; everything else is the largest difference of a loss, relative.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,7 @@ from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.state import State
 from maskdm.training.validation import HeldOutValidator
 
-STEPS, STOP, PATCH, GRID = 16, 9, 4, 8
-MODEL = ModelParams(backbone="uvit", patch=PATCH, dim=128, depth=5, heads=2, init="spatial")
+STEPS, STOP, PATCH, HEAD = 16, 9, 4, 64
 DIFFUSION = DiffusionParams(
     path="flow", prediction="x0", loss="velocity", times="logit-normal", times_mean=0, times_std=1
 )
@@ -30,21 +29,44 @@ DIFFUSION = DiffusionParams(
 Tensors = dict[str, torch.Tensor]
 
 
-def exactness(execution: Execution, grid: int = GRID) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Case:
+    """What is trained. A GPU's library chooses its kernels, and with them the order of sums, by it.
+
+    Attributes:
+        grid: side of the images in patches.
+        batch: images a step.
+        dim: width of the network.
+    """
+
+    grid: int = 8
+    batch: int = 16
+    dim: int = 128
+
+
+USUAL = Case()
+MANY_TOKENS = Case(grid=32)
+# As of the hero and of MaskDM-small: from some thousand tokens a step on, of few positions, the
+# backward pass of the embedding of positions adds up with atomics, in no order.
+LARGE = Case(grid=16, batch=64, dim=384)
+
+
+def exactness(execution: Execution, case: Case = USUAL) -> dict[str, Any]:
     """Return what holds on the device of ``execution``, at its precision.
 
     Args:
         execution: as training has it there: compiled, replayed.
-        grid: side of the images in patches.
+        case: what is trained.
     """
-    plain = run(replace(execution, compiles=False, replays=False), grid=grid)
-    whole = run(execution, grid=grid)
+    plain = run(replace(execution, compiles=False, replays=False), case)
+    whole = run(execution, case)
     losses = whole["history.losses"]
+    parts = replace(execution, micro_batch=case.batch * 3 // 8)
     return {
-        "two runs the same": same(whole, run(execution, grid=grid)),
-        "stopped and gone on the same": same(whole, run(execution, stop=STOP, grid=grid)),
+        "two runs the same": same(whole, run(execution, case)),
+        "stopped and gone on the same": same(whole, run(execution, case, stop=STOP)),
         "losses finite": bool(losses.isfinite().all()),
-        "micro-batches": difference(losses, run(replace(execution, micro_batch=6), grid=grid)),
+        "micro-batches": difference(losses, run(parts, case)),
         "against launched and not compiled": difference(losses, plain),
         "averages against launched": distance(averages(whole), averages(plain)),
     }
@@ -72,30 +94,33 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def run(execution: Execution, stop: int | None = None, grid: int = GRID) -> Tensors:
+def run(execution: Execution, case: Case = USUAL, stop: int | None = None) -> Tensors:
     """Train a small network: some masked steps, then some on whole images; return its state.
 
     Args:
         execution: where and how.
+        case: what is trained.
         stop: saves the state after so many steps and goes on from it with another network.
-        grid: side of the images in patches.
     """
-    size = grid * PATCH
-    images = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
+    grid, batch, size = case.grid, case.batch, case.grid * PATCH
+    model = ModelParams(
+        backbone="uvit", patch=PATCH, dim=case.dim, depth=5, heads=case.dim // HEAD, init="spatial"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4 * batch, size, size, 3), dtype=np.uint8)
     params = PhaseParams(
-        steps=STEPS, batch_size=16, lr=1e-3, warmup=2, cooldown=4, betas=(0.9, 0.99),
+        steps=STEPS, batch_size=batch, lr=1e-3, warmup=2, cooldown=4, betas=(0.9, 0.99),
         weight_decay=0.03, clip=1.0, hflip=0.5, ema_images=64, precision=execution.precision,
         log_every=4, validate_every=100, label_dropout=0.0,
     )  # fmt: skip
     mask = make_mask(MaskParams(strategy="patch", rate=0.5, block_size=1), grid)
-    legs = (Leg(mask, 8, 16, 1e-3, 2), Leg(nothing_masked(grid), 8, 16, 1e-3, 2))
+    legs = (Leg(mask, 8, batch, 1e-3, 2), Leg(nothing_masked(grid), 8, batch, 1e-3, 2))
     schedule = Schedule(legs, STEPS, params.cooldown)
     device = execution.device
     batches = Batches(images, schedule, PATCH, params.hflip, 0, "exactness")
     validator = HeldOutValidator(images[:14], PATCH, DIFFUSION, device)
 
     def start(seed: int) -> State:
-        return State.start(build_backbone(MODEL, size, 3, seed).to(device), params)
+        return State.start(build_backbone(model, size, 3, seed).to(device), params)
 
     def steps(state: State) -> Any:
         return train(state, batches, validator, DIFFUSION, params, execution)

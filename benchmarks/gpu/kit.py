@@ -1,16 +1,18 @@
 """Everything that only a GPU can show, in one command of at most nine minutes: ``make gpu``.
 
 Piece by piece, what is wanted most first: a piece that this code has measured is not measured
-again, so that a second call goes on where the first had to end; what older code has measured stays
-in the report until then. A piece that hangs ends with the call, and the next one has it last. A
-report of another torch or other GPUs is begun anew. Steps that turn out not to be compiled, or not
-to be replayed, are no figure but a failure; on Apple's GPUs, which have neither, steps are
-launched. It also runs on a CPU, where it shows that it runs.
+again, so that a second call goes on where the first had to end. What older code has measured stays
+in the report until then, and what has no figure at all comes before it. A piece that hangs ends
+with the call, and the next one has it last; after one that leaves its process without the device
+another process goes on. A report of another torch or other GPUs is begun anew. Steps that turn out
+not to be compiled, or not to be replayed, are no figure but a failure; on Apple's GPUs, which have
+neither, steps are launched. It also runs on a CPU, where it shows that it runs.
 """
 
 import faulthandler
 import gc
 import json
+import os
 import platform
 import re
 import sys
@@ -25,10 +27,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.gpu.apart import PATIENCE
+from benchmarks.gpu.apart import PATIENCE, PATIENCE_COMPILING
 from benchmarks.gpu.attention import attention
 from benchmarks.gpu.compiling import compiling
-from benchmarks.gpu.exactness import exactness
+from benchmarks.gpu.exactness import LARGE, MANY_TOKENS, exactness
 from benchmarks.gpu.several import compare
 from benchmarks.gpu.steps import (
     autocast_and_bf16,
@@ -40,6 +42,7 @@ from benchmarks.gpu.steps import (
 from benchmarks.presets import read_preset
 from benchmarks.speed.machine import cpu
 from maskdm.runtime.command import run
+from maskdm.runtime.devices import is_broken
 from maskdm.runtime.environment import DEVICE
 from maskdm.runtime.errors import reason, shortened
 from maskdm.runtime.execution import Execution, Precision
@@ -52,7 +55,13 @@ STDERR = 2
 GRACE = 30  # seconds, after which a piece that was begun in time is taken to hang
 # Seconds that must be left for a piece to be begun whose name contains a word.
 # Those two wait for two processes, one after the other.
-LEAST = {"GPUs": 2 * PATIENCE, "compiling": 2 * PATIENCE, "compiled": 75, "": 15}
+LEAST = {
+    "GPUs as by default": 2 * PATIENCE_COMPILING,
+    "GPUs": 2 * PATIENCE,
+    "compiling": 2 * PATIENCE,
+    "compiled": 75,
+    "": 15,
+}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 RATES = (0.0, 0.5, 0.75, 0.9)
 # What is called how: the preset, its mask rates, whether masked batches hold as many tokens.
@@ -61,7 +70,6 @@ SIZES = {
     "MaskDM-small, 64 px": ("celeba64", RATES),
     "MaskDM-base, 256 px": ("celebahq256", (0.9, 0.0)),
 }
-LONG = 32  # side of a grid of many tokens
 LENGTHS, HEADS = (7, 26, 64, 256, 1024), 8  # tokens of a set; heads of MaskDM-small
 # How steps are made: whether the network is compiled, whether launches are replayed.
 WAYS = {
@@ -77,8 +85,10 @@ def main(
     minutes: Annotated[float, typer.Option(help="no piece is begun after them")] = 8.5,
     only: Annotated[str, typer.Option(help="pieces whose names contain this")] = "",
     tag: Annotated[str, typer.Option(help="added to the name of the report")] = "",
+    again: Annotated[bool, typer.Option(help="also pieces that did not end")] = True,
 ) -> None:
     """Measure what is not in the report of this device yet: reports/gpu/DEVICE.json."""
+    until = time.monotonic() + 60 * minutes
     with ends_within(60 * minutes + GRACE):
         choose_kernels()
         execution = replace(Execution.from_environment(), strict=True)
@@ -86,10 +96,21 @@ def main(
             execution = replace(execution, device=torch.device("mps"))
         if not DEVICE.get() and execution.device.type == "cpu":
             print("There is no GPU here that this torch can use: the CPU is measured.", flush=True)
-        measure_all(execution, time.monotonic() + 60 * minutes, only, tag)
+        try:
+            measure_all(execution, until, only, tag, again)
+        except Exception as error:
+            if not is_broken(error):
+                raise
+            print(f"The device is lost to this process, another goes on: {reason(error)}")
+            left = f"{(until - time.monotonic()) / 60:.2f}"
+            words = ["--minutes", left, "--only", only, "--tag", tag, "--no-again"]
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu.kit", *words])
 
 
-def measure_all(execution: Execution, until: float, only: str, tag: str) -> None:
+def measure_all(
+    execution: Execution, until: float, only: str, tag: str, again: bool = True
+) -> None:
     """Measure what is not in the report yet, as long as there is time.
 
     Args:
@@ -97,6 +118,7 @@ def measure_all(execution: Execution, until: float, only: str, tag: str) -> None
         until: no piece is begun after this time, in seconds of ``time.monotonic``.
         only: pieces whose names contain this.
         tag: added to the name of the report.
+        again: also pieces that did not end in an earlier call.
     """
     path = REPORTS / f"{device_slug(execution.device)}{tag}.json"
     there, code = about(execution.device), code_of_the_kit()
@@ -104,9 +126,15 @@ def measure_all(execution: Execution, until: float, only: str, tag: str) -> None
     if any(report.get(name) != value for name, value in there.items()):
         report = there | {"pieces": {}, "code": {}}  # another torch, or other GPUs
     hung = report.setdefault("did not end", [])
-    for name, piece in sorted(pieces(execution), key=lambda piece: piece[0] in hung):
+    measured, codes = report.setdefault("pieces", {}), report.setdefault("code", {})
+
+    def rank(piece: tuple[str, Piece]) -> tuple[bool, bool]:
+        name, _ = piece
+        return name in hung, name in measured and not failed(measured[name])
+
+    for name, piece in sorted(pieces(execution), key=rank):
         left = until - time.monotonic()
-        if only not in name or report["code"].get(name) == code:
+        if only not in name or codes.get(name) == code or (name in hung and not again):
             continue
         if left < next(least for word, least in LEAST.items() if word in name):
             print(f"The time is over before '{name}': run it again to go on.")
@@ -119,9 +147,11 @@ def measure_all(execution: Execution, until: float, only: str, tag: str) -> None
         report["did not end"] = hung = others
         # What has failed is tried again by the next call, and takes no older figure's place.
         if failed(found):
-            report["pieces"].setdefault(name, found)
+            measured.setdefault(name, found)
         else:
-            report["pieces"][name], report["code"][name] = found, code
+            measured[name], codes[name] = found, code
+        if all(codes.get(name) == code for name in measured):
+            report.pop("notes", None)  # which were of older figures
         write_json(path, report)
         print(f"{time.monotonic() - started:6.1f} s  {name}: {shown(found)}", flush=True)
 
@@ -156,9 +186,13 @@ def pieces(execution: Execution) -> Iterator[tuple[str, Piece]]:
     if records:
         yield from steps(execution, "compiled, replayed")
         yield "exactness, fp32, compiled", partial(exactness, replace(execution, compiles=True))
+        for compiles, how in ((False, ""), (True, ", compiled")):
+            there = replace(execution, precision="bf16", compiles=compiles)
+            yield f"exactness, bf16, a large batch{how}", partial(exactness, there, LARGE)
         for precision in PRECISIONS:  # enough tokens for kernels whose sums have no order
             there = replace(execution, precision=precision, compiles=False)
-            yield f"exactness, {precision}, {LONG**2} tokens", partial(exactness, there, LONG)
+            name = f"exactness, {precision}, {MANY_TOKENS.grid**2} tokens"
+            yield name, partial(exactness, there, MANY_TOKENS)
     for count in counts(device):
         for size, (name, _) in SIZES.items():
             yield f"{count} GPUs, {size}", partial(compare, count, name, 0.0, True)
@@ -200,8 +234,8 @@ def attempt(piece: Piece) -> Any:
     try:
         return piece()
     except Exception as error:
-        if isinstance(error, torch.AcceleratorError):
-            raise  # this process can do nothing more on the device: another call goes on
+        if is_broken(error):
+            raise  # another process goes on
         first = shortened(reason(error))
         print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr)
         return {"failed": f"{type(error).__name__}: {first}"}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.gpu.apart import apart
+from benchmarks.gpu.apart import PATIENCE, PATIENCE_COMPILING, apart
 from benchmarks.gpu.exactness import run as small_run
 from benchmarks.gpu.steps import masked, measure
 from benchmarks.presets import read_preset
@@ -67,7 +67,8 @@ def on_processes(
     if launched:
         words.append("--launched")
         environment |= {REPLAY.name: "0", COMPILE.name: "0"}
-    return apart("benchmarks.gpu.several", words, environment)
+    patience = PATIENCE if launched else PATIENCE_COMPILING
+    return apart("benchmarks.gpu.several", words, environment, patience)
 
 
 def main(

@@ -5,6 +5,7 @@ only the images are noise. Utilisation is the FLOPs of the cost model over those
 multiply measured on the same device in the same run.
 """
 
+import gc
 import time
 from collections.abc import Generator
 from functools import partial
@@ -68,6 +69,7 @@ def measure(
     """
     device = execution.device
     if device.type == "cuda":
+        gc.collect()  # a graph of before, and all that it holds
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     steps = endless(preset, mask, params, execution)

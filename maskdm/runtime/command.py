@@ -94,9 +94,12 @@ def run_commands(app: typer.Typer) -> None:
     A run that a signal stopped ends with 128 + the signal's number, as in a shell.
     """
     mend_streams()
-    if os.environ.get("DVC_ROOT") and not WORKER.get():  # a DVC that is killed tells nobody
-        leave_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
+        if not WORKER.get():
+            # A DVC that is killed tells nobody; nor does another parent that has itself watched.
+            if os.environ.get("DVC_ROOT") or PARENT.get() == os.getppid():
+                leave_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+            os.environ.pop(PARENT.name, None)  # what this process starts has another
         refuse_former_names()
         app()
     except StoppedError as stopped:

@@ -11,6 +11,7 @@ import torch
 import torch._functorch.config as functorch
 from torch import Tensor, nn
 
+from maskdm.runtime.devices import is_broken
 from maskdm.runtime.environment import COMPILE
 from maskdm.runtime.errors import UserError, reason
 from maskdm.runtime.execution import Execution
@@ -66,7 +67,7 @@ def with_fallback(
             return fast(*args, **kwargs)
         except Exception as error:  # compilers fail with errors of every kind
             first = reason(error)
-            if strict and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+            if strict and (isinstance(error, torch.OutOfMemoryError) or is_broken(error)):
                 raise
             if strict:
                 raise UserError(

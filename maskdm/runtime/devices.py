@@ -11,6 +11,10 @@ from maskdm.runtime.errors import UserError, reason
 if TYPE_CHECKING:
     import torch
 
+# CUDA's numbers of what a recording of launches refuses (cudaErrorStreamCapture…): the device is as
+# it was.
+REFUSED_IN_RECORDING = range(900, 909)
+
 
 def choose_device(wanted: str | None = None) -> torch.device:
     """Return the device to compute on: a GPU if there is one (each process its own), else the CPU.
@@ -45,3 +49,14 @@ def choose_device(wanted: str | None = None) -> torch.device:
             "Use 'cpu', 'cuda', 'cuda:N' or 'mps', or nothing to have it chosen."
         ) from None
     return device
+
+
+def is_broken(error: BaseException) -> bool:
+    """Return whether an error says that this process can do nothing more on its device.
+
+    torch raises one class for that and for what cannot be recorded in a CUDA graph.
+    """
+    import torch
+
+    number = getattr(error, "error_code", None)  # as torch calls CUDA's
+    return isinstance(error, torch.AcceleratorError) and number not in REFUSED_IN_RECORDING

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from maskdm.runtime.devices import is_broken
 from maskdm.runtime.environment import REPLAY
 from maskdm.runtime.errors import UserError, reason
 
@@ -113,7 +114,7 @@ class Replay:
     def _give_up(self, error: RuntimeError) -> None:
         """Go on without graphs, or raise a UserError."""
         why = reason(error)
-        if self.strict and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        if is_broken(error) or (self.strict and isinstance(error, torch.OutOfMemoryError)):
             raise error  # no fault of recording
         if self.strict:
             raise UserError(

@@ -6,13 +6,13 @@ Tokens of a whole image side by side, budgets to the right, factors upwards, an 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.regimes import EXACT, LEAST, MOST, regimes
+from benchmarks.evidence.regimes import EXACT, LEAST, MIXED, MOST, regimes
 from maskdm.runtime.command import run
 from maskdm.runtime.files import write_bytes
 from tools.report.charts import regime_map
 
 PICTURE = Path("reports/regimes.png")
-SHAPES = {EXACT: "circle", LEAST: "triangle-up", MOST: "triangle-down"}
+SHAPES = {EXACT: "circle", LEAST: "triangle-up", MOST: "triangle-down", MIXED: "diamond"}
 
 
 def rows() -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.planning import SIZES
+from benchmarks.scaling.seams import PICTURES, images_of, seams
 from benchmarks.speed.results import Row
 
 REPORTS = Path("reports")
@@ -170,6 +171,17 @@ def sizes() -> str:
     ]
     head = ("from FLOPs", "width", "blocks", "batches", "learning rate", "average, images",
             "width stands on")  # fmt: skip
+    return in_markdown(head, rows)
+
+
+def of_patches() -> str:
+    """Return how flat areas of the pictures of samples differ across and within patches of 4."""
+    rows = []
+    for picture, side in PICTURES.items():
+        found = seams(images_of(Path(picture), side), patch=4)
+        levels = (found.across, found.within, found.across / found.within)
+        rows.append((f"`{picture}`", f"{found.windows}", *(f"{level:.2f}" for level in levels)))
+    head = ("80 samples", "flat windows", "levels across seams", "within patches", "ratio")
     return in_markdown(head, rows)
 
 

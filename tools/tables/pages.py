@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "averages": measured.averages,
     "scaling": measured.scaling,
     "sizes": measured.sizes,
+    "seams": measured.of_patches,
     "gpu": kit.speed,
     "exactness": kit.exactness,
     "gpuothers": kit.others,
