@@ -4,6 +4,7 @@ What it draws is what the pipeline and ``TrainedModel.sample`` draw with the sam
 """
 
 import json
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -123,7 +124,7 @@ def sample(
     trained = _loaded(model, guide, weights, out, autoencoder)
     drawn = trained.sample(count, seed, label=_class(trained, label), **settings)
     how = trained.settings(count, seed, **settings).model_dump(mode="json")
-    _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, weights, guide, label)})
+    _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, guide, label)})
 
 
 @app.command()
@@ -164,7 +165,7 @@ def inpaint(
     drawn = trained.inpaint(known, wanted, count, seed, label=name, **settings)
     how = trained.settings(count, seed, **for_inpainting(settings)).model_dump(mode="json")
     how |= {"image": f"{image}", "mask": f"{mask}"}
-    _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, weights, guide, label)})
+    _write(drawn, out, {"model": f"{model}", **how, **_origin(trained, guide, label)})
 
 
 def _loaded(
@@ -182,12 +183,10 @@ def _loaded(
     return trained.guided_by(load(guide, chosen, autoencoder=decoder))
 
 
-def _origin(
-    model: "TrainedModel", weights: str, guide: Path | None, label: str | None
-) -> dict[str, Any]:
+def _origin(model: "TrainedModel", guide: Path | None, label: str | None) -> dict[str, Any]:
     """Return what samples.json says beside the settings: whose images these are."""
     led = None if guide is None else f"{guide}"
-    return {"weights": weights, "guide": led, "label": label, "training": model.config.cost}
+    return {"guide": led, "label": label, "training": model.config.cost}
 
 
 def _class(model: "TrainedModel", label: str | None) -> int | str | None:
@@ -303,7 +302,9 @@ def import_model(
 
     names = None if classes is None else names_in(classes)
     config = import_model(file, out, layout, heads, path, names)
-    changes = " ".join(f"-S {key}={value}" for key, value in settings(config, out).items())
+    changes = " ".join(
+        f"-S {shlex.quote(f'{key}={value}')}" for key, value in settings(config, out).items()
+    )
     print(f"{out} is a model of {config.size}x{config.size} pixels. To finetune it:")
     print(f"dvc exp run {changes}")
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from maskdm.backbones.registry import ModelParams
-from maskdm.data.prepared import open_prepared
+from maskdm.data.prepared import open_prepared, spread
 from maskdm.diffusion.masking import Mask, MaskParams, describe, make_mask
 from maskdm.diffusion.randomness import stream
 from maskdm.figures import grid, hide, rows, save
@@ -34,11 +34,10 @@ def main() -> None:
     patch *= prepared.size // seen_size  # from here on in pixels, where networks see latents
     print(describe(mask))
 
-    spread = np.linspace(0, len(prepared.train) - 1, COLUMNS).astype(int)
-    images = np.array(prepared.train[spread])
+    images = np.array(prepared.train[spread(len(prepared.train), COLUMNS)])
     seen = [np.broadcast_to(images, (*images.shape[:3], 3))]
     seen += [draw(images, mask, patch, epoch) for epoch in range(DRAWS)]
-    save(grid(np.concatenate(seen), COLUMNS, scale=2), Path("reports/masks.png"))
+    save(grid(np.concatenate(seen), len(images), scale=2), Path("reports/masks.png"))
     save(rows(strategies(images, params, patch), scale=2), Path("reports/strategies.png"))
 
 

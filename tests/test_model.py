@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import maskdm
+from maskdm.backbones.model_folder import load_config, save_model
 from maskdm.runtime.errors import UserError
 from maskdm.sampling.images import GAP, SIDE, Images
 from maskdm.sampling.model import sample_batches
@@ -138,6 +139,25 @@ def test_a_class_is_asked_for_by_name_or_number(conditional):
 def test_what_cannot_be_drawn_is_refused_with_what_can(conditional, asked, sentence):
     with pytest.raises(UserError, match=sentence):
         conditional.sample(**{"count": 1} | asked)
+
+
+def test_a_guide_has_the_weights_that_its_model_has(tmp_path):
+    """As the pipeline and the command have it: both raw, or both averaged."""
+    folder, worse = saved(tmp_path / "a"), saved(tmp_path / "b")
+    config = load_config(worse)
+    raw = {name: tensor.detach() * 0.5 for name, tensor in config.backbone().named_parameters()}
+    averaged = {name: tensor * 0.1 for name, tensor in raw.items()}
+    save_model(worse, config, raw, averaged)
+    how = {"count": 2, "nfe": 3, "solver": "ddpm", "guide_scale": 3}
+    for weights in ("raw", "averaged"):
+        model = maskdm.load(folder, weights, device="cpu")
+        by_name = arrays(model.sample(**how, guide=worse))
+        given = maskdm.load(worse, weights, device="cpu")
+        assert np.array_equal(by_name, arrays(model.sample(**how, guide=given)))
+        assert model.guided_by(given).weights == weights
+        other = maskdm.load(worse, {"raw": "averaged", "averaged": "raw"}[weights], device="cpu")
+        assert not np.array_equal(by_name, arrays(model.sample(**how, guide=other)))
+        assert model.settings(1).weights == weights
 
 
 def test_loading_refuses_other_weights_and_devices(tmp_path):

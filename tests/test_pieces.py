@@ -26,6 +26,7 @@ from maskdm.data.pieces import LOCK, PIECE, Outcome, Pieces, kept_pieces
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import replacing
 from maskdm.runtime.locks import held
 from tests.support.clones import SILENT, clone_tree
 from tests.support.preparing import params, save_images
@@ -309,7 +310,12 @@ def test_a_folder_without_a_piece_does_not_stay(tmp_path: Path) -> None:
 def test_clearing_removes_pieces_and_nothing_else(tmp_path: Path) -> None:
     folder = begin(tmp_path / "prepare-0123456789abcdef")
     (folder / LOCK).touch()
-    (folder / f".{0:010}{PIECE}.begun").touch()
+    with suppress(KeyError), replacing(folder / f"{0:010}{PIECE}") as begun:
+        begun.touch()
+        killed = begun.with_name(begun.name.replace(f"{os.getpid()}", "1"))
+        begun.rename(killed)
+        raise KeyError
+    assert killed.exists()
     assert pieces.folders(tmp_path) == [folder]
     assert len(pieces.sizes(folder)) == -(-COUNT // LENGTH)
     (folder / "mine.piece").touch()

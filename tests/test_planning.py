@@ -5,11 +5,13 @@ import re
 
 import pytest
 
+from benchmarks.evidence.plan import network_of
+from benchmarks.evidence.plan import pretraining as pretraining_of
 from benchmarks.presets import read_preset
 from benchmarks.scaling.planning import MASKED, SIZES, size_for, spend, step_flops
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge, read_params
-from maskdm.training.flops import training_flops
+from maskdm.training.flops import flops_before, training_flops
 from stages.check import check
 from tests.support.autoencoders import saved_autoencoder
 from tests.support.graph import ROOT
@@ -41,6 +43,15 @@ def test_a_step_costs_what_training_counts_classes_included():
     without = step_flops(merge(params, {"data": {"classes": False}}))
     assert without[0] < masked
     assert without[1] < whole
+
+
+def test_a_sparse_middle_costs_what_training_counts():
+    params = merge(LAPTOP, {"mask": {"scope": "middle"}, "data": {"classes": False}})
+    planned = merge(params, spend(params, 1e13))
+    masked, _ = step_flops(planned)
+    schedule = pretraining_of(planned)
+    spent = flops_before(network_of(planned), schedule, schedule.steps)
+    assert spent == pytest.approx(planned["pretrain"]["steps"] * masked)
 
 
 def test_the_size_grows_with_the_budget_and_is_one_that_the_networks_take():

@@ -17,7 +17,7 @@ from tools.report import definitions
 from tools.report.charts import AXES
 from tools.report.evidence import plus_minus, rows_of
 from tools.report.experiments import Experiment
-from tools.report.measures import measures
+from tools.report.measures import about, measures
 from tools.report.page import DEFAULTS, beside, different
 
 LETTER = 5.5  # pixels, of the charts' font of 10
@@ -79,6 +79,25 @@ def test_a_measure_stands_beside_its_yardsticks_with_its_spread():
     assert not {
         name for name in rows if "_std" in name or "interval" in name or name == "network_passes"
     }
+
+
+def test_every_distance_is_a_measure_inceptions_too():
+    for name in ("fid", "kid", "kid_heldout", "fd_dinov2_vits14", "kid_efficientnet_lite0"):
+        assert about(name), name
+    assert about("kid_std") is about("kid_std_heldout") is about("reference.hash") is None
+
+
+def test_the_seconds_of_a_step_are_those_of_all_of_them_whoever_made_them():
+    """A run that was stopped after step 90 of 100 and went on has made 10 of them itself."""
+    files = {
+        "reports/pretrain/training.tsv": b"step\timages\tflops\tloss\n50\t1\t1\t1\n100\t2\t2\t1\n",
+        "reports/timing/pretrain.json": b'{"seconds": 200.0, "steps_computed": 10}',
+    }
+    rows = Experiment("resumed", files.get).curve("training", "loss")
+    assert [row["seconds"] for row in rows] == [100.0, 200.0]
+    del files["reports/timing/pretrain.json"]
+    rows = Experiment("untimed", files.get).curve("training", "loss")
+    assert [row["seconds"] for row in rows] == [None, None]
 
 
 def test_a_run_measured_against_other_images_is_named():

@@ -300,7 +300,8 @@ def test_labels_are_drawn_as_often_as_training_saw_them():
     [
         (params("dpmpp-2m", eta=0.5), False, r"eta is 0\.5, but dpmpp-2m adds no noise.*ddim"),
         (params("ddpm", eta=0.5), False, r"ddpm always adds all of its noise"),
-        (params("heun", nfe=20), False, r"nfe is 20, but heun makes two.*odd number, 19 or 21"),
+        (params("heun", nfe=20), False, r"nfe is 20, but heun makes two.*odd number, 19 or 21\."),
+        (params("heun", nfe=2), False, r"nfe is 2, but heun makes two.*odd number, 3\."),
         (params(guidance_scale=2.0), False, r"guidance_scale is 2.*without classes.*set it to 1"),
     ],
 )

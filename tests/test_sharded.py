@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from maskdm.runtime import location as places
 from maskdm.runtime import shard_cache
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import replacing
 from maskdm.runtime.location import Location, StorageError
 from maskdm.runtime.shard_cache import ShardCache, check_room
 from maskdm.runtime.shard_sender import sending, usable
@@ -131,6 +133,16 @@ def small(tmp_path, cached):
 
 def size_of(folder):
     return sum((folder / name).stat().st_size for name in shards_in(folder))
+
+
+def test_what_a_killed_process_had_begun_counts_and_can_go(small, cached):
+    small[0]
+    (name,) = shards_in(cached)
+    with suppress(KeyError), replacing(cached / name) as begun:
+        begun.write_bytes(b"x")
+        begun.rename(begun.with_name(begun.name.replace(f".{os.getpid()}.", ".1.")))
+        raise KeyError
+    assert {path.name for _, _, path in small._cache._there()} == {name, f".{name}.1.begun"}
 
 
 def test_the_cache_has_a_bound_and_what_was_used_last_stays(small, cached, monkeypatch):

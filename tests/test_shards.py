@@ -1,12 +1,15 @@
 """Training images in shards: the set, training on it, and both when the storage fails."""
 
+import hashlib
 import json
 import math
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,6 +35,7 @@ from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_json
 from maskdm.runtime.location import Location, StorageError
 from maskdm.runtime.params import merge
+from maskdm.runtime.shard_sender import sending
 from maskdm.runtime.sharded import ShardedArray, Window
 from maskdm.training.batches import Batches
 from maskdm.training.order import Order
@@ -153,6 +157,33 @@ def test_a_prepare_that_was_killed_does_not_send_again_what_is_there(
     in_shards(tmp_path / "prepared")
     assert f"10 shards at {tmp_path / 'there'}, {10 - begun} of them new" in capsys.readouterr().out
     assert begun >= 1
+
+
+def test_equal_shards_are_sent_once_however_many_are_under_way(tmp_path: Path) -> None:
+    """Two copies of an image as large as a shard are two equal shards."""
+    for attempt in range(5):
+        with sending(str(tmp_path / f"{attempt}"), 1000) as sender:
+            for _ in range(20):
+                sender.append(bytes(1000))
+            names = sender.finish()
+        assert names == [hashlib.sha256(bytes(1000)).hexdigest()] * 20
+        assert sender.sent == names[:1]
+        assert [path.name for path in (tmp_path / f"{attempt}").iterdir()] == names[:1]
+
+
+def test_two_machines_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    there, content = Location(str(tmp_path)), bytes(10**6)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: there.write("name", content), range(40)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"name": content}
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Location(str(tmp_path))
+    monkeypatch.setattr(there.system, "mv", Mock(side_effect=OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        there.write("other", b"x")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["a name less", "a name that is none", "no names", "no file"])

@@ -92,8 +92,8 @@ def step_flops(params: Params) -> tuple[float, int]:
     size, channels = seen(data)
     network = backbone_without_weights(model, size, channels, int(data.classes))
     grid = size // model.patch
-    visible = make_mask(read_section(params, "mask", MaskParams), grid).visible
-    masked = training_flops(network, visible, pretrain.batch_size)
+    mask = make_mask(read_section(params, "mask", MaskParams), grid)
+    masked = training_flops(network, mask.shown, pretrain.batch_size, mask.in_middle)
     mixed = training_flops(network, grid**2, pretrain.batch_size)
     whole = training_flops(network, grid**2, finetune.batch_size)
     return (1 - pretrain.full_share) * masked + pretrain.full_share * mixed, whole

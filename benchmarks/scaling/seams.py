@@ -64,7 +64,7 @@ def images_of(file: Path, side: int) -> np.ndarray:
     """
     if file.suffix == ".npy":
         return np.asarray(np.load(file))
-    sheet = np.asarray(Image.open(file).convert("RGB"))
+    sheet = np.asarray(Image.open(file, formats=["PNG"]).convert("RGB"))
     step = side + GAP
     scale = sheet.shape[1] // (COLUMNS * step + GAP)
     sheet = sheet[::scale, ::scale][GAP:, GAP:]

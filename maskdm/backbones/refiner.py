@@ -3,7 +3,8 @@
 A linear head writes every patch by itself, so that flat areas show the grid of patches. U-ViT ends
 in a convolution for that reason (Bao et al. 2023, section 3.1); MaskDM leaves it out, since a
 subset of patches has no neighbours. Here it acts where there are all of them: in finetuning and in
-sampling. It starts as the identity, and masked pretraining does not touch it.
+sampling. It starts as the identity and stays it in masked pretraining, which does not use it: there
+AdamW's decay alone shrinks what stands before its last layer, whose weights are 0.
 """
 
 import torch

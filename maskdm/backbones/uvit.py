@@ -1,4 +1,4 @@
-"""U-ViT on token sets (Bao et al. 2023; as MaskDM uses it: no final convolution).
+"""U-ViT on token sets (Bao et al. 2023); its final convolution is a refiner, ``model.refine``.
 
 Patches are gathered *before* they are embedded, and the position embedding is looked up for the
 visible positions only, so a hidden patch costs nothing. Time and class are tokens like any other,

@@ -59,6 +59,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def meant(name: str) -> str:
+    """Return the name of the file that one of this name becomes when ``replacing`` has it whole.
+
+    Args:
+        name: of any file; of one that is not being written it is returned as it is.
+    """
+    found = re.fullmatch(rf"\.(.+)\.[0-9]+{re.escape(BEGUN)}", name, re.DOTALL)
+    return found[1] if found else name
+
+
 def _abandoned(path: Path) -> Iterator[Path]:
     """Yield what processes that run no longer have begun to write for a path."""
     for begun in path.parent.glob(f".{glob.escape(path.name)}.*{BEGUN}"):

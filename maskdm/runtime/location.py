@@ -5,10 +5,13 @@ Networks fail for seconds, so whoever cannot do without an answer asks several t
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 from maskdm.runtime.errors import UserError, reason
+from maskdm.runtime.files import BEGUN
 
 ATTEMPTS = 6
 WAIT = 1  # second before another attempt, then 2, 4, …
@@ -96,8 +99,14 @@ class Location:
         if self.atomic:
             self.system.pipe_file(target, content)
         else:
-            self.system.pipe_file(f"{target}.begun", content)
-            self.system.mv(f"{target}.begun", target)
+            begun = f"{target}.{uuid4().hex}{BEGUN}"  # another machine may write the same file
+            try:
+                self.system.pipe_file(begun, content)
+                self.system.mv(begun, target)
+            except BaseException:
+                with suppress(Exception):  # the first error says what is wrong
+                    self.system.rm_file(begun)
+                raise
 
     def read(self, name: str) -> bytes:
         """Return what is in a file.

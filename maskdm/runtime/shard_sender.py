@@ -46,7 +46,8 @@ class ShardSender:
         self.location, self.size, self.sent = location, size, list[str]()
         self.threads = ThreadPoolExecutor(SENDERS, "shards")
         self._names, self._begun = list[str](), bytearray()
-        self._under_way = deque[Future[str]]()
+        self._under_way = deque[Future[None]]()
+        self._known = set[str]()
 
     def append(self, content: bytes) -> None:
         """Add bytes to the array.
@@ -69,17 +70,20 @@ class ShardSender:
             self._send(bytes(self._begun))
             self._begun.clear()
         while self._under_way:
-            self._names.append(self._under_way.popleft().result())
+            self._under_way.popleft().result()
         return self._names
 
     def _send(self, content: bytes) -> None:
-        if len(self._under_way) > SENDERS:  # so few are in memory
-            self._names.append(self._under_way.popleft().result())
-        self._under_way.append(self.threads.submit(self._sent, content))
-
-    def _sent(self, content: bytes) -> str:
         name = hashlib.sha256(content).hexdigest()
+        self._names.append(name)
+        if name in self._known:  # as of two equal images; it may still be under way
+            return
+        self._known.add(name)
+        if len(self._under_way) > SENDERS:  # so few are in memory
+            self._under_way.popleft().result()
+        self._under_way.append(self.threads.submit(self._write, name, content))
 
+    def _write(self, name: str, content: bytes) -> None:
         def send() -> None:
             if self.location.size(name) != len(content):
                 self.location.write(name, content)
@@ -90,7 +94,6 @@ class ShardSender:
             patiently(what, send)
         except PermissionError as error:
             raise StorageError(f"{what} is not allowed ({reason(error)}).") from None
-        return name
 
 
 def usable(url: str) -> Location:

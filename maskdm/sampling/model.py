@@ -71,6 +71,7 @@ class TrainedModel:
         guide: the model that ``guide_scale`` leads away from, or None.
         codec: what decodes the latents that the network draws; None if it draws pixels. By default
             with the autoencoder that ``config`` names.
+        weights: which of its weights these are, ``"averaged"`` or ``"raw"``.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class TrainedModel:
         device: torch.device,
         guide: "TrainedModel | None" = None,
         codec: Codec | None = None,
+        weights: Weights = "averaged",
     ) -> None:
         self.backbone, self.config, self.device = backbone.to(device).eval(), config, device
-        self.guide, self.codec = guide, codec
+        self.guide, self.codec, self.weights = guide, codec, weights
         if codec is None and config.latents is not None:
             self.codec = open_codec(config.latents, device)
 
@@ -115,7 +117,9 @@ class TrainedModel:
             UserError: naming what differs.
         """
         check_guide(guide.config, self.config)
-        return TrainedModel(self.backbone, self.config, self.device, guide, self.codec)
+        return TrainedModel(
+            self.backbone, self.config, self.device, guide, self.codec, self.weights
+        )
 
     @property
     def classes(self) -> list[str]:
@@ -314,7 +318,7 @@ class TrainedModel:
             "guide_scale": guide_scale,
             "guide_interval": guide_interval,
             "guide_class": guide_class,
-            "weights": "averaged",
+            "weights": self.weights,
             "seed": int(seed) if isinstance(seed, np.integer) else seed,
         }
         params = validate(settings, "sample", SampleParams, where="sample()")
@@ -406,7 +410,7 @@ class TrainedModel:
         if not isinstance(guide, TrainedModel):
             check_guide(load_config(Path(guide)), self.config)  # before its autoencoder is opened
             place = None if self.codec is None else self.codec.autoencoder.name
-            guide = load(guide, device=f"{self.device}", autoencoder=place)
+            guide = load(guide, self.weights, f"{self.device}", place)
         return self.guided_by(guide)
 
     def _pictures(
@@ -512,7 +516,7 @@ def load(
     place, codec = choose_device(device), None
     if autoencoder is not None and config.latents is not None:
         codec = open_codec(config.latents, place, str(autoencoder))
-    return TrainedModel(backbone, config, place, codec=codec)
+    return TrainedModel(backbone, config, place, codec=codec, weights=weights)
 
 
 def load_guided(folder: Path, params: SampleParams) -> TrainedModel:

@@ -144,9 +144,11 @@ def check_sampling(
             f"{called('solver')} to ddim."
         )
     if (params.nfe - 1) % solver.evaluations:
+        near = (params.nfe - 1, params.nfe + 1)
+        allowed = " or ".join(str(nfe) for nfe in near if not fault_of_setting("nfe", nfe))
         raise UserError(
             f"{called('nfe')} is {params.nfe}, but {params.solver} makes two evaluations a step "
-            f"and one at the end: take an odd number, {params.nfe - 1} or {params.nfe + 1}."
+            f"and one at the end: take an odd number, {allowed}."
         )
     if params.guided and (params.guide is None or same_folder(params.guide, ITSELF)):
         raise UserError(

@@ -22,7 +22,8 @@ from maskdm.training.history import Errors
 
 # λ of the bins, from almost only noise to almost none.
 HALF_LOG_SNRS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
-# At most this many images: each is used at one level, every level gets the same number.
+# At most this many images: each is used at one level, and levels get as many as each other, or one
+# fewer.
 MOST_IMAGES = 36 * len(HALF_LOG_SNRS)
 # Images at a time: on a CPU no more than a small training batch needs memory for.
 BATCH, BATCH_ELSEWHERE = 9, 84

@@ -62,7 +62,7 @@ class Experiment:
         for phase, title in PHASES.items():
             text = (self.read(f"reports/{phase}/{file}.tsv") or b"").decode()
             found = list(csv.DictReader(io.StringIO(text), delimiter="\t"))
-            step_time = self._step_time(phase)
+            step_time = self._step_time(phase, int(found[-1]["step"])) if found else None
             for row in found:
                 rows.append(
                     {
@@ -78,10 +78,10 @@ class Experiment:
                 seconds = rows[-1]["seconds"] or seconds
         return rows
 
-    def _step_time(self, phase: str) -> float | None:
-        timing = self.json(f"reports/timing/{phase}.json")
-        steps = timing.get("steps_computed")
-        return timing["seconds"] / steps if steps else None
+    def _step_time(self, phase: str, steps: int) -> float | None:
+        """Return the seconds of a step: of all that were made, whichever command made them."""
+        seconds = self.json(f"reports/timing/{phase}.json").get("seconds")
+        return seconds / steps if seconds and steps else None
 
 
 def experiments(names: list[str], root: Path) -> list[Experiment]:

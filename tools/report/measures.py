@@ -16,7 +16,7 @@ YARDSTICKS = {
 MEASURES = {
     "fid": ("Fréchet distance to the training images, in Inception features", "lower"),
     "fd_": ("Fréchet distance to the training images, in the features named", "lower"),
-    "kid_": ("kernel distance, in the features named; 0 for images of the same kind", "lower"),
+    "kid": ("kernel distance, in the features named; 0 for images of the same kind", "lower"),
     "manifold.precision": ("share of samples that lie among the real images", "higher"),
     "manifold.recall": ("share of real images that lie among the samples", "higher"),
     "manifold.density": ("how densely real images lie around a sample; 1 for real ones", "higher"),

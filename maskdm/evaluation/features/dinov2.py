@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskdm.evaluation.features.extraction import Extractor, Network
+from maskdm.evaluation.features.extraction import INSTEAD, Extractor, Network
 from maskdm.runtime.downloads import TIMEOUT, download
 from maskdm.runtime.errors import UserError, reason
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 SIDE = 224  # the patches are 14 pixels; the networks were trained at 518
 FILE = "model.safetensors"
-INSTEAD = (
-    "measure in the embedded features, which need no download "
-    "(-S fid.features.extractor=efficientnet-lite0)"
-)
 
 
 def dinov2_weights(model: str, megabytes: int) -> Path:

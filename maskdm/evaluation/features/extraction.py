@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Network = Callable[["Tensor"], "Tensor"]
+# What to do where weights cannot be downloaded.
+INSTEAD = (
+    "measure in the embedded features, which need no download "
+    "(-S fid.features.extractor=efficientnet-lite0)"
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from maskdm.evaluation.features.extraction import Extractor, Network
+from maskdm.evaluation.features.extraction import INSTEAD, Extractor, Network
 from maskdm.runtime.downloads import download
 from maskdm.runtime.errors import UserError
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 FILE = "inception-2015-12-05.pt"
-INSTEAD = (
-    "measure in the embedded features, which need no download "
-    "(-S fid.features.extractor=efficientnet-lite0)"
-)
 
 
 def inception_weights() -> Path:

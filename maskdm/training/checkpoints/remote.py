@@ -14,6 +14,7 @@ from typing import Any
 
 from maskdm.runtime.environment import CHECKPOINTS_REMOTE
 from maskdm.runtime.errors import UserError, reason
+from maskdm.runtime.files import BEGUN
 from maskdm.runtime.location import Location
 
 
@@ -56,7 +57,7 @@ class Remote:
 
     def fetch(self, name: str, folder: Path) -> None:
         """Copy a file of the remote into ``folder``."""
-        begun = folder / f"{name}.begun"
+        begun = folder / f"{name}{BEGUN}"
 
         def copy() -> None:
             self.system.get_file(f"{self.folder}/{name}", str(begun))

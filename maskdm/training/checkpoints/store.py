@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import UNFINISHED, file_hash, sync, write_tensors
+from maskdm.runtime.files import BEGUN, UNFINISHED, file_hash, sync, write_tensors
 from maskdm.runtime.locks import acquired, held
 from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.remote import Remote
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PASSING = 2  # checkpoints kept where nobody branches off: the newest, and one in case of damage
-TENSORS, METADATA, KEEP, BEGUN = ".safetensors", ".json", ".keep", ".begun"
+TENSORS, METADATA, KEEP = ".safetensors", ".json", ".keep"
 LOCK, OWNER = "lock", "owner"
 DIGITS = 16  # of a fingerprint in a name
 
