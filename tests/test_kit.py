@@ -1,9 +1,11 @@
 """The kit for GPUs: it ends by itself, goes on where it was, and outlives a piece that fails."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from benchmarks.gpu import attention, compiling, exactness, kit, several, steps
 from benchmarks.gpu.apart import apart
 from benchmarks.presets import read_preset
 from maskdm.runtime.execution import Execution
+from tests.support.graph import ROOT
 from tools.tables import gpus
 from tools.tables import kit as tables
 
@@ -99,6 +102,17 @@ def test_after_an_error_that_loses_the_device_another_process_goes_on(
     kit.main(tag="-x")
     assert list(read(tmp_path)["pieces"]) == ["a", "c", "b"]
     assert read(tmp_path)["did not end"] == []
+
+
+def test_it_needs_the_packages_that_its_page_names_and_no_others():
+    """On a machine that has PyTorch and no package index the others are not there."""
+    line = (ROOT / "docs/gpu.md").read_text().split("<!-- the kit's packages -->\n")[1]
+    code = "import sys, benchmarks.gpu.kit; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    providers = packages_distributions()
+    there = {name for module in loaded for name in providers.get(module, ())}
+    asked = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in requires("maskdm")}
+    assert there & {name.lower() for name in asked} == set(line.splitlines()[0].split(", "))
 
 
 def test_what_cannot_be_recorded_is_a_piece_that_fails_and_loses_nothing(
