@@ -8,6 +8,7 @@ from math import log
 from statistics import mean, stdev
 from threading import Barrier
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -178,6 +179,9 @@ def test_a_part_that_fails_does_not_keep_the_next_from_being_trained(parts, monk
     with pytest.raises(UserError, match=rf"{SMALL} failed\. large failed\."):
         decision.main(large=True)
     assert [part for part in parts if part in (SMALL, "large")] == [SMALL, "large"]
+    monkeypatch.setattr(decision.images, "make", Mock(side_effect=UserError("no font.")))
+    with pytest.raises(UserError, match=r"no font\. no font\."):
+        decision.main(large=True)
 
 
 def test_no_long_run_is_begun_late(parts, monkeypatch):

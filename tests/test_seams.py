@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.scaling.seams import PICTURES, images_of, seams
 from maskdm.figures import grid, save
+from maskdm.runtime.errors import UserError
 from tests.support.graph import ROOT
 
 NOISE = np.random.default_rng(0).integers(-3, 4, (32, 32, 32, 3))
@@ -44,6 +45,19 @@ def test_a_grid_is_taken_apart_into_the_images_that_it_was_made_of(tmp_path, sca
     images = flat(NOISE)
     save(grid(images, columns=16, scale=scale), tmp_path / "samples.png")
     assert np.array_equal(images_of(tmp_path / "samples.png", 32), images)
+
+
+def test_another_side_is_refused_with_what_to_say(tmp_path):
+    save(grid(flat(NOISE), columns=16, scale=2), tmp_path / "samples.png")
+    for side in (16, 31, 64):
+        with pytest.raises(UserError, match=rf"no grid of 16 images of {side} pixels.*--side"):
+            images_of(tmp_path / "samples.png", side)
+
+
+def test_areas_without_any_difference_have_no_ratio():
+    found = seams(flat(np.zeros_like(NOISE)), 4)
+    assert (found.across, found.within) == (0, 0)
+    assert math.isnan(found.ratio)
 
 
 @pytest.mark.parametrize(("picture", "side"), PICTURES.items())

@@ -56,9 +56,10 @@ def main(
         until = begun + 60 * minutes * share
         if time.monotonic() < until:
             wanted = [run for run in runs() if not is_there(matrix, run)]
-            for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
-                images.make(dataset)
+            needed = dict.fromkeys(name for run in wanted for name in datasets(matrix, run))
             try:
+                for dataset in needed:
+                    images.make(dataset)
                 train_missing(matrix, wanted, jobs, until)
             except UserError as error:  # what comes after it may go well
                 failed.append(str(error))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from maskdm.figures import GAP
 from maskdm.runtime import command
+from maskdm.runtime.errors import UserError
 
 COLUMNS = 16  # of the pictures of samples
 FLAT = 40  # grey levels that each channel of a flat window may span
@@ -40,6 +41,11 @@ class Seams:
     across: float
     within: float
 
+    @property
+    def ratio(self) -> float:
+        """Of both, 1 without seams; NaN where nothing differs within patches."""
+        return self.across / self.within if self.within else float("nan")
+
 
 def main(
     files: Annotated[list[Path], typer.Argument(help="grids of samples as PNG, or samples.npy")],
@@ -51,7 +57,7 @@ def main(
         found = seams(images_of(file, side), patch)
         print(
             f"{file}: {found.windows} flat windows, {found.across:.2f} levels across seams, "
-            f"{found.within:.2f} within patches: {found.across / found.within:.2f}"
+            f"{found.within:.2f} within patches: {found.ratio:.2f}"
         )
 
 
@@ -61,12 +67,21 @@ def images_of(file: Path, side: int) -> np.ndarray:
     Args:
         file: uint8 ``(N, side, side, 3)``, or a picture with 16 images in a row.
         side: of an image in pixels.
+
+    Raises:
+        UserError: if a picture is no such grid.
     """
     if file.suffix == ".npy":
         return np.asarray(np.load(file))
     sheet = np.asarray(Image.open(file, formats=["PNG"]).convert("RGB"))
     step = side + GAP
-    scale = sheet.shape[1] // (COLUMNS * step + GAP)
+    width = COLUMNS * step + GAP
+    scale, left = divmod(sheet.shape[1], width)
+    if not scale or left or sheet.shape[0] % scale or (sheet.shape[0] // scale - GAP) % step:
+        raise UserError(
+            f"{file} has {sheet.shape[1]}x{sheet.shape[0]} pixels and is no grid of {COLUMNS} "
+            f"images of {side} pixels in a row: say with --side how large they are."
+        )
     sheet = sheet[::scale, ::scale][GAP:, GAP:]
     rows = sheet.shape[0] // step
     cells = sheet.reshape(rows, step, COLUMNS, step, 3).swapaxes(1, 2)

@@ -179,7 +179,7 @@ def of_patches() -> str:
     rows = []
     for picture, side in PICTURES.items():
         found = seams(images_of(Path(picture), side), patch=4)
-        levels = (found.across, found.within, found.across / found.within)
+        levels = (found.across, found.within, found.ratio)
         rows.append((f"`{picture}`", f"{found.windows}", *(f"{level:.2f}" for level in levels)))
     head = ("80 samples", "flat windows", "levels across seams", "within patches", "ratio")
     return in_markdown(head, rows)
