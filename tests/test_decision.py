@@ -440,8 +440,8 @@ def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_c
     assert all((one.bound != EXACT) == one.part.startswith("decision") for one in found)
     # With half of the compute an arm that gets there on every seed has at least twice the factor.
     assert all(one.factor >= 2 for one in found if one.bound == LEAST and one.arm[3] == 0.5)
-    # At half of the compute an arm that does not get there has a factor below 2.
-    assert all(one.factor < 2 for one in found if one.bound == MOST)
+    # At half of the compute an arm that does not get there has a factor below 2, at a quarter 4.
+    assert all(one.factor < 1 / one.arm[3] for one in found if one.bound == MOST)
     results = read_results("confirmation")
     worse = [
         replace(
@@ -622,7 +622,7 @@ def test_what_the_page_says_of_levels_and_of_pairs_is_what_the_report_says():
         (row,) = (
             row
             for row in report["geometric"]
-            if (row["dataset"], row["arm"]) == (dataset, "block-75")
+            if (row["dataset"], row["arm"], row["of"]) == (dataset, "block-75", 0.5)
             and (row["against"], row["against_of"]) == ("width-64_lr-10", against_of)
         )
         per_cent = (100 * np.expm1(value) for value in (row["mean"], *row["interval"]))
