@@ -155,9 +155,11 @@ def parts(monkeypatch):
     monkeypatch.setattr(decision, "runs_of", lambda _, part: [there, replace(missing, part=part)])
     monkeypatch.setattr(decision, "is_there", lambda _, run: run is there)
     monkeypatch.setattr(decision.images, "make", lambda dataset: done.append(dataset))
-    monkeypatch.setattr(
-        decision, "train_missing", lambda _, runs, *__: done.extend(run.part for run in runs)
-    )
+
+    def train(_, runs, *__):
+        done.extend(run.part for run in runs if not decision.is_there(_, run))
+
+    monkeypatch.setattr(decision, "train_missing", train)
     return done
 
 
@@ -172,8 +174,8 @@ def test_images_are_made_for_what_is_missing_alone(parts, monkeypatch):
 
 def test_a_part_that_fails_does_not_keep_the_next_from_being_trained(parts, monkeypatch):
     def train(_, runs, *__):
-        parts.append(runs[0].part)
-        raise UserError(f"{runs[0].part} failed.")
+        parts.append(runs[-1].part)
+        raise UserError(f"{runs[-1].part} failed.")
 
     monkeypatch.setattr(decision, "train_missing", train)
     with pytest.raises(UserError, match=rf"{SMALL} failed\. large failed\."):
@@ -190,6 +192,31 @@ def test_no_long_run_is_begun_late(parts, monkeypatch):
     decision.main(minutes=6, large=True)
     assert SMALL in parts
     assert "large" not in parts
+
+
+def test_what_is_paired_with_a_new_run_is_computed_anew_if_it_was_on_other_images(
+    parts, tmp_path, monkeypatch
+):
+    """A machine whose fonts or decoders draw otherwise must not compare with our pictures."""
+    there = read_results("decision-8")[0].run
+    new, trained = replace(there, seed=99), []
+
+    def make(dataset):
+        about = tmp_path / dataset / "data/prepared/dataset.json"
+        about.parent.mkdir(parents=True)
+        about.write_text(json.dumps({"hash": "another"}))
+
+    monkeypatch.setattr(matrix, "SETS", tmp_path)
+    monkeypatch.setattr(matrix, "train", lambda run, *_: trained.append(run) or True)
+    for name in ("is_there", "train_missing"):
+        monkeypatch.setattr(decision, name, getattr(matrix, name))
+    monkeypatch.setattr(decision, "runs_of", lambda *_: [there])
+    decision.main()
+    assert trained == []
+    monkeypatch.setattr(decision, "runs_of", lambda *_: [there, new])
+    monkeypatch.setattr(decision.images, "make", make)
+    decision.main(jobs=1)
+    assert trained == [there, new]
 
 
 def test_results_are_taken_as_they_are_where_their_images_are_not(tmp_path, monkeypatch):
@@ -612,6 +639,61 @@ def test_every_key_of_the_reports_is_explained(report):
     page = (ROOT / "docs/evidence-more.md").read_text()
     explained = set(re.findall(r"`(\w+)`", page[page.index("## The files") :]))
     assert keys_of(json.loads((ROOT / f"reports/{report}.json").read_text())) <= explained
+
+
+def test_what_the_page_says_seed_by_seed_is_what_the_report_says():
+    """Of the quarter, of scratch's second setting on the glyphs, and of the rival and masking."""
+    report = json.loads((ROOT / "reports/decision.json").read_text())
+    page = (ROOT / "docs/evidence.md").read_text()
+
+    def of(dataset, arm, share, against, measure):
+        where = {"dataset": dataset, "arm": arm, "of": share, "against": against, "against_of": 1}
+        (row,) = (
+            row
+            for row in report["comparisons"]
+            if row["measure"] == measure and where.items() <= row.items()
+        )
+        return np.array(row["values"]), np.array(row["scratch"])
+
+    def span(values, others, digits=1):
+        found = 100 * (values / others - 1)
+        return [f"{value:+.{digits}f}".replace("-", "−") for value in (found.min(), found.max())]
+
+    first, second, emoji, glyphs = "width-64_lr-10", "lr-10_batch-4", "openmoji-64", "glyphs-64"
+    quarter = (emoji, "block-75", 0.25)
+    for measure, against, words in (
+        ("error", first, ["+1.6", "+3.4"]),
+        ("kid", first, ["+3", "+10"]),
+        ("fd", first, ["−4.1", "+0.2"]),
+        ("error", second, ["−1.0", "+1.4"]),
+        ("kid", second, ["+3", "+9"]),
+    ):
+        found = span(*of(*quarter, against, measure), digits=int("." in words[0]))
+        assert found == words, (measure, against)
+    assert (
+        "on each (1.6 to 3.4 %), the KID, too (3 to 10 %); the FD is level (−4.1 to +0.2 %)" in page
+    )
+    assert "the error is level (−1.0 to +1.4 %), the KID 3 to 9 % higher" in page
+
+    masked, better = (of(glyphs, "block-75", 0.5, one, "error") for one in (second, first))
+    assert span(masked[1], better[1]) == ["+2.5", "+3.3"]
+    assert span(*masked) == ["−0.2", "+1.7"]
+    assert span(*of(glyphs, "block-75", 0.5, second, "kid"), digits=0) == ["−5", "+56"]
+    assert "worse than scratch's first (the error 2.5 to 3.3 %" in page
+    assert "(error −0.2 to +1.7 %, KID −5 to +56 %, neither decided)" in page
+
+    def rival(dataset, measure, digits):
+        pair = (of(dataset, arm, 0.5, first, measure)[0] for arm in ("low-res-kept", "block-75"))
+        return span(*pair, digits)
+
+    assert rival(emoji, "error", 1) == ["+2.1", "+3.5"]
+    assert rival(emoji, "kid", 0) == ["+16", "+39"]
+    assert "2.1 to 3.5 % higher than masking's on the five seeds, its KID 16 to 39 %" in page
+    assert rival(glyphs, "error", 1) == ["−1.4", "+0.3"]
+    assert rival(glyphs, "kid", 0) == ["−33", "+5"]
+    assert (
+        "the error is level (−1.4 to +0.3 %) and the KID lower on four of five (5 % higher" in page
+    )
 
 
 def test_what_the_page_says_of_levels_and_of_pairs_is_what_the_report_says():

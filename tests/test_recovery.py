@@ -98,7 +98,9 @@ def test_a_longer_experiment_computes_the_difference(pretrained):
 def test_two_queue_workers_compute_what_they_share_once(pretrained):
     """Whichever is first: the other waits, and takes the checkpoint that it needs."""
     clone = pretrained
-    for name, steps in (("long", 500), ("short", 420)):
+    # The short one is queued first: on a busy machine it may end before the other begins, and a
+    # run that comes after a longer one has nothing to take but that one's end.
+    for name, steps in (("short", 420), ("long", 500)):
         change = ["--set-param", "pretrain.lr=0.002", "--set-param", f"pretrain.steps={steps}"]
         clone.call("dvc", "exp", "run", "--queue", "--name", name, *change, "pretrain")
     clone.start("dvc", "queue", "start", "--jobs", "2")

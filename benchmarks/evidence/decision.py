@@ -55,11 +55,12 @@ def main(
     for runs, share in steps:
         until = begun + 60 * minutes * share
         if time.monotonic() < until:
-            wanted = [run for run in runs() if not is_there(matrix, run)]
-            needed = dict.fromkeys(name for run in wanted for name in datasets(matrix, run))
+            wanted = runs()
+            missing = [run for run in wanted if not is_there(matrix, run)]
             try:
-                for dataset in needed:
+                for dataset in dict.fromkeys(name for r in missing for name in datasets(matrix, r)):
                     images.make(dataset)
+                # Of all: once the images are there, results on others are computed anew.
                 train_missing(matrix, wanted, jobs, until)
             except UserError as error:  # what comes after it may go well
                 failed.append(str(error))

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated
 
+import torch
 import typer
 
 from benchmarks.evidence import images
@@ -97,7 +98,7 @@ def datasets(matrix: Params, run: Run) -> list[str]:
 def is_there(matrix: Params, run: Run) -> bool:
     """Return whether a run has a result of its parameters, on the images that are there.
 
-    Images that are not prepared on this machine are not asked for.
+    Of images that are not prepared on this machine it is not asked which they were.
     """
     result = RUNS / f"{run.name}.json"
     if not result.exists():
@@ -118,8 +119,6 @@ def prepared_hash(dataset: str) -> str | None:
 
 def free_gpus(jobs: int) -> SimpleQueue[str | None]:
     """Return what each of so many runs at a time takes: GPUs by turns; None: what a run chooses."""
-    import torch
-
     count = 0 if DEVICE.get() else torch.cuda.device_count()
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = shown.split(",") if shown else [str(number) for number in range(count)]

@@ -17,7 +17,7 @@ import numpy as np
 
 from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
-from maskdm.runtime.files import meant, remove_begun, replacing
+from maskdm.runtime.files import final_name, remove_begun, replacing
 from maskdm.runtime.locks import PATIENCE, held
 
 MOST = 1024  # pictures in a piece
@@ -201,7 +201,7 @@ def clear(folder: Path) -> bool:
 def _remove(folder: Path) -> None:
     """Remove what ``Pieces`` puts into a folder."""
     for path in folder.iterdir():
-        name = meant(path.name)
+        name = final_name(path.name)
         if (name == LOCK or fullmatch(rf"[0-9]+{PIECE}", name)) and not path.is_symlink():
             path.unlink()
     with suppress(OSError):  # not empty

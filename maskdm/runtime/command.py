@@ -96,7 +96,7 @@ def run_commands(app: typer.Typer) -> None:
     mend_streams()
     try:
         if not WORKER.get():
-            # A DVC that is killed tells nobody; nor does another parent that has itself watched.
+            # A DVC that is killed tells nobody, nor does a command of ours that started this one.
             if os.environ.get("DVC_ROOT") or PARENT.get() == os.getppid():
                 leave_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
             os.environ.pop(PARENT.name, None)  # what this process starts has another

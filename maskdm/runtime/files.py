@@ -6,7 +6,6 @@ the old file, no reader finds half of one, and a link into DVC's cache is replac
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -59,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def meant(name: str) -> str:
+def final_name(name: str) -> str:
     """Return the name of the file that one of this name becomes when ``replacing`` has it whole.
 
     Args:
@@ -71,14 +70,15 @@ def meant(name: str) -> str:
 
 def _abandoned(path: Path) -> Iterator[Path]:
     """Yield what processes that run no longer have begun to write for a path."""
-    for begun in path.parent.glob(f".{glob.escape(path.name)}.*{BEGUN}"):
-        number = begun.name.removeprefix(f".{path.name}.").removesuffix(BEGUN)
-        if number.isdecimal():  # otherwise it is for a path with a longer name
-            with suppress(PermissionError):  # another user's process runs
-                try:
-                    os.kill(int(number), 0)
-                except (ProcessLookupError, OverflowError):
-                    yield begun
+    with os.scandir(path.parent) as entries:  # one at a time: there may be many
+        for entry in entries:
+            if entry.name != path.name == final_name(entry.name):
+                number = entry.name.removesuffix(BEGUN).rpartition(".")[2]
+                with suppress(PermissionError):  # another user's process runs
+                    try:
+                        os.kill(int(number), 0)
+                    except (ProcessLookupError, OverflowError):
+                        yield Path(entry.path)
 
 
 def remove_begun(folder: Path) -> None:

@@ -24,7 +24,7 @@ from maskdm.runtime.environment import (
     shards_folder,
 )
 from maskdm.runtime.errors import UserError, reason
-from maskdm.runtime.files import meant, replacing
+from maskdm.runtime.files import final_name, replacing
 from maskdm.runtime.location import Location, StorageError, patiently
 from maskdm.runtime.locks import held
 
@@ -177,7 +177,7 @@ class ShardCache:
         """Yield when each shard was used, its bytes, and its path."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if NAME.fullmatch(meant(entry.name)):
+                if NAME.fullmatch(final_name(entry.name)):
                     with suppress(FileNotFoundError):
                         about = entry.stat()
                         yield about.st_mtime_ns, about.st_size, Path(entry.path)

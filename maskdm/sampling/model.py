@@ -4,6 +4,7 @@ The stages draw their images through the same class, so the same settings give t
 """
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import TypedDict, Unpack, get_args
 
@@ -117,9 +118,9 @@ class TrainedModel:
             UserError: naming what differs.
         """
         check_guide(guide.config, self.config)
-        return TrainedModel(
-            self.backbone, self.config, self.device, guide, self.codec, self.weights
-        )
+        guided = copy(self)
+        guided.guide = guide
+        return guided
 
     @property
     def classes(self) -> list[str]:
