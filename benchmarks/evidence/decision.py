@@ -24,8 +24,13 @@ from maskdm.runtime.errors import UserError
 
 SMALL = "decision-32"
 # Parts in which is chosen → those in which what was chosen is tested: in scratch's own best network
-# first, then with as many tokens as the arms were made for.
-TESTS = {"decision-8-tuning": "decision-8", "decision-tuning": "decision"}
+# first, then with as many tokens as the arms were made for, in a network that suits the budget and
+# in a wider one.
+TESTS = {
+    "decision-8-tuning": "decision-8",
+    "decision-4-tuning": "decision-4",
+    "decision-tuning": "decision",
+}
 # More tokens, a wider network and a longer training than a CPU can do, without a tuning.
 LARGE = ("decision-384", "decision-128")
 LARGE_SHARE = 0.5  # of the minutes, after which none of these is begun: one takes some minutes

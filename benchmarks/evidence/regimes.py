@@ -18,7 +18,7 @@ from benchmarks.evidence.summary import SCRATCH, budgets
 # Transfer is left out: its pretraining is outside the budget.
 PARTS = (
     "screening", "confirmation", "fine-screening", "fine",
-    "decision-32", "decision-8", "decision-tuning", "decision",
+    "decision-32", "decision-8", "decision-4", "decision-tuning", "decision",
 )  # fmt: skip
 EXACT, LEAST, MOST, MIXED = "measured", "at least", "at most", "a mean of both"
 
