@@ -5,6 +5,7 @@ What it draws is what the pipeline and ``TrainedModel.sample`` draw with the sam
 
 import json
 import shlex
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,11 +16,13 @@ from maskdm.runtime.command import plain_app, run_commands
 from maskdm.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from maskdm.backbones.model_folder import Weights
-    from maskdm.sampling.images import Images
     from maskdm.sampling.model import TrainedModel
 
 app = plain_app()
+SHOWN = 80  # images of a grid, as in reports/samples.png
 
 
 def named(typed: str | Path) -> Path:
@@ -107,7 +110,7 @@ def sample(
 ) -> None:
     """Draw images from a model.
 
-    Writes 00000.png …, grid.png and samples.json, which says how they were made.
+    Writes 00000.png …, grid.png (of the first 80) and samples.json, which says how they were made.
 
     maskdm sample models/finetune --count 64 --guide models/pretrain --solver ddpm --nfe 25
     """
@@ -149,7 +152,7 @@ def inpaint(
 ) -> None:
     """Draw a part of an image anew, so that it fits the rest, which stays as it is.
 
-    Writes 00000.png …, grid.png and samples.json, which says how they were made.
+    Writes 00000.png …, grid.png (of the first 80) and samples.json, which says how they were made.
 
     maskdm inpaint models/finetune emoji.png mask.png --count 8
     """
@@ -195,16 +198,21 @@ def _class(model: "TrainedModel", label: str | None) -> int | str | None:
     return label if by_name else int(label or 0)
 
 
-def _write(images: "Images", folder: Path, about: dict[str, Any]) -> None:
-    """Write images, their grid, and how they were made."""
+def _write(images: "Iterable[Image.Image]", folder: Path, about: dict[str, Any]) -> None:
+    """Write images one by one, a grid of the first, and how they were made."""
     from maskdm.figures import save
     from maskdm.runtime.files import write_json
+    from maskdm.sampling.images import Images
 
-    for number, image in enumerate(images):
-        save(image, folder / f"{number:05}.png")
-    save(images.grid(), folder / "grid.png")
+    shown, count = Images(), 0
+    for image in images:
+        save(image, folder / f"{count:05}.png")
+        if count < SHOWN:
+            shown.append(image)
+        count += 1
+    save(shown.grid(), folder / "grid.png")
     write_json(folder / "samples.json", about)
-    print(f"{len(images)} images, grid.png and samples.json in {folder}")
+    print(f"{count} images, grid.png and samples.json in {folder}")
 
 
 @app.command()
@@ -216,20 +224,20 @@ def unpack(
 ) -> None:
     """Write the samples that the pipeline drew, which are one array, as images.
 
-    Writes 00000.png …, grid.png and samples.json, which says how they were made.
+    Writes 00000.png …, grid.png (of the first 80) and samples.json, which says how they were made.
 
     maskdm unpack data/samples --out pictures
     """
     import numpy as np
 
     from maskdm.runtime.files import require_empty
-    from maskdm.sampling.images import Images
+    from maskdm.sampling.images import pictures
 
     require_empty(out)
     try:
         array = np.load(samples / "samples.npy", mmap_mode="r")
         about = json.loads((samples / "samples.json").read_text(encoding="utf-8"))
-        _write(Images.of(array), out, dict(about))
+        _write(pictures(array), out, dict(about))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"There is no {error.filename}: dvc repro draws samples.") from None
     except (ValueError, TypeError, EOFError, AttributeError) as error:
@@ -347,7 +355,9 @@ def push(
         Path, typer.Argument(help="what maskdm export made, its card read", parser=named)
     ],
     repo: Annotated[str, typer.Argument(help="NAME or OWNER/NAME; made if it is not there")],
-    public: Annotated[bool, typer.Option("--public", help="anybody may see it")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="one that is made may be seen by all")
+    ] = False,
 ) -> None:
     """Upload an exported folder to a model hub; private, unless it is to be public.
 

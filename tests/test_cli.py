@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import maskdm
+from maskdm.sampling.images import Images
 from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE
 from maskdm.sampling.solvers import SOLVERS
 from tests.support.models import saved
@@ -93,6 +94,17 @@ def test_inpainting_is_that_of_python(models: Path, tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(written), np.asarray(expected))
     about = json.loads((tmp_path / "out/samples.json").read_text())
     assert (about["solver"], about["nfe"], about["mask"]) == ("ddpm", 3, str(tmp_path / "mask.png"))
+
+
+def test_a_grid_has_the_first_samples_however_many_there_are(tmp_path: Path) -> None:
+    """All of 10 000 images of 256 pixels would be one of 322 502 pixels' height."""
+    drawn = np.random.default_rng(0).integers(0, 256, (85, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "samples.npy", drawn)
+    (tmp_path / "samples.json").write_text("{}")
+    assert "85 images" in call("unpack", tmp_path, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("000*.png"))) == 85
+    with Image.open(tmp_path / "out/grid.png") as written:
+        assert np.array_equal(np.asarray(written), np.asarray(Images.of(drawn[:80]).grid()))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

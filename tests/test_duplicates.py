@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from maskdm.data.duplicates import Duplicates
 from maskdm.data.prepared import Sample, Unreadable, open_prepared
+from maskdm.runtime.errors import UserError
 from tests.support.clones import ROOT
 
 
@@ -55,6 +56,18 @@ def test_images_that_differ_in_one_value_are_no_copies() -> None:
     other[-1, -1, -1] ^= 1
     list(duplicates.together([Sample(image, None, False), Sample(other, None, True)]))
     assert duplicates.copies == 0
+
+
+def test_a_set_of_copies_says_what_put_all_on_one_side() -> None:
+    given = samples((1, 0, False), (1, 0, True), (1, 0, False))
+    with pytest.raises(UserError, match=r"All 3 images .*1 of them .*duplicates to keep, or"):
+        list(Duplicates(near=True).together(given))
+    first, second = (reduced(d, 32, "RGB") for d in (drawing(0), brighter(drawing(0))))
+    alike = [Sample(first, None, False), Sample(second, None, True)]
+    with pytest.raises(UserError, match=r"All 2 images .*duplicates to exact or keep, or"):
+        list(Duplicates(near=True).together(alike))
+    one_sided = samples((1, 0, False), (2, 0, False))  # by its source: another sentence's affair
+    assert len(list(Duplicates(near=True).together(one_sided))) == 2
 
 
 @pytest.mark.parametrize(("rule", "shared"), [("near", False), ("exact", False), ("keep", True)])
@@ -140,8 +153,9 @@ def test_near_images_follow_the_first_of_them(side: int, mode: str) -> None:
         for change in (saved_again, scaled, brighter)
         for image in originals
     ]
-    duplicates = Duplicates(near=True)
-    found = [s.heldout for s in duplicates.together([*given, *again]) if isinstance(s, Sample)]
+    another = Sample(reduced(drawing(99), side, mode), None, True)
+    duplicates, samples = Duplicates(near=True), [*given, *again, another]
+    *found, _ = (s.heldout for s in duplicates.together(samples) if isinstance(s, Sample))
     assert sum(found[:30]) == 0
     assert sum(found[30:]) <= 3, "at most these few are not found"
     assert duplicates.copies + duplicates.alike == duplicates.moved >= 87

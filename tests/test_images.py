@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,28 @@ def test_sixteen_bits_scale_to_eight(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(levels).save(tmp_path / f"deep.{suffix}")
     grey = [pixel[0] for pixel in decoded(tmp_path / f"deep.{suffix}")]
     assert grey == np.round(levels[0] / 257).astype(int).tolist()
+
+
+@pytest.mark.parametrize("key", [(0, 0, 0), (0, 0, 200), (0, 0, 2000)])
+def test_a_transparent_colour_of_sixteen_bits_is_not_guessed(key: Any, tmp_path: Path) -> None:
+    """PIL cuts the pixels to 8 bits: near black would be taken for a key of black."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    pixels = np.array([[[5, 5, 5], [65535, 0, 0]]], ">u2")
+    for name, more in (("plain", b""), ("keyed", chunk(b"tRNS", struct.pack(">3H", *key)))):
+        (tmp_path / f"{name}.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+            + more
+            + chunk(b"IDAT", zlib.compress(b"\0" + pixels.tobytes()))
+            + chunk(b"IEND", b"")
+        )
+    assert decoded(tmp_path / "plain.png") == [(0,) * 3, (255, 0, 0)]
+    with pytest.raises(ValueError, match="transparent colour has 16 bits"):
+        decoded(tmp_path / "keyed.png")
 
 
 def test_camera_orientation_is_applied(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def faulty(tmp_path: Path) -> dict[str, Any]:
     good, maskdm_own = published.state("uvit"), published.state("maskdm")
     shifted = checkpoint(maskdm_own, maskdm_own, LINEAR_BETAS * 0.9)
     head = {"decoder_pred.bias": torch.zeros(5)}
+    whole = checkpoint(maskdm_own, maskdm_own, LINEAR_BETAS)
     return {
         "missing": ({n: t for n, t in good.items() if n != "norm.bias"}, "norm.bias is missing"),
         "unexpected": (good | {"more": torch.zeros(1)}, "more is unexpected"),
@@ -188,6 +189,15 @@ def faulty(tmp_path: Path) -> dict[str, Any]:
         "words": (good | {"name": "mine"}, "name is no array of numbers"),
         "infinite": (good | {"norm.bias": torch.full((16,), torch.inf)}, "not finite"),
         "list": ([1, 2], "no table of tensors by name but a list"),
+        "decay": (
+            whole | {"ema": 0.9999},
+            "a float where tensors by name belong",
+        ),
+        "tensor": (
+            whole | {"ema": torch.ones(2)},
+            "a Tensor where tensors by name",
+        ),
+        "numbers": ({"model": {1: torch.zeros(1)}}, "a dict where tensors by name belong"),
         "code": (good | {"x": Runs(tmp_path / "ran")}, "could run code"),
         "path": (shifted, "none of ddpm-linear and ddpm-cosine"),
         "silent": (maskdm_own, "does not say what path it was trained on"),
@@ -202,10 +212,13 @@ def faulty(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+OF_MASKDM = ("path", "silent", "wavelets", "decoder", "decay", "tensor", "numbers")
+
+
 @pytest.mark.parametrize("fault", faulty(Path()))
 def test_what_does_not_fit_is_one_sentence_and_no_folder(fault, tmp_path):
     content, sentence = faulty(tmp_path)[fault]
-    layout = "maskdm" if fault in ("path", "silent", "wavelets", "decoder") else "uvit"
+    layout = "maskdm" if fault in OF_MASKDM else "uvit"
     with pytest.raises(UserError, match=sentence):
         import_model(written(tmp_path, content), tmp_path / "model", layout, HEADS)
     assert not (tmp_path / "model").exists()

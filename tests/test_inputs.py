@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.robustness import corpus, inputs
 from maskdm.data import files
 from maskdm.data.contract import Picture, Source
-from maskdm.data.registry import open_source
+from maskdm.data.registry import SOURCES, DataParams, open_source
 from maskdm.runtime.errors import UserError
 from tests.support.clones import ROOT
 from tests.support.preparing import jpeg, params, prepare, save_images, sides, zip_files
@@ -105,6 +105,94 @@ def test_a_closed_folder_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(UserError, match=r"folder '.*b' cannot be listed \(Permission denied\)"):
         open_source(params(path=str(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize("error", [13, 5, 116])  # rights, a disk, a file server
+def test_files_that_cannot_be_looked_at_are_no_broken_links(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that may be listed and not entered says so of every file in it."""
+    save_images(tmp_path, [f"{kind}/{n}.png" for kind in "ab" for n in range(9)])
+    scan = os.scandir
+
+    class Entry:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def stat(self) -> os.stat_result:
+            raise OSError(error, os.strerror(error))
+
+    class Closed(list[Entry]):
+        def __enter__(self) -> list[Entry]:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def closed(path):
+        return Closed([Entry("0.png")]) if Path(path).name == "b" else scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=rf"folder '.*b' cannot be listed \({os.strerror(error)}"):
+        open_source(params(path=str(tmp_path)), tmp_path)
+
+
+def test_links_to_nothing_are_counted(tmp_path: Path) -> None:
+    save_images(tmp_path, [f"{n}.png" for n in range(9)])
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    (tmp_path / "through.png").symlink_to(tmp_path / "0.png/more.png")
+    (tmp_path / "long.png").symlink_to("a" * 300)
+    left_out = open_source(params(path=str(tmp_path)), tmp_path).left_out
+    assert left_out == {"broken link": 4}
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["top/cat/a.png", "top/dog/b.png"], ["cat", "dog"]),
+        (["cat/a.png", "dog/b.png"], ["cat", "dog"]),
+        (["cat/a.png", "cat/b.png"], ["cat"]),
+        (["top/cat/a.png", "top/dog/b.png", "top/cover.png"], None),
+        (["cat/a.png", "cover.png"], None),
+    ],
+)
+def test_an_archive_has_the_classes_of_the_folder_in_it(
+    names: list[str], classes: list[str] | None, tmp_path: Path
+) -> None:
+    packed = zip_files(tmp_path / "a.zip", {n: jpeg(i) for i, n in enumerate(names)})
+    asked = params(source="zip", path=str(packed), classes=True, heldout=0.5)
+    if classes is None:
+        with pytest.raises(UserError, match=r"must lie in a sub-folder .*'cover\.png' does not"):
+            listed(asked)
+    else:
+        assert listed(asked) == classes
+
+
+def listed(asked: DataParams) -> list[str] | None:
+    return SOURCES[asked.source].listing(asked, Path(str(asked.path))).classes
+
+
+def test_numbers_after_a_dot_are_no_kind_of_file(tmp_path: Path) -> None:
+    """As DICOM and numbered series name their files."""
+    for number in range(300):
+        (tmp_path / f"1.2.840.{number}").write_bytes(b"whatever")
+        (tmp_path / f"x.k{number}").write_bytes(b"whatever")
+    (tmp_path / "a.\x1b[2J").write_bytes(b"whatever")
+    (tmp_path / "a.\u202etxt").write_bytes(b"whatever")
+    with pytest.raises(UserError, match="602 other files are there") as said:
+        open_source(params(path=str(tmp_path)), tmp_path)
+    assert "583 other endings" in str(said.value)
+    assert len(str(said.value)) < 800
+    assert str(said.value).isascii()
+    assert "\x1b" not in str(said.value)
+
+
+def test_a_folder_whose_name_is_no_text_has_a_source_that_is(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xfcr")
+    save_images(folder, [f"{n}.png" for n in range(9)])
+    (tmp_path / "photos").symlink_to(folder)
+    source = open_source(params(path=str(tmp_path / "photos")), tmp_path)
+    assert source.name == r"folder f\udcfcr"
 
 
 def test_an_archive_cannot_unpack_to_more_than_an_image_has(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from benchmarks.robustness.preparing import save_pictures, storm
-from maskdm.data import inventory, pieces
+from maskdm.data import files, inventory, pieces
 from maskdm.data.contract import Picture
 from maskdm.data.inventory import shaped_by
 from maskdm.data.pieces import LOCK, PIECE, Outcome, Pieces, kept_pieces
@@ -272,6 +272,28 @@ def test_files_that_could_not_be_read_count_again_and_more_can_be_allowed(
     found, reused = whole(tmp_path / "root", allowed(max_unreadable=0.3))
     assert reused == 2 * LENGTH
     assert sum(isinstance(sample, Unreadable) for sample in found) == 3
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_could_not_be_read_for_a_while_is_read_again(
+    error: Exception, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither rights nor a disk that comes back change a file's time."""
+    asked = params(path=str(photos), max_unreadable=0.2)
+    read = files._content
+
+    def closed(path: Path) -> bytes:
+        if path.name in ("1.png", "5.png"):  # in the first piece and the second
+            raise error
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_content", closed)
+        with pytest.raises(UserError, match="At least 3 of 12 images cannot be read"):
+            whole(tmp_path / "root", asked)
+    found, reused = whole(tmp_path / "root", asked)
+    assert sum(isinstance(sample, Unreadable) for sample in found) == 1
+    assert reused == 0
 
 
 def test_a_folder_that_its_holder_removes_is_made_anew_for_whoever_waits(tmp_path):

@@ -203,6 +203,14 @@ def test_unsorted_validation_images_of_imagenet_have_no_class(tmp_path: Path) ->
         open_source(params(source="imagenet", path=path, classes=True), tmp_path)
 
 
+def test_a_loose_training_image_of_imagenet_has_no_class(tmp_path: Path) -> None:
+    path = imagenet_files(tmp_path / "in", "sorted")
+    write(path / "train/cover.JPEG", jpeg(0))
+    assert len(sides(params(source="imagenet", path=str(path)))) == 21
+    with pytest.raises(UserError, match=r"train/cover\.JPEG .* is in no folder of a synset"):
+        open_source(params(source="imagenet", path=str(path), classes=True), tmp_path)
+
+
 def test_imagenet_without_a_validation_part_is_split_by_hash(tmp_path: Path) -> None:
     path = imagenet_files(tmp_path / "in", "none")
     heldout = sides(params(source="imagenet", path=str(path), heldout=0.5))
@@ -334,6 +342,13 @@ def test_fashion_mnist_keeps_its_own_test_set_and_is_framed(
     assert kept.heldout_labels.tolist() == [0, 1, 2, 3]
     assert kept.classes is not None
     assert len(kept.classes) == 10
+
+
+def test_another_set_under_the_names_of_fashion_mnist_is_refused(idx_files: Path) -> None:
+    """EMNIST has the same files, with up to 62 classes."""
+    save_idx(idx_files / "train-labels-idx1-ubyte.gz", np.arange(5, 11, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"train labels .* go up to 10, .* 0 to 9"):
+        open_source(params(source="fashion-mnist", path=str(idx_files)), idx_files)
 
 
 @pytest.mark.parametrize("damage", ["cut", "magic", "not gzip", "missing"])

@@ -6,6 +6,7 @@ kind, so nothing is read twice. What is remembered of them is a table of hashes,
 image, and what ``near`` needs.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
@@ -13,6 +14,7 @@ from typing import Literal
 
 from maskdm.data.near import NearIndex
 from maskdm.data.prepared import Sample, Unreadable
+from maskdm.runtime.errors import UserError
 
 DuplicateRule = Literal["near", "exact", "keep"]
 
@@ -40,14 +42,27 @@ class Duplicates:
         self._sides = bytearray()  # of the images of the index
 
     def together(self, samples: Iterable[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:
-        """Yield samples with all copies of an image on the side of the first of them."""
+        """Yield samples with all copies of an image on the side of the first of them.
+
+        Raises:
+            UserError: if all images are on one side, and would not be without this.
+        """
+        sides = Counter[bool]()
         for sample in samples:
             if isinstance(sample, Unreadable):
                 yield sample
                 continue
             heldout = self._side(sample)
             self.moved += heldout != sample.heldout
+            sides[heldout] += 1
             yield replace(sample, heldout=heldout)
+        if self.moved and len(sides) == 1:
+            finer = "exact or keep" if self.alike else "keep"
+            raise UserError(
+                f"All {sides.total()} images are on one side of the split, since copies follow "
+                f"the image that they are of: {self.said()}. Set data.duplicates to {finer}, or "
+                "add images that are others."
+            )
 
     def _side(self, sample: Sample) -> bool:
         """Return whether an image is held out, and remember it."""

@@ -6,7 +6,9 @@ was thrown away). Everything else that is there and not taken is counted by kind
 unpacked.
 """
 
+import errno
 import os
+import re
 import stat
 import zipfile
 from collections import Counter
@@ -25,6 +27,10 @@ SYSTEMS = (
     *("__MACOSX", "@eaDir", "#snapshot", "System Volume Information"),
     *("#recycle", "@Recycle", "$RECYCLE.BIN", "lost+found"),
 )
+# What is called an ending where files are counted: not the numbers of a series or of DICOM.
+ENDING = r"\.(?=.*[a-z])[a-z0-9_~+-]{1,10}"
+OTHERS, MOST_KINDS = "other endings", 20  # kinds that are told apart
+BROKEN = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # links to nothing
 MOST_BYTES = 2**30  # of one file: no image is larger, and it is read into memory
 
 
@@ -64,9 +70,19 @@ class Files:
             ending = PurePosixPath(name).suffix.lower()
             if ending in known:
                 names.append(name)
+            elif ending:
+                left_out[ending if re.fullmatch(ENDING, ending) else OTHERS] += 1
             else:
-                left_out[ending or "no ending"] += 1
-        return replace(self, names=names, left_out=left_out)
+                left_out["no ending"] += 1
+        return replace(self, names=names, left_out=_few(left_out))
+
+
+def _few(counts: Counter[str]) -> Counter[str]:
+    """Return the counts of the most frequent kinds, and of all others together."""
+    frequent = Counter(dict(counts.most_common(MOST_KINDS)))
+    if others := counts.total() - frequent.total():
+        frequent[OTHERS] += others
+    return frequent
 
 
 def image_reader(files: Files, params: SourceParams) -> Callable[[str], Image.Image]:
@@ -179,7 +195,9 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[tuple[str, os.stat_resu
                     name = f"{start}/{entry.name}" if start else entry.name
                     try:
                         properties = entry.stat()
-                    except OSError:
+                    except OSError as error:
+                        if error.errno not in BROKEN:
+                            raise
                         left_out["broken link"] += 1
                         continue
                     if stat.S_ISDIR(properties.st_mode):
@@ -190,8 +208,8 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[tuple[str, os.stat_resu
                         left_out[KINDS.get(stat.S_IFMT(properties.st_mode), "special file")] += 1
         except OSError as error:
             raise UserError(
-                f"The folder '{root / start}' cannot be listed ({error.strerror}): make it "
-                "readable, or take it out of data.path."
+                f"The folder '{root / start}' cannot be listed ({error.strerror}): let it be "
+                "listed and opened (chmod u+rx), or take it out of data.path."
             ) from None
         folders.extend(sorted(below, reverse=True))  # the first name of a linked folder counts
 

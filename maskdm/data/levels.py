@@ -13,6 +13,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED = 0, 1
 SIXTEEN = 65535  # white, where a decoder scales all depths above 8 bits to 16
 GREYS = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits → what PIL multiplies them by
+DEEP = "RGB;16B"  # three channels of 16 bits, which PIL cuts to 8
 SCALED = ("PNG", "PPM", "JPEG2000")
 
 
@@ -35,7 +36,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers, which do not say what is white")
     key = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+    if isinstance(key, tuple) and (stored == DEEP or max(key) > 255):
         raise ValueError("the transparent colour has 16 bits, of which only 8 are decoded")
     if stored in GREYS and isinstance(key, int):  # PIL scales the pixels, but not the key
         image.info["transparency"] = key * GREYS[stored]

@@ -55,19 +55,29 @@ class NearIndex:
 
     def _nearest(self, key: int, small: Seen) -> int | None:
         parts = zip(self._parts(key), self._bands, strict=True)
-        alike = [bucket[band] for band, bucket in parts if band in bucket]
+        # Where images share a margin, most share a band: what differs too much goes at once.
+        alike = [self._alike(key, bucket[band]) for band, bucket in parts if band in bucket]
         if not alike:
             return None
-        numbers = np.unique(np.concatenate([np.frombuffer(part, np.uint32) for part in alike]))
-        hashes = np.frombuffer(self._hashes, np.uint64)[numbers]
-        bits = np.bitwise_count(hashes ^ np.uint64(key))
-        order = np.argsort(bits, kind="stable")[:MOST]
+        numbers = np.unique(np.concatenate(alike))
+        order = np.argsort(self._differing(key, numbers), kind="stable")[:MOST]
         best, least = None, NEAR
-        for number in numbers[order[bits[order] <= BITS]].tolist():
+        for number in numbers[order].tolist():
             distance = self._distance(number, small)
             if distance < least or (distance == least and best is None):
                 best, least = number, distance
         return best
+
+    def _alike(self, key: int, numbers: "array[int]") -> np.ndarray:
+        """Return those of some images whose hashes differ in at most ``BITS``."""
+        found: np.ndarray = np.frombuffer(numbers, np.uint32)
+        return found[self._differing(key, found) <= BITS]
+
+    def _differing(self, key: int, numbers: np.ndarray) -> np.ndarray:
+        """Return in how many bits the hashes of some images differ from one."""
+        hashes = np.frombuffer(self._hashes, np.uint64)[numbers]
+        bits: np.ndarray = np.bitwise_count(hashes ^ np.uint64(key))
+        return bits
 
     def _distance(self, number: int, small: Seen) -> float:
         self._small.seek(number * small.size)

@@ -2,7 +2,8 @@
 
 A piece is a file with the samples of consecutive pictures. It begins with a hash over all that they
 follow from and over the samples. So a damaged piece, or one of other pictures, files, parameters or
-code, is none: its pictures are read anew.
+code, is none: its pictures are read anew. What could not be read for a reason that may pass is in
+none.
 """
 
 import hashlib
@@ -71,7 +72,8 @@ class Pieces:
                 fresh.append(sample)
                 of = self._of(pictures, start)
                 if len(fresh) == len(of):
-                    self._keep(start, of, fresh)
+                    if all(isinstance(s, Sample) or s.lasting for s in fresh):
+                        self._keep(start, of, fresh)
                     fresh, start = [], start + len(of)
 
     def _there(self) -> set[int]:

@@ -52,10 +52,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that cannot be read, and why."""
+    """A file that cannot be read, and why.
+
+    Attributes:
+        name: of the file.
+        reason: in words.
+        lasting: whether it lies in what the file holds; the same file may be read another time
+            where a disk, rights to it or memory failed.
+    """
 
     name: str
     reason: str
+    lasting: bool = True
 
 
 class Encoder(Protocol):
@@ -245,6 +253,8 @@ def write_prepared(
                 if skipped_count <= LISTED:
                     skipped.append(f"{sample.name}: {sample.reason}")
                 continue
+            if (sample.label is None) != (classes is None):
+                raise ValueError(f"a label is {sample.label} where the classes are {classes}")
             (heldout if sample.heldout else train).append(sample.pixels)
             if sample.label is not None:
                 labels[sample.heldout].append(sample.label)

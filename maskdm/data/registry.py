@@ -121,6 +121,8 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     else:
         path = own_path(params)
     source = kind.listing(params, path)
+    # A folder's name may hold bytes that are no text, which dataset.json and cards have to be.
+    source = replace(source, name=source.name.encode("utf-8", "backslashreplace").decode())
     if not params.classes:
         source = replace(source, classes=None)
     for name in source.classes or ():
@@ -197,7 +199,9 @@ def _read(source: Source, params: DataParams, picture: Picture) -> Sample | Unre
     except UnidentifiedImageError:
         return Unreadable(picture.name, "in no image format that is known here")
     except Exception as error:  # a decoder may raise anything for a damaged file
-        return Unreadable(picture.name, getattr(error, "strerror", None) or reason(error))
+        said = getattr(error, "strerror", None)  # by the system; decoders raise OSErrors without
+        lasting = not (said or isinstance(error, MemoryError))
+        return Unreadable(picture.name, said or reason(error), lasting)
     label = picture.label if source.classes else None
     return Sample(pixels, label, picture.heldout)
 

@@ -114,7 +114,9 @@ def _weights(content: Mapping[str, Any], layout: str, where: str) -> tuple[State
     if isinstance(whole, Mapping):
         raw = tensors_under(whole, NETWORK, where)
         average = content.get("ema")
-        return raw, tensors_under(average, AVERAGE, where) if average else raw
+        if average is None or (isinstance(average, Mapping) and not average):
+            return raw, raw
+        return raw, tensors_under(average, AVERAGE, where)
     start = NETWORK if layout == "maskdm" and any(n.startswith(NETWORK) for n in content) else ""
     state = tensors_under(content, start, where)
     return state, state

@@ -18,7 +18,8 @@ def push_to_hub(folder: Path, repo: str, public: bool = False) -> str:
     Args:
         folder: with model_index.json.
         repo: NAME or OWNER/NAME; made if it is not there, else it gets one more commit.
-        public: whether anybody may see it. Without it nothing goes to a public repository.
+        public: whether anybody may see a repository that is made. One that is there stays as
+            visible as it was, and without this nothing goes to a public one.
 
     Returns:
         The address of the repository.

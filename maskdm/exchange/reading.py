@@ -8,7 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
         ) from None
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path} is damaged, or no file of weights: {_reason(error)}.") from None
-    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+    if not _is_table(content):
         raise UserError(
             f"{path} holds no table of tensors by name but a {type(content).__name__}: give a "
             "state dictionary."
@@ -63,8 +63,13 @@ def tensors_under(content: Mapping[str, Any], start: str, where: str) -> State:
         where: the file, for messages.
 
     Raises:
-        UserError: if one of them is no array of floating-point numbers.
+        UserError: if there is no such table, or one of them is no array of floating-point numbers.
     """
+    if not _is_table(content):
+        raise UserError(
+            f"{where} holds a {type(content).__name__} where tensors by name belong: give a state "
+            "dictionary, or a checkpoint of the layout's own training."
+        )
     state = {n.removeprefix(start): value for n, value in content.items() if n.startswith(start)}
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -75,6 +80,10 @@ def tensors_under(content: Mapping[str, Any], start: str, where: str) -> State:
                 f"but weights are of type {', '.join(KINDS)}."
             )
     return state
+
+
+def _is_table(content: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Images as a list that a notebook shows as a grid."""
 
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -12,13 +13,18 @@ GAP = 2  # pixels between images, which are white
 SIDE = 128  # pixels of an image's side at least, as it is shown
 
 
+def pictures(pixels: np.ndarray) -> Iterator[Image.Image]:
+    """Yield uint8 ``(count, H, W, C)``, C = 1 or 3, as PIL images, one at a time."""
+    return (Image.fromarray(image.squeeze()) for image in pixels)
+
+
 class Images(list[Image.Image]):
     """PIL images of one size; as the last value of a notebook's cell they are shown as a grid."""
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> "Images":
         """Return uint8 ``(count, H, W, C)``, C = 1 or 3, as PIL images."""
-        return cls(Image.fromarray(image.squeeze()) for image in pixels)
+        return cls(pictures(pixels))
 
     def grid(self, columns: int = COLUMNS) -> Image.Image:
         """Return the images side by side on white, row by row, small ones enlarged.

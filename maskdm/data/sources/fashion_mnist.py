@@ -48,6 +48,11 @@ def _images_and_labels(folder: Path, prefix: str) -> Part:
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise UserError(f"The {prefix} images and labels in {folder} do not belong together.")
+    if labels.size and labels.max() >= len(CLASSES):
+        raise UserError(
+            f"The {prefix} labels in {folder} go up to {labels.max()}, and Fashion-MNIST's are 0 "
+            f"to {len(CLASSES) - 1}: it is another set, such as a part of EMNIST."
+        )
     return Part(images, labels.tolist())
 
 

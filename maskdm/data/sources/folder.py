@@ -16,11 +16,12 @@ def _zip(params: SourceParams, path: Path) -> Source:
     """List the images in an archive, by their names inside a folder that holds all of them.
 
     So a folder and its archive are one set, with one split, whether the folder was packed or what
-    is in it. With classes, a folder that holds images itself stays: it is the only class.
+    is in it (which may not be one folder alone). With classes, a folder that holds nothing but
+    images stays: it is the only class.
     """
     images = open_zip(path).images()
-    top = images.folders()
-    if len(top) == 1 and all(name.count("/") > params.classes for name in images.names):
+    top, depths = images.folders(), {name.count("/") for name in images.names}
+    if len(top) == 1 and 0 not in depths and not (params.classes and depths == {1}):
         images = images.within(top[0])
     return _any_images(f"zip {path.name}", params, images)
 
