@@ -51,8 +51,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "decision": partial(decision.comparisons, SMALL),
     "decision8": partial(decision.comparisons, "decision-8"),
     "cells8": partial(decision.cells, "decision-8-tuning"),
-    "decision4": partial(decision.comparisons, "decision-4"),
-    "cells4": partial(decision.cells, "decision-4-tuning"),
     "chosen": partial(decision.tuning, "decision-tuning"),
     "saved": decision.saved,
     "branches": decision.by_branches,
