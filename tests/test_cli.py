@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import maskdm
-from maskdm.sampling.images import Images
+from maskdm import cli
+from maskdm.sampling.images import Images, pictures
 from maskdm.sampling.model import GUIDE_CLASS, GUIDE_INTERVAL, GUIDE_SCALE
 from maskdm.sampling.solvers import SOLVERS
 from tests.support.models import saved
@@ -105,6 +108,20 @@ def test_a_grid_has_the_first_samples_however_many_there_are(tmp_path: Path) -> 
     assert len(list((tmp_path / "out").glob("000*.png"))) == 85
     with Image.open(tmp_path / "out/grid.png") as written:
         assert np.array_equal(np.asarray(written), np.asarray(Images.of(drawn[:80]).grid()))
+
+
+def test_written_images_are_not_kept(tmp_path: Path) -> None:
+    """Ten thousand of 256 pixels are 2 GB."""
+    drawn: list[ref[Image.Image]] = []
+
+    def images() -> Iterator[Image.Image]:
+        for array in pictures(np.zeros((90, 8, 8, 1), np.uint8)):
+            drawn.append(ref(array))
+            yield array
+            assert sum(image() is not None for image in drawn) <= cli.SHOWN + 1
+
+    cli._write(images(), tmp_path, {})
+    assert len(drawn) == 90
 
 
 @pytest.mark.parametrize("channels", [1, 3])

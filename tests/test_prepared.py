@@ -3,7 +3,9 @@
 import os
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +55,21 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     )
     assert len(first) == 5
     assert first == second
+
+
+@pytest.mark.parametrize("classes", [["even", "odd"], None])
+def test_labels_belong_to_images_or_nothing_is_replaced(
+    classes: list[str] | None, tmp_path: Path
+) -> None:
+    """One image without a label would give all that follow the label of another."""
+    hash_before = write_grey(tmp_path, 30).hash
+    samples = list(grey_samples(40))
+    if classes:
+        samples[17] = replace(samples[17], label=None)
+    about: dict[str, Any] = {"size": 32, "channels": 3, "source": "test", "licence": "none"}
+    with pytest.raises(ValueError, match=r"a label is (None|0) where the classes are"):
+        write_prepared(tmp_path, samples, classes=classes, **about)
+    assert open_prepared(tmp_path).hash == hash_before
 
 
 @pytest.mark.parametrize("changed", ["pixel", "label"])

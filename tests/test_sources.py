@@ -207,7 +207,7 @@ def test_a_loose_training_image_of_imagenet_has_no_class(tmp_path: Path) -> None
     path = imagenet_files(tmp_path / "in", "sorted")
     write(path / "train/cover.JPEG", jpeg(0))
     assert len(sides(params(source="imagenet", path=str(path)))) == 21
-    with pytest.raises(UserError, match=r"train/cover\.JPEG .* is in no folder of a synset"):
+    with pytest.raises(UserError, match=r"train/cover\.JPEG' .* in none of its synsets: move"):
         open_source(params(source="imagenet", path=str(path), classes=True), tmp_path)
 
 

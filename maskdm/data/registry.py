@@ -112,8 +112,8 @@ def open_source(params: DataParams, downloads: Path) -> Source:
         downloads: the folder for files that have to be fetched.
 
     Raises:
-        UserError: if the images cannot be found, the split leaves one side empty, or a class has a
-            name that no model can have.
+        UserError: if the images cannot be found, the split leaves one side empty, a picture has no
+            class where classes are asked for, or a class has a name that no model can have.
     """
     kind = SOURCES[params.source]
     if params.path is None and kind.fetch is not None:
@@ -125,6 +125,13 @@ def open_source(params: DataParams, downloads: Path) -> Source:
     source = replace(source, name=source.name.encode("utf-8", "backslashreplace").decode())
     if not params.classes:
         source = replace(source, classes=None)
+    if source.classes is not None:
+        stray = next((picture.name for picture in source.pictures if picture.label is None), None)
+        if stray is not None:
+            raise UserError(
+                f"data.classes is true, but '{stray}' in data.path lies in none of its "
+                f"{kind.classes}: move it into one, take it away, or set data.classes to false."
+            )
     for name in source.classes or ():
         if fault := fault_of_name(name):
             raise UserError(

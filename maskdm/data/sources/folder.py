@@ -5,7 +5,6 @@ from pathlib import Path, PurePosixPath
 
 from maskdm.data.contract import Kind, Picture, Source, SourceParams, folder_labels, held_out
 from maskdm.data.files import Files, image_reader, open_folder, open_zip
-from maskdm.runtime.errors import UserError
 
 
 def _folder(params: SourceParams, path: Path) -> Source:
@@ -29,12 +28,6 @@ def _zip(params: SourceParams, path: Path) -> Source:
 def _any_images(name: str, params: SourceParams, files: Files) -> Source:
     """List every file whose name ends like an image's."""
     images = files.images()
-    loose = next((name for name in images.names if "/" not in name), None)
-    if params.classes and loose is not None:
-        raise UserError(
-            f"data.classes is true, so every image must lie in a sub-folder of {files.path}; "
-            f"'{loose}' does not."
-        )
     classes = images.folders()
     label = folder_labels(classes)
     return Source(

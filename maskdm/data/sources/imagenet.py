@@ -15,12 +15,6 @@ def _listing(params: SourceParams, path: Path) -> Source:
     if not synsets:
         raise IMAGENET.wrong_path(f"There is no train/SYNSET/ in {path}")
     label = folder_labels(synsets)
-    loose = next((name for name in train.names if label(name) is None), None)
-    if params.classes and loose is not None:
-        raise UserError(
-            f"data.classes is true, but train/{loose} in {path} is in no folder of a synset: take "
-            "it away, or set data.classes to false."
-        )
     stray = next((name for name in val.names if label(name) is None), None)
     if params.classes and stray is not None:
         raise UserError(
