@@ -3,13 +3,13 @@
 Every arm is compared with scratch of the same seed: the difference of what they end with, its mean
 over seeds with a 95 % t-interval, and the one-sided paired t-test of "the arm is no better". The
 question is asked of arms at half of the budget against scratch at the whole, in error and KID; a
-second one, asked later, against scratch at as much. The p-values of a question, over sets and
-measures, are corrected by Holm's method, of each arm for itself and against each setting of scratch
-(an arm that is to be as good has to be so against all of them, which needs no correction). What
-else is compared describes: FD, which says what KID says; other shares of the budget; the error by
-other means (``by_image``, and the geometric mean over noise levels, which gives all of them the
-same weight). Writes reports/decision.json; of a part that is named, such as ``reduced``, it prints
-the answer and writes nothing.
+second one, asked later, of arms against scratch at as much, both at half of the budget or both at
+the whole. The p-values of a question, over sets and measures, are corrected by Holm's method, of
+each arm for itself and against each setting of scratch (an arm that is to be as good has to be so
+against all of them, which needs no correction). What else is compared describes: FD, which says
+what KID says; other shares of the budget; the error by other means (``by_image``, and the geometric
+mean over noise levels, which gives all of them the same weight). Writes reports/decision.json; of a
+part that is named, such as ``reduced``, it prints the answer and writes nothing.
 """
 
 from collections import defaultdict
@@ -34,7 +34,8 @@ MEASURES = ("error", "kid", "fd")
 LEAST = 3  # seeds that a comparison needs
 ASKED = ("error", "kid")  # measures of the question
 FAMILY = 2 * len(ASKED)  # of p-values: two sets, also where one has not been run
-HALF = 0.5  # of the budget, its arms have; in the second question scratch, too
+# Shares of the budget that an arm and scratch have: the question's, and the second's.
+HALF, AS_MUCH = {(0.5, 1.0)}, {(0.5, 0.5), (1.0, 1.0)}
 MARGIN = 0.05  # of scratch's value: how much worse is also asked about
 
 Group = tuple[str, str, str, float, float]  # dataset, arm, tuning, share, of
@@ -135,7 +136,7 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
             )
     families = defaultdict(list)
     for row in filter(is_asked, rows):
-        families[row["arm"], row["against"], row["against_of"]].append(row)
+        families[row["arm"], row["of"], row["against"], row["against_of"]].append(row)
     for family in families.values():
         better = holm([row["p"] for row in family], FAMILY)
         worse = holm([1 - row["p"] for row in family], FAMILY)
@@ -172,7 +173,7 @@ def named(results: Sequence[Result], arm: Group, scratch: Group) -> dict[str, An
 
 def is_asked(row: Mapping[str, Any]) -> bool:
     """Return whether a comparison is one of the questions'."""
-    return row["of"] == HALF and row["against_of"] in (1, HALF) and row["measure"] in ASKED
+    return (row["of"], row["against_of"]) in HALF | AS_MUCH and row["measure"] in ASKED
 
 
 def group(result: Result) -> Group:
