@@ -155,7 +155,11 @@ def parts(monkeypatch):
     monkeypatch.setattr(decision, "LARGE", ("large",))
     monkeypatch.setattr(decision, "runs_of", lambda _, part: [there, replace(missing, part=part)])
     monkeypatch.setattr(decision, "is_there", lambda _, run: run is there)
-    monkeypatch.setattr(decision.images, "make", lambda dataset: done.append(dataset))
+
+    def make(_, runs):
+        done.extend(run.dataset for run in runs)
+
+    monkeypatch.setattr(decision, "make_images", make)
 
     def train(_, runs, *__):
         done.extend(run.part for run in runs if not decision.is_there(_, run))
@@ -182,7 +186,7 @@ def test_a_part_that_fails_does_not_keep_the_next_from_being_trained(parts, monk
     with pytest.raises(UserError, match=rf"{SMALL} failed\. large failed\."):
         decision.main(large=True)
     assert [part for part in parts if part in (SMALL, "large")] == [SMALL, "large"]
-    monkeypatch.setattr(decision.images, "make", Mock(side_effect=UserError("no font.")))
+    monkeypatch.setattr(decision, "make_images", Mock(side_effect=UserError("no font.")))
     with pytest.raises(UserError, match=r"no font\. no font\."):
         decision.main(large=True)
 
@@ -202,22 +206,42 @@ def test_what_is_paired_with_a_new_run_is_computed_anew_if_it_was_on_other_image
     there = read_results("decision-8")[0].run
     new, trained = replace(there, seed=99), []
 
-    def make(dataset):
+    def make(dataset, own, features):
         about = tmp_path / dataset / "data/prepared/dataset.json"
         about.parent.mkdir(parents=True)
         about.write_text(json.dumps({"hash": "another"}))
 
     monkeypatch.setattr(matrix, "SETS", tmp_path)
     monkeypatch.setattr(matrix, "train", lambda run, *_: trained.append(run) or True)
-    for name in ("is_there", "train_missing"):
+    for name in ("is_there", "make_images", "train_missing"):
         monkeypatch.setattr(decision, name, getattr(matrix, name))
     monkeypatch.setattr(decision, "runs_of", lambda *_: [there])
     decision.main()
     assert trained == []
     monkeypatch.setattr(decision, "runs_of", lambda *_: [there, new])
-    monkeypatch.setattr(decision.images, "make", make)
+    monkeypatch.setattr(matrix.images, "make", make)
     decision.main(jobs=1)
     assert trained == [there, new]
+
+
+def test_features_are_of_images_to_which_distances_are_measured_alone(monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        matrix.images, "make", lambda dataset, own, features: made.update({dataset: features})
+    )
+    tuned, tested = (
+        next(run for run in runs_of(MATRIX, part) if run.arm == arm)
+        for part, arm in (("decision-8-tuning", "low-res-kept"), (SMALL, "block-75"))
+    )
+    rival = replace(tuned, part="decision-8", dataset="openmoji-64")
+    matrix.make_images(MATRIX, [tuned, tested, rival])
+    assert made == {
+        "openmoji-64-tuning": False,
+        MATRIX["datasets"]["openmoji-64-tuning"]["half_as_large"]: False,
+        "openmoji": True,
+        "openmoji-64": True,
+        MATRIX["datasets"]["openmoji-64"]["half_as_large"]: False,
+    }
 
 
 def test_results_are_taken_as_they_are_where_their_images_are_not(tmp_path, monkeypatch):

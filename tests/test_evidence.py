@@ -323,6 +323,36 @@ def prepared(tmp_path, monkeypatch):
     return write_prepared(folder, iter(samples), classes=["a", "b"], **about)
 
 
+def test_features_come_when_they_are_wanted_and_images_are_prepared_once(tmp_path, monkeypatch):
+    """Also where the first call was stopped while it extracted them."""
+    done = []
+
+    def prepare():
+        done.append("images")
+        samples = [Sample(np.zeros((8, 8, 3), np.uint8), None, held) for held in (False, True)]
+        about = {"size": 8, "channels": 3, "source": "none", "licence": "none"}
+        write_prepared(images.PREPARED, iter(samples), classes=None, **about)
+
+    def reference():
+        done.append("features")
+        images.FEATURES.parent.mkdir(exist_ok=True)
+        if done.count("features") == 1:
+            raise KeyboardInterrupt
+        images.FEATURES.write_text("{}")
+
+    monkeypatch.setattr(images, "SETS", tmp_path)
+    monkeypatch.setattr(images.prepare, "main", prepare)
+    monkeypatch.setattr(images.reference, "main", reference)
+    images.make("openmoji", features=False)
+    assert done == ["images"]
+    with pytest.raises(KeyboardInterrupt):
+        images.make("openmoji")
+    for _ in range(2):
+        images.make("openmoji")
+    assert done == ["images", "features", "features"]
+    assert Path.cwd() != tmp_path / "openmoji"
+
+
 @pytest.mark.parametrize(
     ("select", "share", "train", "heldout"),
     [

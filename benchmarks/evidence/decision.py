@@ -15,8 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.evidence import images
-from benchmarks.evidence.matrix import datasets, is_there, train_missing
+from benchmarks.evidence.matrix import is_there, make_images, train_missing
 from benchmarks.evidence.plan import Run, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
 from maskdm.runtime import command
@@ -63,8 +62,7 @@ def main(
             wanted = runs()
             missing = [run for run in wanted if not is_there(matrix, run)]
             try:
-                for dataset in dict.fromkeys(name for r in missing for name in datasets(matrix, r)):
-                    images.make(dataset)
+                make_images(matrix, missing)
                 # Of all: once the images are there, results on others are computed anew.
                 train_missing(matrix, wanted, jobs, until)
             except UserError as error:  # what comes after it may go well

@@ -1,9 +1,9 @@
 """The images of a dataset of the matrix, prepared, and their features: once for all its runs."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from maskdm.runtime.params import merge
 from stages import prepare, reference
 
 PREPARED = Path("data/prepared")
+FEATURES = Path("data/reference/reference.json")  # the last that is written of them
 
 
 def main(
@@ -31,7 +32,7 @@ def main(
     make(dataset, path)
 
 
-def make(dataset: str, path: str | None = None) -> None:
+def make(dataset: str, path: str | None = None, features: bool = True) -> None:
     """Run the stages prepare and reference for a dataset, in a folder of its own.
 
     A dataset with ``select`` is a part of its images: ``classes`` names the classes that are kept,
@@ -43,6 +44,7 @@ def make(dataset: str, path: str | None = None) -> None:
     Args:
         dataset: a key of ``datasets``.
         path: where its images are, in place of ``data.path``.
+        features: whether they are wanted, too: where distances are measured.
     """
     matrix = read_matrix()
     params = data_of(matrix, dataset)
@@ -58,30 +60,33 @@ def make(dataset: str, path: str | None = None) -> None:
     mark = folder.resolve() / "made.json"
     # The content of a folder of one's own may have changed.
     if (
-        path is None
-        and mark.exists()
-        and json.loads(mark.read_text()) == json.loads(json.dumps(wanted))
+        path is not None
+        or not mark.exists()
+        or json.loads(mark.read_text()) != json.loads(json.dumps(wanted))
     ):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "data").mkdir(parents=True)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        write_params(params if given is None else merge(params, {"data": {"path": given}}))
-        prepare.main()
-        if select and "share" in select:
-            keep(open_prepared(PREPARED), classes_kept(select))
-        if select and "heldout" in select:
-            keep(open_prepared(PREPARED), None, heldout=select["heldout"])
-        reference.main()
-        if select and select.get("share", 1) < 1:
-            keep(open_prepared(PREPARED), None, select["share"])
-        kept = open_prepared(PREPARED)
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "data").mkdir(parents=True)
+        with chdir(folder):
+            write_params(params if given is None else merge(params, {"data": {"path": given}}))
+            prepare.main()
+            select_from(select or {})
+            kept = open_prepared(PREPARED)
         print(f"{dataset}: {len(kept.train)} images to train on, {len(kept.heldout)} held out")
         mark.write_text(json.dumps(wanted), encoding="utf-8")
-    finally:
-        os.chdir(before)
+    if features and not (folder / FEATURES).exists():
+        with chdir(folder):
+            reference.main()
+
+
+def select_from(select: dict[str, Any]) -> None:
+    """Leave of the prepared images here what a dataset selects."""
+    if "share" in select:
+        keep(open_prepared(PREPARED), classes_kept(select))
+    if "heldout" in select:
+        keep(open_prepared(PREPARED), None, heldout=select["heldout"])
+    if select.get("share", 1) < 1:
+        reference.main()  # of all, to which distances are measured
+        keep(open_prepared(PREPARED), None, select["share"])
 
 
 def classes_kept(select: dict[str, Any]) -> Callable[[str], bool]:

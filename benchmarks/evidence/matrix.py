@@ -21,7 +21,7 @@ import torch
 import typer
 
 from benchmarks.evidence import images
-from benchmarks.evidence.plan import Run, plan, read_matrix, runs_of
+from benchmarks.evidence.plan import Run, entry, plan, read_matrix, runs_of
 from benchmarks.evidence.train import RUNS, SETS, WORK, images_of_first_phase
 from benchmarks.presets import same
 from maskdm.runtime import command
@@ -47,9 +47,21 @@ def main(
         if not own.is_dir():
             raise UserError(f"There is no folder {own}: name one that holds images.")
         wanted = list(dict.fromkeys(replace(run, dataset="own") for run in wanted))
-    for dataset in dict.fromkeys(name for run in wanted for name in datasets(matrix, run)):
-        images.make(dataset, str(own) if own else None)
+    make_images(matrix, wanted, str(own) if own else None)
     train_missing(matrix, wanted, jobs)
+
+
+def make_images(matrix: Params, runs: Sequence[Run], own: str | None = None) -> None:
+    """Prepare the images of runs, with the features of those to which distances are measured.
+
+    Args:
+        matrix: the matrix.
+        runs: which.
+        own: the folder of images of the dataset own.
+    """
+    measured = {run.dataset for run in runs if entry(matrix, "parts", run.part)["distance_at"]}
+    for dataset in dict.fromkeys(name for run in runs for name in datasets(matrix, run)):
+        images.make(dataset, own, features=dataset in measured)
 
 
 def train_missing(

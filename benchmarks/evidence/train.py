@@ -92,9 +92,9 @@ def result_of(matrix: Params, run: Run) -> dict[str, Any]:
     """Run the stages in this folder; return the result that is kept."""
     params, part = plan(matrix, run), entry(matrix, "parts", run.part)
     write_params(params)
-    use(images_of_first_phase(matrix, run))
+    use(images_of_first_phase(matrix, run), features=False)
     pretrain.main()
-    use(run.dataset)
+    use(run.dataset, features=bool(part["distance_at"]))
     measured = []
     for steps in points(matrix, run):
         write_params(params | {"finetune": params["finetune"] | {"steps": steps}})
@@ -150,15 +150,20 @@ def training_images(dataset: str) -> int:
     return int(about["train"]["count"])
 
 
-def use(dataset: str) -> None:
-    """Link ``data/prepared`` and ``data/reference`` to those of a dataset."""
+def use(dataset: str, features: bool = True) -> None:
+    """Link ``data/prepared`` and, where it is wanted, ``data/reference`` to those of a dataset.
+
+    Raises:
+        UserError: if they are not there.
+    """
     data = SETS.resolve() / dataset / "data"
-    if not (data / "reference").is_dir():
+    names = ("prepared", "reference") if features else ("prepared",)
+    if not all((data / name).is_dir() for name in names):
         raise UserError(
             f"The images of {dataset} are not prepared: python -m benchmarks.evidence.images "
             f"{dataset}"
         )
-    for name in ("prepared", "reference"):
+    for name in names:
         link = Path("data") / name
         link.parent.mkdir(exist_ok=True)
         link.unlink(missing_ok=True)
