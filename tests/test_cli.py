@@ -58,6 +58,24 @@ def test_the_images_are_those_of_python(models: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/grid.png").exists()
 
 
+def test_every_option_of_drawing_is_used(models: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"solver": "ddim", "nfe": 4, "eta": 0.5, "guidance_scale": 1.5}
+    settings |= {"guidance_interval": (0.1, 0.9)}
+    drawn = maskdm.load(models / "finetune", "raw").sample(2, 3, label="cat", **settings)
+    words = [w for key, value in settings.items() for w in (f"--{key.replace('_', '-')}", value)]
+    words = [w for word in words for w in (word if isinstance(word, tuple) else (word,))]
+    call(
+        *("sample", models / "finetune", "--count", 2, "--seed", 3, "--label", "cat"),
+        *("--weights", "raw", "--out", tmp_path / "out", *words),
+    )
+    for number, image in enumerate(drawn):
+        with Image.open(tmp_path / f"out/{number:05}.png") as written:
+            assert np.array_equal(np.asarray(written), np.asarray(image))
+    about = json.loads((tmp_path / "out/samples.json").read_text())
+    assert about["weights"] == "raw"
+    assert {key: about[key] for key in settings} == settings | {"guidance_interval": [0.1, 0.9]}
+
+
 def test_what_was_not_said_is_written_down_as_it_was_used(models: Path, tmp_path: Path) -> None:
     call(
         "sample",
@@ -74,6 +92,7 @@ def test_what_was_not_said_is_written_down_as_it_was_used(models: Path, tmp_path
     assert about["guide_scale"] == GUIDE_SCALE
     assert about["guide_interval"] == list(GUIDE_INTERVAL)
     assert about["guide_class"] == GUIDE_CLASS
+    assert about["weights"] == "averaged"
 
 
 def test_inpainting_is_that_of_python(models: Path, tmp_path: Path) -> None:

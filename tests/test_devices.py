@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from maskdm.runtime import devices
 from maskdm.runtime.devices import choose_device
+from maskdm.runtime.distributed import Worker
 from maskdm.runtime.errors import UserError
 
 
@@ -18,6 +20,21 @@ def test_the_environment_overrides_the_choice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("MASKDM_DEVICE", "cpu")
     assert choose_device().type == "cpu"
+
+
+@pytest.mark.parametrize(("rank", "number"), [(0, 0), (1, 1), (2, 0), (3, 1)])
+def test_processes_take_the_visible_gpus_by_turns(monkeypatch, rank, number):
+    monkeypatch.delenv("MASKDM_DEVICE", raising=False)
+    taken = []
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "set_device": taken.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(devices, "worker", lambda: Worker(rank, 4, rank))
+    assert choose_device() == torch.device("cuda", number)
+    assert taken == [torch.device("cuda", number)]
 
 
 WRONG = ["gpu", "cuda:77", "cuda:1234", "tpu!", "meta", "cpu:0", "CPU", "vulkan", "privateuseone"]

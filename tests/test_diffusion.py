@@ -211,7 +211,19 @@ def test_a_perfect_network_has_no_loss_at_any_time_not_even_the_ends(name, predi
         params(path=name, prediction=prediction, loss=loss),
     )
     assert torch.isfinite(wrong).all()
-    assert wrong.max() < 0.1**2 / 0.05**4
+    assert wrong.max() < (0.1 * (1 + 1 / 0.05)) ** 2 * 1.01
+
+
+@pytest.mark.parametrize(
+    ("prediction", "loss", "t", "factor"),
+    [("x0", "epsilon", 0.0, 20), ("x0", "velocity", 0.0, 21), ("epsilon", "velocity", 1.0, 21)],
+)
+def test_where_a_divisor_vanishes_the_loss_divides_by_a_twentieth(prediction, loss, t, factor):
+    x0, noise = torch.randn(2, 1, 4, 6)
+    truth = {"x0": x0, "epsilon": noise}[prediction]
+    asked = params(path="flow", prediction=prediction, loss=loss)
+    wrong = denoising_loss(lambda x_t, t: truth + 0.1, x0, noise, torch.tensor([t]), asked)
+    assert wrong.item() == pytest.approx((0.1 * factor) ** 2, rel=1e-3)
 
 
 def test_the_same_error_costs_the_same_whatever_is_predicted():

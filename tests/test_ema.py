@@ -23,6 +23,11 @@ def test_the_average_forgets_the_start():
     assert average[0].item() > 0.99
 
 
+def test_early_on_the_horizon_is_a_tenth_of_what_was_seen():
+    assert ema.decay(800, 8, 10**9) == pytest.approx(exp(-8 / 80))
+    assert ema.decay(8, 8, 10**9) == pytest.approx(exp(-10))
+
+
 def test_the_average_of_constant_weights_is_exact_and_of_changing_ones_a_weighted_mean():
     average = [torch.full((3,), 2.0)]
     ema.update(average, [torch.full((3,), 2.0)], 0.1)

@@ -73,6 +73,26 @@ def test_a_value_that_makes_no_sense_is_one_sentence(keys: tuple[str, ...], chec
             assert math.isfinite(value), f"{name}: {value!r} is accepted"
 
 
+# Bounds that docs/parameters.md promises: the last value that is taken, and the next beyond it.
+BOUNDS: dict[str, tuple[Any, Any]] = {
+    "pretrain.ema_images": (10**15, 10**15 + 1),
+    "finetune.ema_images": (10**15, 10**15 + 1),
+    "pretrain.noise_shift": (100, 100.1),
+    "diffusion.times_mean": (20, 20.1),
+    "diffusion.times_std": (20, 20.1),
+    "pretrain.weight_decay": (1000, 1000.1),
+    "finetune.label_dropout": (1, 1.1),
+    "finetune.hflip": (1, 1.1),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_is_taken_and_what_is_beyond_it_is_refused_by_name(name: str, checked: Any) -> None:
+    keys, (last, beyond) = tuple(name.split(".")), BOUNDS[name]
+    assert checked(_set(keys, last)) == ""
+    assert name in checked(_set(keys, beyond))
+
+
 def _get(keys: tuple[str, ...]) -> Any:
     """Return the preset's own value."""
     value: Any = PRESET

@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from maskdm.runtime import execution as execution_module
 from maskdm.runtime.distributed import Processes
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
@@ -60,6 +61,37 @@ def test_the_environment_says_where_and_the_caller_at_which_precision(monkeypatc
     monkeypatch.setenv("MASKDM_MICRO_BATCH", "none")
     with pytest.raises(UserError, match=r"MASKDM_MICRO_BATCH is 'none', but must be a whole"):
         Execution.from_environment()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("unset", [None, "MASKDM_COMPILE", "MASKDM_REPLAY"])
+def test_on_a_gpu_steps_are_compiled_and_replayed_unless_the_environment_or_company_forbids_it(
+    count, unset, monkeypatch
+):
+    for name in ("MASKDM_COMPILE", "MASKDM_REPLAY", "MASKDM_MICRO_BATCH", "MASKDM_SHARD"):
+        monkeypatch.delenv(name, raising=False)
+    if unset:
+        monkeypatch.setenv(unset, "0")
+    gpu, processes = torch.device("cuda"), Processes(0, count)
+    monkeypatch.setattr(execution_module, "choose_device", lambda: gpu)
+    monkeypatch.setattr(execution_module, "join", lambda device, sharded: processes)
+    made = Execution.from_environment()
+    assert made.compiles == (unset != "MASKDM_COMPILE")
+    assert made.replays == (unset != "MASKDM_REPLAY" and count == 1)
+    monkeypatch.setattr(execution_module, "choose_device", lambda: CPU)
+    made = Execution.from_environment()
+    assert not made.compiles
+    assert not made.replays
+
+
+def test_fp16_is_refused_on_sharded_weights_and_nowhere_else():
+    schedule = Schedule((Leg(masked(0.5), 4, 8, 1e-3, 0),), 4)
+    for sharded, precision in ((False, "fp16"), (True, "bf16"), (True, "fp32")):
+        execution = Execution(CPU, Processes(0, 2, sharded=sharded), precision=precision)
+        _check_processes("pretrain", schedule, execution, None)
+    execution = Execution(CPU, Processes(0, 2, sharded=True), precision="fp16")
+    with pytest.raises(UserError, match=r"pretrain\.precision is fp16.*take bf16"):
+        _check_processes("pretrain", schedule, execution, None)
 
 
 def test_kept_moments_are_refused_on_sharded_weights_and_nowhere_else():

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 import maskdm
+from maskdm import cli
 from maskdm.backbones.model_folder import TrainedLeg
 from maskdm.backbones.registry import BACKBONES
+from maskdm.exchange import exporting
 from maskdm.exchange.bundle import Bundle, Module
 from maskdm.exchange.exporting import export_to_diffusers
 from maskdm.runtime.errors import UserError
+from tests.support.commands import given, recorded
 from tests.support.models import CLASSES, arrays, saved
 from tests.support.training import DIFFUSION, MODEL
 
@@ -78,7 +82,7 @@ def test_diffusers_draws_the_same_images_without_maskdm(tmp_path: Path) -> None:
         export_to_diffusers(models / name, tmp_path / name)
     export_to_diffusers(models / "classes", tmp_path / "classes", models / "guide")
     export_to_diffusers(models / "plain", tmp_path / "noise", weights="raw")
-    plain = maskdm.load(models / "plain")
+    plain, raw = (maskdm.load(models / "plain", weights) for weights in ("averaged", "raw"))
     noise = np.random.default_rng(0).standard_normal((2, *plain.shape)).astype(np.float32)
     guided = {"guidance_scale": 2.0, "guide_class": "hidden"}
     drawn = elsewhere(
@@ -99,7 +103,7 @@ def test_diffusers_draws_the_same_images_without_maskdm(tmp_path: Path) -> None:
         "dit": arrays(maskdm.load(models / "dit").sample(2, solver="ddpm", nfe=5)),
         "vit": arrays(maskdm.load(models / "vit").sample(2, solver="unipc")),
         "classes": arrays(classes.sample(4, 1, guide=models / "guide", **guided))[..., None],
-        "noise": plain.draw(plain.settings(2), range(2), start=torch.from_numpy(noise)),
+        "noise": raw.draw(raw.settings(2), range(2), start=torch.from_numpy(noise)),
     }
     for name, images in expected.items():
         assert images.std() > 1
@@ -263,3 +267,17 @@ def test_the_command_exports(tmp_path):
         assert ended.returncode == code, ended.stderr
         assert said in ended.stdout + ended.stderr
     assert (tmp_path / "out/model_index.json").exists()
+
+
+def test_every_option_of_the_command_reaches_the_export(tmp_path, monkeypatch):
+    made = {}
+    monkeypatch.setattr(exporting, "export_to_diffusers", recorded(export_to_diffusers, made))
+    options = {"guide": tmp_path / "guide", "weights": "raw", "data": "drawings"}
+    options |= {"licence": "cc0-1.0", "metrics": tmp_path / "metrics.json"}
+    words = ["export", "model", "out", *given(options)]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert made == {"model": Path("model"), "folder": Path("out"), **options}
+    made.clear()
+    assert CliRunner().invoke(cli.app, ["export", "model", "out"]).exit_code == 0
+    assert made["weights"] == "averaged"
+    assert {made[name] for name in options if name != "weights"} == {None}

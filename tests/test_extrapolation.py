@@ -50,10 +50,13 @@ def test_the_bias_of_a_finite_number_of_samples_goes(count, left, few_bootstraps
 def test_the_interval_covers_the_truth_and_shrinks_with_more_samples():
     widths = []
     for count in (64, 512):
-        intervals = [frechet_limit(draw(count, seed), REAL)[1] for seed in range(20)]
-        assert sum(low <= truth() <= high for low, high in intervals) >= 17  # 95 % are 19
-        widths.append(np.mean([high - low for low, high in intervals]))
+        found = [frechet_limit(draw(count, seed), REAL) for seed in range(20)]
+        assert sum(low <= truth() <= high for _, (low, high) in found) >= 17  # 95 % are 19
+        widths.append(np.mean([high - low for _, (low, high) in found]))
     assert widths[1] < widths[0] / 2
+    # Nor is it wider than it has to be: four deviations of the draws, where samples are many.
+    deviation = np.std([limit for limit, _ in found], ddof=1)
+    assert 1 / 1.6 < widths[1] / (2 * 1.96 * deviation) < 1.6
 
 
 def test_without_the_term_in_the_square_it_overshoots(monkeypatch, few_bootstraps):

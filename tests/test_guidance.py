@@ -19,7 +19,7 @@ from stages import sample
 from stages.check import check
 from tests.support.graph import ROOT
 from tests.support.models import arrays, drawing, saved
-from tests.support.training import DIFFUSION
+from tests.support.training import DIFFUSION, MODEL
 
 TIMES = (0.1, 0.5, 0.9)
 
@@ -148,6 +148,10 @@ def test_what_python_takes_by_default_is_what_the_demo_takes(tmp_path):
     [
         ({"size": 32}, r"its resolution: 32; the model's: 16"),
         ({"channels": 1}, r"its channels: 1; the model's: 3"),
+        (
+            {"model": MODEL.model_copy(update={"patch": 2}).model_dump()},
+            r"its patch: 2; the model's: 4",
+        ),
         ({"classes": {"cat": 1}}, r"its classes: \['cat'\]; the model's: \[\]"),
         (
             {"diffusion": DIFFUSION.model_copy(update={"path": "vp-cosine"}).model_dump()},

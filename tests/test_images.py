@@ -184,3 +184,14 @@ def test_a_file_that_is_opened_as_it_is_is_of_a_known_format_and_whole(tmp_path:
             open_image(tmp_path / f"{name}.png")
     (tmp_path / "whole.png").write_bytes(palette.getvalue())
     assert open_image(tmp_path / "whole.png").mode == "P"
+
+
+def test_a_file_that_is_opened_as_it_is_has_no_more_pixels_than_there_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (8, 9)).save(tmp_path / "large.png")
+    monkeypatch.setattr("maskdm.data.images.MOST_PIXELS", 72)
+    assert open_image(tmp_path / "large.png").size == (8, 9)
+    monkeypatch.setattr("maskdm.data.images.MOST_PIXELS", 71)
+    with pytest.raises(UserError, match=r"8 x 9 pixels are more than there may be 71"):
+        open_image(tmp_path / "large.png")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import maskdm
+from maskdm import cli
 from maskdm.backbones.model_folder import (
     Weights,
     check_start,
@@ -22,9 +24,11 @@ from maskdm.backbones.model_folder import (
 )
 from maskdm.diffusion.paths import LINEAR_BETAS, STEPS, cosine_betas
 from maskdm.diffusion.tokens import all_positions
+from maskdm.exchange import importing
 from maskdm.exchange.importing import import_model, settings
 from maskdm.runtime.errors import UserError
 from tests.support import published
+from tests.support.commands import given, recorded
 
 HEADS = 2
 
@@ -143,6 +147,16 @@ def test_the_last_embedding_may_be_that_of_no_class(tmp_path):
     assert torch.equal(network.label_embedding.weight, weights["label_emb.weight"])
 
 
+def test_where_no_class_was_none_its_embedding_is_the_mean_of_the_classes(tmp_path):
+    weights = published.state("uvit", classes=3)
+    import_model(written(tmp_path, weights), tmp_path / "model", "uvit", HEADS, classes=list("abc"))
+    network, _ = load_model(tmp_path / "model", "raw")
+    *classes, null = network.label_embedding.weight
+    rows = weights["label_emb.weight"]
+    assert torch.equal(torch.stack(classes), rows)
+    torch.testing.assert_close(null, rows.mean(dim=0))
+
+
 def test_finetuning_starts_from_an_imported_model(tmp_path):
     file = written(tmp_path, published.state("uvit", classes=2))
     config = import_model(file, tmp_path / "model", "uvit", HEADS, classes=["cat", "dog"])
@@ -250,6 +264,21 @@ def test_other_faults_are_sentences_too(tmp_path):
         with pytest.raises(UserError, match=sentence):
             call()
     assert not out.exists()
+
+
+def test_every_option_of_the_command_reaches_the_import(tmp_path, monkeypatch):
+    made = {}
+    (tmp_path / "names.txt").write_text("\ufeffa cat\n\n  dog \n", encoding="utf-8")
+    model = import_model(written(tmp_path, published.state("uvit")), tmp_path / "model", "uvit", 2)
+    monkeypatch.setattr(importing, "import_model", recorded(import_model, made, model))
+    options = {"layout": "uvit", "heads": 4, "path": "vp-cosine", "classes": tmp_path / "names.txt"}
+    ended = CliRunner().invoke(cli.app, ["import", "file", "out", *given(options)])
+    assert ended.exit_code == 0, ended.output
+    read = {"file": Path("file"), "folder": Path("out"), "classes": ["a cat", "dog"]}
+    assert made == {**options, **read}
+    ended = CliRunner().invoke(cli.app, ["import", "file", "out", "--layout", "maskdm"])
+    assert ended.exit_code == 0, ended.output
+    assert (made["layout"], made["heads"], made["path"], made["classes"]) == ("maskdm", *[None] * 3)
 
 
 def test_the_command_says_how_to_finetune(tmp_path):

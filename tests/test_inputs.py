@@ -191,6 +191,17 @@ def test_a_folder_whose_name_is_no_text_has_a_source_that_is(tmp_path: Path) -> 
     assert source.name == r"folder f\udcfcr"
 
 
+def test_a_file_of_a_folder_has_no_more_bytes_than_an_image_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 5000)
+    save_images(tmp_path / "in", [f"{n}.png" for n in range(9)])
+    (tmp_path / "in/large.png").write_bytes((tmp_path / "in/0.png").read_bytes() + bytes(5000))
+    prepare(tmp_path / "out", params(path=str(tmp_path / "in"), max_unreadable=0.2))
+    skipped = json.loads((tmp_path / "out/dataset.json").read_text())["skipped"]
+    assert skipped["count"] == 1
+
+
 def test_an_archive_cannot_unpack_to_more_than_an_image_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,17 +18,27 @@ def test_the_ends_are_the_samples_of_the_two_seeds(model):
 
 
 def test_both_ends_have_the_first_ones_class_or_the_one_asked_for(conditional):
-    for asked in (None, "owl"):
-        label = conditional.labels(asked, 3, range(1)).item()
-        images = arrays(conditional.interpolate(3, 8, 4, label=asked, nfe=5)).astype(int)
-        (end,) = conditional.sample(1, seed=8, label=label, nfe=5)
-        assert np.abs(images[-1] - np.asarray(end)).max() <= 1
+    first, other = (conditional.labels(None, seed, range(1)).item() for seed in (9, 8))
+    assert first != other
+    for asked, label in ((None, first), ("dog", 1)):
+        images = arrays(conditional.interpolate(9, 8, 4, label=asked, nfe=5)).astype(int)
+        for image, seed in ((images[0], 9), (images[-1], 8)):
+            (end,) = conditional.sample(1, seed=seed, label=label, nfe=5)
+            assert np.abs(image - np.asarray(end)).max() <= 1
 
 
 def test_many_are_drawn_in_batches(model, monkeypatch):
     whole = arrays(model.interpolate(0, 1, 5, nfe=4)).astype(int)
     monkeypatch.setenv("MASKDM_SAMPLE_BATCH", "2")
-    assert np.abs(whole - arrays(model.interpolate(0, 1, 5, nfe=4))).max() <= 1
+    sizes = []
+    hook = model.backbone.register_forward_pre_hook(
+        lambda network, given: sizes.append(len(given[0]))
+    )
+    few, samples = model.interpolate(0, 1, 5, nfe=4), model.sample(3, nfe=4)
+    hook.remove()
+    assert np.abs(whole - arrays(few)).max() <= 1
+    assert sizes == [*[2] * 8, *[1] * 4, *[2] * 4, *[1] * 4]
+    assert len(samples) == 3
 
 
 def test_noise_between_two_noises_has_their_norm_and_lies_evenly():

@@ -21,6 +21,7 @@ from tools.tables import gpus
 from tools.tables import kit as tables
 
 CPU = torch.device("cpu")
+COMMITTED = sorted((ROOT / "reports/gpu").glob("*.json"))
 
 
 @pytest.fixture
@@ -128,7 +129,11 @@ def test_what_cannot_be_recorded_is_a_piece_that_fails_and_loses_nothing(
     assert read(tmp_path)["pieces"]["b"] == {}
 
 
-@pytest.mark.parametrize("path", sorted(Path("reports/gpu").glob("*.json")), ids=str)
+def test_there_are_committed_reports():
+    assert COMMITTED
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=[path.stem for path in COMMITTED])
 def test_it_goes_on_with_every_committed_report(path, measured, monkeypatch, tmp_path):
     """They were written by older kits, which noted less of what they did."""
     kept = json.loads(path.read_text())

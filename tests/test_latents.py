@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 import maskdm
 from benchmarks.presets import read_preset
 from maskdm import cli
+from maskdm.backbones import autoencoder as autoencoder_module
 from maskdm.backbones.autoencoder import (
     BATCH,
     REACH,
@@ -138,6 +139,21 @@ def test_a_channel_that_never_changes_is_kept(folder: Path) -> None:
     made.measure(images)
     [kept] = made.encode(images)
     assert set(kept.ravel()) <= {127, 128}
+
+
+def test_the_range_is_that_of_images_evenly_spread_over_the_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a set that is sorted by class the first few thousand are of a few classes."""
+    monkeypatch.setattr(autoencoder_module, "MEASURED", 5)
+    shades = np.linspace(0, 255, 17).astype(np.uint8)
+    images = np.broadcast_to(shades[:, None, None, None], (17, SIZE, SIZE, 3))
+    encoder = Encoder(str(folder), SIZE, 3, CPU)
+    found = encoder.measure(images)
+    spread = Encoder(str(folder), SIZE, 3, CPU).measure(images[[0, 4, 8, 12, 16]])
+    first = Encoder(str(folder), SIZE, 3, CPU).measure(images[:5])
+    assert found == spread
+    assert found != first
 
 
 def test_a_decoder_is_shared_and_another_one_or_none_is_refused(folder: Path, other: Path) -> None:

@@ -17,6 +17,43 @@ from tests.support.clones import ROOT
 SEVERAL = ("pretrain", "finetune", "sample", "reference", "fid")  # stages that use processes
 
 
+@pytest.mark.parametrize(
+    ("gpus", "device", "asked", "count"),
+    [
+        (4, None, None, 4),
+        (0, None, None, 1),
+        (4, "cuda", None, 4),
+        (4, "cuda:1", None, 1),
+        (4, "cpu", None, 1),
+        (4, None, "2", 2),
+        (0, "cpu", "3", 3),
+    ],
+)
+def test_one_process_a_visible_gpu_starts_by_itself(gpus, device, asked, count, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    for name, value in {"MASKDM_DEVICE": device, "MASKDM_PROCESSES": asked}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    assert launch.processes_here() == count
+
+
+@pytest.mark.parametrize(("cores", "count", "threads"), [(8, 2, "4"), (9, 2, "4"), (2, 4, "1")])
+def test_processes_share_the_cores(cores, count, threads, monkeypatch):
+    told = {}
+
+    def configured(**_):
+        told["threads"] = os.environ["OMP_NUM_THREADS"]
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("torch.distributed.launcher.api.LaunchConfig", configured)
+    with pytest.raises(InterruptedError):
+        launch.start_here(count)
+    assert told == {"threads": threads}
+
+
 def lines(said):
     return [line for line in said.splitlines() if line.strip()]
 

@@ -118,6 +118,16 @@ def test_notes_of_who_is_at_work_that_were_cut_short_are_removed(
     assert ("rwlock was damaged" in capsys.readouterr().out) == damaged
 
 
+def test_notes_that_dvc_may_be_writing_just_now_are_left_alone(repository: Path) -> None:
+    (repository / ".dvc/tmp/rwlock").write_text("{")
+    held = zc.lockfile.LockFile(str(repository / ".dvc/tmp/rwlock.lock"))
+    try:
+        mend_lock.main()
+    finally:
+        held.close()
+    assert (repository / ".dvc/tmp/rwlock").exists()
+
+
 # Every run of a stage leaves a word in a file that DVC does not know.
 GRAPH = """
 stages:

@@ -195,8 +195,12 @@ def test_moments_come_back_and_learned_positions_are_fitted(tmp_path):
     with pytest.raises(UserError, match=r"has no optimiser.safetensors.*set finetune.optimiser to"):
         load_moments(tmp_path, network)
     moments = {
-        f"{kind}.{name}": torch.rand_like(p) if kind != "step" else torch.tensor(7.0)
-        for kind in ("exp_avg", "exp_avg_sq", "step")
+        f"{kind}.{name}": made(p)
+        for kind, made in {
+            "exp_avg": torch.randn_like,  # of either sign
+            "exp_avg_sq": torch.rand_like,
+            "step": lambda _: torch.tensor(7.0),
+        }.items()
         for name, p in network.named_parameters()
     }
     save_moments(tmp_path, moments)
@@ -209,6 +213,7 @@ def test_moments_come_back_and_learned_positions_are_fitted(tmp_path):
     for name, parameter in larger.named_parameters():
         assert fitted[f"exp_avg.{name}"].shape == parameter.shape
         assert fitted[f"exp_avg_sq.{name}"].min() >= 0
+    assert fitted["exp_avg.positions"].min() < 0
 
 
 # Model folders are files from strangers.
@@ -287,6 +292,7 @@ def instead(make, name):
         (hostile(size=10**9), r"config\.size is 1000000000"),
         (hostile(size=0), r"config\.size is 0"),
         (hostile(channels=7), r"config\.channels is 7"),
+        (hostile(channels=2), r"config\.channels is 2.*Allowed: 1 \(grey\) or 3 \(RGB\)"),
         (hostile(classes={}), r"config\.classes is \{\}"),
         (hostile(seed=-1), r"config\.seed is -1"),
         (hostile(seed=float("nan")), r"config\.seed is nan"),

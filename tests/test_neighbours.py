@@ -77,6 +77,34 @@ def test_images_are_taken_evenly_over_a_set_that_is_sorted_by_class():
     assert spread(3, 4).tolist() == [0, 1, 2]
 
 
+def test_beside_a_sample_are_its_nearest_training_images_the_nearest_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = np.stack([np.arange(50), np.zeros(50)], axis=1).astype(np.float32)
+    places = np.array([[20.1, 0], [3.4, 0]], np.float32)
+    for name, values in {
+        "reference/train": line,
+        "reference/heldout": line[:9] + 7,
+        "samples/samples": np.full((2, 4, 4, 3), [[[[200]]], [[[201]]]], np.uint8),
+    }.items():
+        path = tmp_path / f"data/{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, values)
+    (tmp_path / "params.yaml").write_text("fid: {features: {extractor: efficientnet-lite0}}")
+    images = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None, None], (50, 4, 4, 3))
+    shown = []
+    monkeypatch.setattr(stage, "load_network", lambda name, device: None)
+    monkeypatch.setattr(stage, "extract", lambda samples, network, label: places)
+    monkeypatch.setattr(stage, "open_prepared", lambda folder: SimpleNamespace(train=images))
+    monkeypatch.setattr(stage, "rows", lambda picture, scale: shown.extend(picture))
+    monkeypatch.setattr(stage, "save", lambda picture, path: None)
+    stage.main()
+    assert [row[:, 0, 0, 0].tolist() for _, row in shown] == [
+        [200, 20, 21, 19, 22, 18, 23, 17],
+        [201, 3, 4, 2, 5, 1, 6, 0],
+    ]
+    assert [distance for distance, _ in shown] == ["0.1", "0.4"]
+
+
 def test_the_scale_is_made_of_all_of_the_held_out_images(tmp_path, monkeypatch):
     """Those of the last classes, in a set that is sorted by class, are as far as samples are."""
     monkeypatch.chdir(tmp_path)

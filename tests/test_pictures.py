@@ -14,6 +14,27 @@ def test_denoising_ends_in_the_samples(model):
     assert np.array_equal(last, arrays(model.sample(pictures.ROWS, nfe=5)))
 
 
+def test_denoising_goes_from_noise_to_the_samples_in_ten_moments(model):
+    asked = drawing(nfe=20)
+    every = list(model.estimates(asked, range(pictures.ROWS)))
+    strip = pictures.denoising(model, asked).reshape(pictures.ROWS, pictures.COLUMNS, 16, 16, 3)
+    moments = [
+        next(n for n, images in enumerate(every) if np.array_equal(images, strip[:, column]))
+        for column in range(pictures.COLUMNS)
+    ]
+    assert (moments[0], moments[-1]) == (0, len(every) - 1)
+    steps = np.diff(moments)
+    assert steps.min() >= 1
+    assert steps.max() - steps.min() <= 1  # evenly
+
+
+def test_every_row_goes_between_two_samples_of_its_own(model):
+    images = pictures.interpolation(model, drawing()).astype(int)
+    ends = images.reshape(pictures.ROWS, pictures.COLUMNS, 16, 16, 3)[:, [0, -1]]
+    samples = arrays(model.sample(2 * pictures.ROWS, nfe=5)).reshape(ends.shape)
+    assert abs(ends - samples).max() <= 1
+
+
 @pytest.mark.parametrize("fixture", ["model", "conditional"])
 def test_interpolation_goes_from_a_sample_to_another(fixture, request):
     model = request.getfixturevalue(fixture)

@@ -12,6 +12,7 @@ from benchmarks.scaling.planning import MASKED, SIZES, size_for, spend, step_flo
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.params import merge, read_params
 from maskdm.training.flops import flops_before, training_flops
+from maskdm.training.phases import FinetuneParams, PretrainParams
 from stages.check import check
 from tests.support.autoencoders import saved_autoencoder
 from tests.support.graph import ROOT
@@ -143,6 +144,16 @@ def test_the_speed_of_this_machine_is_measured_in_both_phases(monkeypatch, capsy
     seconds = plan.seconds_per_flop(tiny)
     masked, whole = step_flops(tiny)
     assert 0 < seconds * min(masked, whole) < 10
+
+
+def test_what_a_flop_takes_is_the_mean_over_the_shares_of_both_phases(monkeypatch):
+    monkeypatch.setattr(plan, "_seconds_a_step", lambda _, phase, schedule: seconds[type(phase)])
+    seconds = {PretrainParams: 2.0, FinetuneParams: 3.0}
+    tiny = read_preset("tiny")
+    masked, whole = step_flops(tiny)
+    assert masked != whole
+    found = plan.seconds_per_flop(tiny)
+    assert found == pytest.approx(MASKED * 2 / masked + (1 - MASKED) * 3 / whole)
 
 
 @pytest.mark.parametrize("changes", [{}, {"classes": True}, {"autoencoder": "vae"}])

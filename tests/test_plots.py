@@ -25,6 +25,14 @@ def comparison(clone):
     return clone, Page(path), path
 
 
+CHARTS = {
+    "training loss against compute",
+    "x0 error on held-out images against compute",
+    *(f"gradient norm in {phase}" for phase in ("pretraining", "finetuning")),
+    *(f"x0 error of the raw weights in {phase}" for phase in ("pretraining", "finetuning")),
+}
+
+
 class Page(html.parser.HTMLParser):
     """What a page loads, its pictures, and the data of its charts."""
 
@@ -47,6 +55,7 @@ class Page(html.parser.HTMLParser):
 def test_plots_of_two_runs_are_one_page_that_loads_nothing(comparison):
     clone, page, _ = comparison
     assert page.loads == []
+    assert page.charts.keys() == CHARTS
     for title, spec in page.charts.items():
         assert {row["rev"] for row in spec["data"]["values"]} == {"HEAD", "other"}, title
     experiment = clone.git("rev-parse", "--glob=refs/exps/*/*/other").strip()

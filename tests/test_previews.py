@@ -22,6 +22,7 @@ from maskdm.training.flops import training_flops
 from maskdm.training.history import History
 from maskdm.training.previews import COUNT, LEVELS, Previewer
 from stages import curves
+from tests.support.backbones import shaken
 from tests.support.models import drawing
 from tests.support.training import CPU, DIFFUSION, IMAGES, MODEL, Run, phase, whole
 
@@ -41,9 +42,16 @@ def test_a_preview_is_what_ddim_draws_from_the_same_noise():
 
 
 def test_with_classes_an_image_keeps_its_class():
-    network = build_backbone(MODEL, 32, 3, seed=0, classes=3)
-    assert previewer(classes=3).labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
-    assert previewer(classes=3).draw(network).shape == (COUNT, 32, 32, 3)
+    network, ours = shaken(build_backbone(MODEL, 32, 3, seed=0, classes=3)), previewer(classes=3)
+    assert ours.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+
+    def drawn(labels):
+        given = drawing(solver="ddim", nfe=LEVELS), (64, 48), range(COUNT), CPU
+        *_, last = estimates(network, DIFFUSION, *given, labels=labels, start=ours.noise)
+        return to_images(last, 4, 3).numpy()
+
+    assert np.array_equal(ours.draw(network), drawn(ours.labels))
+    assert not np.array_equal(ours.draw(network), drawn(ours.labels.flip(0)))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 8])

@@ -15,6 +15,19 @@ from tests.support.pretended import HostToDevice
 from tests.support.training import DIFFUSION
 
 
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_a_copy_from_the_host_is_noted_also_of_a_number(shape):
+    with FakeTensorMode(), torch.no_grad(), HostToDevice() as noted:
+        there = torch.ones(4, device="cuda:0")
+        assert (2 * there).device.type == "cuda"
+        assert (torch.tensor(2.0) * there).device.type == "cuda"  # its value is an argument
+        assert noted.copies == []
+        torch.ones(shape).to(there.device)
+        assert len(noted.copies) == 1
+        torch.ones(shape, device=there.device).copy_(torch.zeros(shape))
+        assert len(noted.copies) == 2
+
+
 @pytest.mark.parametrize("path", sorted(PATHS))
 @pytest.mark.parametrize("loss", ["epsilon", "velocity"])
 @pytest.mark.parametrize("shifted", [False, True])

@@ -64,6 +64,21 @@ def test_a_pixel_depends_on_its_neighbours_across_the_seam_and_on_no_pixel_furth
     assert reached.max(0)[0].tolist() == [5, 5]  # two convolutions of 3 pixels
 
 
+def test_it_sees_the_prediction_and_the_noisy_image_and_is_steered_by_time(inputs):
+    refiner = Refiner(GRID, PATCH, CHANNELS, 8)
+    shake(refiner)
+    prediction, positions, time = inputs
+    noisy = prediction.flip(0)
+
+    def change(prediction, noisy, time):
+        return refiner(prediction, noisy, positions, time) - prediction
+
+    before = change(prediction, noisy, time)
+    assert not torch.allclose(change(2 * prediction, noisy, time), before, atol=1e-3)
+    assert not torch.allclose(change(prediction, 2 * noisy, time), before, atol=1e-3)
+    assert not torch.allclose(change(prediction, noisy, time / 2), before, atol=1e-3)
+
+
 def test_images_and_tokens_are_those_of_the_rest_of_the_library():
     refiner = Refiner(GRID, PATCH, CHANNELS, 8)
     image = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)

@@ -7,6 +7,7 @@ from maskdm.backbones.model_folder import ModelConfig
 from maskdm.backbones.registry import build_backbone
 from maskdm.data.prepared import PreparedSet
 from maskdm.runtime.execution import Execution
+from maskdm.runtime.sharded import Window
 from maskdm.training.setup import set_up
 from tests.support.training import CPU, DIFFUSION, MODEL, phase, whole
 
@@ -15,7 +16,15 @@ LABELS = np.arange(16) % 2
 
 
 def first_fingerprint(
-    name="pretrain", data="abc", start="", seed=0, model=MODEL, diffusion=DIFFUSION, classes=0, **p
+    name="pretrain",
+    data="abc",
+    start="",
+    seed=0,
+    model=MODEL,
+    diffusion=DIFFUSION,
+    classes=0,
+    window=None,
+    **p,
 ):
     params = phase(**p)
     schedule = whole(phase())
@@ -33,6 +42,7 @@ def first_fingerprint(
         licence="none",
         skipped=0,
         hash=data,
+        window=window,
     )
     config = ModelConfig(
         size=32,
@@ -59,6 +69,8 @@ def first_fingerprint(
         {"model": MODEL.model_copy(update={"init": "paper"})},
         {"diffusion": DIFFUSION.model_copy(update={"prediction": "v"})},
         {"classes": 2},
+        {"window": Window(8, 4)},
+        {"window": Window(8, 2)},
         {"hflip": 0.25},
         {"betas": [0.9, 0.95]},
         {"weight_decay": 0.1},
@@ -72,6 +84,7 @@ def first_fingerprint(
 )
 def test_whatever_shapes_the_first_step_changes_the_fingerprint(change):
     assert first_fingerprint(**change) != first_fingerprint()
+    assert first_fingerprint(**change) == first_fingerprint(**change)
 
 
 @pytest.mark.parametrize("change", [{"log_every": 5}, {"steps": 5000}])

@@ -72,6 +72,21 @@ def test_cifar10_is_read_as_it_was_published(tmp_path: Path, form: str) -> None:
     assert (len(kept.classes), kept.classes[3]) == (10, "cat")
 
 
+def test_a_download_is_checked_against_its_published_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def fetch(url: str, root: str, filename: str, md5: str) -> None:
+        asked.append((filename, md5))
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
+    with pytest.raises(UserError, match=r"no network.*let data\.path name"):
+        open_source(params(source="cifar10"), tmp_path)
+    assert asked == [("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")]
+
+
 class Malicious:
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -199,6 +199,17 @@ def test_celeba_is_downloaded_once_and_read(
     assert sorted(asked_for) == ["img_align_celeba.zip", "list_eval_partition.txt"]
 
 
+def test_what_came_of_celeba_must_be_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(id: str, output: str, timeout: float) -> None:
+        Path(output).write_bytes(b"a page that says: too many users")
+
+    monkeypatch.setattr(gdown, "download", serve)
+    with pytest.raises(UserError, match=r"CelebA's .*\(what came is not the file\): let"):
+        open_source(params(source="celeba"), tmp_path)
+
+
 def sides_of(asked: Any, downloads: Path) -> dict[str, bool]:
     return {p.name: p.heldout for p in open_source(asked, downloads).pictures}
 

@@ -102,6 +102,38 @@ def test_a_heat_map_has_x_to_the_right_and_y_upwards_and_the_line_in_red():
     assert abs(colour(0.5, -0.5) - PALEST).max() < 3
 
 
+def test_scratch_starts_where_the_primer_did_and_costs_as_much_or_has_as_many_steps(
+    tmp_path, monkeypatch
+):
+    """A masked step, of one of two coordinates, costs half a whole one."""
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def trained(start, phase, steps, shown, seed):
+        made.append((start, phase, steps, shown))
+        return f"{start} + {steps} {phase}"
+
+    drawn = []
+    monkeypatch.setattr(swissroll, "fresh", lambda seed: "fresh")
+    monkeypatch.setattr(swissroll, "train", trained)
+    monkeypatch.setattr(
+        swissroll, "sample", lambda network, *_: drawn.append(network) or np.zeros((9, 2))
+    )
+    monkeypatch.setattr(swissroll, "heat_maps", lambda *_: Image.new("L", (1, 1)))
+    swissroll.learn(masked=10, full=7, samples=9)
+    primer = "fresh + 10 pretrain"
+    assert made == [
+        ("fresh", "pretrain", 10, 1),
+        (primer, "finetune", 7, 2),
+        ("fresh", "finetune", 12, 2),
+        ("fresh", "finetune", 17, 2),
+    ]
+    assert drawn == [
+        *(primer, f"{primer} + 7 finetune"),
+        *("fresh + 12 finetune", "fresh + 17 finetune"),
+    ]
+
+
 def test_the_stage_writes_the_figure_and_the_distances(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports").mkdir()

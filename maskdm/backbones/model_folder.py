@@ -85,7 +85,7 @@ class ModelConfig(Section):
     """
 
     size: int = Field(ge=1, le=LARGEST_SIDE, description="side of the images in pixels")
-    channels: int = Field(ge=1, le=3, description="1 (grey) or 3 (RGB)")
+    channels: Literal[1, 3] = Field(description="1 (grey) or 3 (RGB)")
     classes: Annotated[dict[Name, Count], Field(min_length=1)] | None = Field(
         description="the name of every class → its training images, or null for no classes"
     )

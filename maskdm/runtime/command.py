@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from maskdm.runtime.distributed import ENDED, another_has_ended, rank
 from maskdm.runtime.environment import PARENT, WORKER, refuse_former_names
 from maskdm.runtime.errors import StoppedError, UserError, shortened
-from maskdm.runtime.packages import require_package
 from maskdm.runtime.parent import leave_with
 from maskdm.runtime.streams import mend_streams
 
@@ -82,7 +81,6 @@ def run(function: Callable[..., None]) -> None:
 
 def plain_app() -> typer.Typer:
     """Return a typer application without colours, frames and shell completion."""
-    require_package("typer", "A command", "pipeline")
     import typer
 
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

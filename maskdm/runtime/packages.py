@@ -15,12 +15,12 @@ def require_package(package: str, user: str, extra: str) -> ModuleType:
         extra: the extra of maskdm that it belongs to.
 
     Raises:
-        UserError: if it is not installed.
+        UserError: if it, or what it needs itself, is not installed.
     """
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError:
-        name = package.partition(".")[0]
+    except ModuleNotFoundError as error:
+        name = (error.name or package).partition(".")[0]
         raise UserError(
             f"{user} needs the package {name}, which is not installed: pip install {name} "
             f"(it is in maskdm's extra '{extra}', and make setup installs that)."

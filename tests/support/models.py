@@ -14,7 +14,10 @@ CLASSES = {"cat": 30, "dog": 0, "owl": 10}
 
 
 def saved(folder: Path, **changes: object) -> Path:
-    """Write a model folder for images of 16 pixels and return it; ``changes`` are its config's."""
+    """Write a model folder for images of 16 pixels and return it; ``changes`` are its config's.
+
+    Its averaged weights are not its raw ones.
+    """
     values = {"size": 16, "channels": 3, "classes": None, "seed": 0, "training": []}
     config = ModelConfig.model_validate(
         {"model": MODEL.model_dump(), "diffusion": DIFFUSION.model_dump()} | values | changes
@@ -24,8 +27,8 @@ def saved(folder: Path, **changes: object) -> Path:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    weights = dict(network.named_parameters())
-    save_model(folder, config, weights, {name: t.clone() for name, t in weights.items()})
+    raw = dict(network.named_parameters())
+    save_model(folder, config, raw, {name: 0.9 * weight for name, weight in raw.items()})
     return folder
 
 
