@@ -40,7 +40,7 @@ def test_a_missing_package_is_named_with_its_extra(package, monkeypatch):
 def test_a_package_that_needs_another_which_is_missing_says_which(tmp_path, monkeypatch):
     (tmp_path / "here_and_whole.py").write_text("import not_here.at_all")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="needs the package not_here, .*: pip install not_here "):
+    with pytest.raises(UserError, match=r"needs the package not_here, .*: pip install not_here "):
         require_package("here_and_whole", "A test", "none")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 from unittest.mock import Mock
 
@@ -36,7 +38,7 @@ from maskdm.runtime.files import write_json
 from maskdm.runtime.location import Location, StorageError
 from maskdm.runtime.params import merge
 from maskdm.runtime.shard_sender import sending
-from maskdm.runtime.sharded import ShardedArray, Window
+from maskdm.runtime.sharded import AHEAD, ShardedArray, Window
 from maskdm.training.batches import Batches
 from maskdm.training.order import Order
 from maskdm.training.schedule import Schedule
@@ -80,6 +82,28 @@ def in_shards(folder: Path, given: Any = None) -> PreparedSet:
 
 
 # --- the set ---
+
+
+def test_what_was_asked_for_before_is_fetched_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread ends the shard that it is at, and no new ones of those are begun."""
+    array, begun, go = in_shards(tmp_path / "prepared").train, list[int](), Event()
+    assert isinstance(array, ShardedArray)
+
+    def fetched(shard: int, silent: bool = False) -> None:
+        begun.append(shard)
+        go.wait(10)
+
+    monkeypatch.setattr(array, "_shard", fetched)
+    array.fetch_ahead(range(100, 120))
+    array.fetch_ahead(range(3))
+    go.set()
+    for thread in enumerate_threads():
+        if thread.name == "shards ahead":
+            thread.join(10)
+    assert sorted(shard for shard in begun if shard < 100) == [0, 1, 2]
+    assert sum(shard >= 100 for shard in begun) <= AHEAD
 
 
 def test_a_set_in_shards_is_the_set_on_this_disk(tmp_path: Path) -> None:
