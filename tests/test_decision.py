@@ -244,6 +244,54 @@ def test_features_are_of_images_to_which_distances_are_measured_alone(monkeypatc
     }
 
 
+def test_a_test_is_not_begun_before_its_tuning_is_complete(monkeypatch):
+    """What did best of some cells need not be the best of all: such runs would be in the way."""
+    tuning = "decision-8-tuning"
+    assert decision.tested(MATRIX, tuning) == runs_of_test(tuning)
+    missing = runs_of(MATRIX, tuning)[-1]
+    monkeypatch.setattr(decision, "is_there", lambda _, run: run != missing)
+    with pytest.raises(UserError, match=r"decision-8 is not begun: .* of which 1 runs are missing"):
+        decision.tested(MATRIX, tuning)
+
+
+@pytest.mark.parametrize("done", [[], ["scratch"]])
+def test_a_result_that_does_not_hold_any_more_is_put_aside_before_others_are_trained(
+    done, tmp_path, monkeypatch
+):
+    """Whoever stops the runs half-way must not have old ones compared with new ones."""
+    monkeypatch.setattr(matrix, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(matrix, "WORK", tmp_path / "work")
+    runs = [one for one in runs_of(MATRIX, REDUCED) if one.seed == 1]
+    for run in runs:
+        for suffix in (".json", ".png"):
+            path = tmp_path / f"runs/{run.name}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(run.arm)
+    monkeypatch.setattr(matrix, "is_there", lambda _, run: run.arm in done)
+    monkeypatch.setattr(matrix, "train", lambda *_: True)
+    matrix.train_missing(MATRIX, runs, jobs=1)
+    left = {path.read_text() for path in (tmp_path / "runs").rglob("*.*") if path.is_file()}
+    assert left == set(done)
+    for run in runs:
+        aside = tmp_path / f"work/former/{run.name}.json"
+        assert aside.exists() == (run.arm not in done)
+
+
+def test_results_of_other_images_are_no_pair():
+    results = read_results(SMALL)
+    first = next(
+        one for one in results if one.run.arm == SCRATCH and one.run.seed in decision.SEEDS
+    )
+    rest = [one for one in results if one is not first]
+    other = [{**leg, "data": "other"} for leg in first.legs]
+    rows = decided.comparisons([replace(first, legs=other), *rest])
+    group = {"dataset": first.run.dataset, "against": first.run.tuning}
+    seeds = {tuple(row["seeds"]) for row in rows if group.items() <= row.items()}
+    (found,) = seeds
+    assert first.run.seed not in found
+    assert len(found) >= decided.LEAST
+
+
 def test_results_are_taken_as_they_are_where_their_images_are_not(tmp_path, monkeypatch):
     run = read_results("decision-8")[0].run
     monkeypatch.setattr(matrix, "SETS", tmp_path)
@@ -407,10 +455,10 @@ def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bol
         return shared | compared | holm | {"scratch": [scratch], "mean": mean, "interval": interval}
 
     rows = [
-        row("error", "worse", 2.0, -1.0, [-1.1, -0.9]),
-        row("kid", "worse", 1.0, -0.9, [-1, -0.8]),
+        row("error", "worse", 2.0, -1.0, [-1.1, -0.9], p=0.01),
+        row("kid", "worse", 1.0, -0.9, [-1, -0.8], p=0.01),
         row("error", "best", 1.0, -0.02, [-0.03, -0.01], p=0.02),
-        row("kid", "best", 0.4, 0.1, [0.05, 0.15], p=0.98),
+        row("kid", "best", 0.4, 0.1, [0.05, 0.15], p=0.99),
         row("error", "best", 1.0, 0.5, [0.4, 0.6], against_of=0.5),  # describes
         row("kid", "best", 1.0, 0.0, [-1, 1], against_of=0.5),
         row("error", "best", 1.0, -0.9, [-1, -0.8], arm="rival"),
@@ -424,6 +472,52 @@ def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bol
         "| 32×32, width 96 (the demo's) | openmoji | as much "
         "| +50.0 % (+40.0 … +60.0) | +0.0 % (−100.0 … +100.0) | 3 |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("p", "p_worse", "marked"),
+    [
+        ([0.02, 0.02], [0.98, 0.98], True),
+        ([0.02, 0.03], [0.98, 0.97], False),  # not better than scratch in its other setting
+        ([1, 1], [0.012, 0.5], True),
+        ([1, 1], [0.013, 0.001], False),  # worse than the best of two, which was picked
+    ],
+)
+def test_better_is_better_than_every_setting_and_worse_is_corrected_for_their_number(
+    p, p_worse, marked
+):
+    rows = [
+        {"scratch": [scratch], "mean": 0.1, "interval": [0, 0.2], "p_holm": a, "p_worse_holm": b}
+        for scratch, a, b in zip((1.0, 1.1), p, p_worse, strict=True)
+    ]
+    assert decision_tables._in_per_cent(rows, "**").startswith("**") == marked
+
+
+@pytest.mark.parametrize(("weights", "measured"), [(None, True), ("this", True), ("that", False)])
+def test_a_model_of_another_training_is_not_taken_for_the_runs(
+    weights, measured, tmp_path, monkeypatch
+):
+    result = read_results(SMALL)[0]
+    result = replace(result, about=result.about | {"weights": weights})
+    (tmp_path / "weights" / result.run.name / "finetune").mkdir(parents=True)
+    for name, value in {
+        "KEPT": tmp_path / "kept",
+        "WEIGHTS": tmp_path / "weights",
+        "file_hash": lambda _: "this",
+        "read_results": lambda _: [result],
+        "open_prepared": lambda _: SimpleNamespace(heldout=np.zeros((2, 8, 8, 3), np.uint8)),
+        "errors": lambda *_: np.ones((len(HALF_LOG_SNRS), 2)),
+    }.items():
+        monkeypatch.setattr(by_image, name, value)
+    monkeypatch.setattr(by_image.maskdm, "load", lambda _: None)
+    by_image.main(SMALL)
+    assert (tmp_path / f"kept/{result.run.name}.json").exists() == measured
+
+
+def test_a_rival_needs_smaller_images_of_the_set():
+    run = Run(SMALL, "openmoji", "low-res-kept", "lr-10_batch-16", 0.5, 1)
+    with pytest.raises(UserError, match="low-res-kept needs smaller images, which openmoji does"):
+        datasets(MATRIX, run)
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,13 @@ def test_transfer_is_the_gain_in_per_cent_seed_by_seed():
     assert row["pretraining_flops"] == 50
 
 
+def test_a_summary_of_other_parts_takes_not_the_place_of_the_committed_one(tmp_path):
+    with pytest.raises(UserError, match=r"evidence\.json is of confirmation, fine: name another"):
+        summary.main(["confirmation"])
+    with pytest.raises(UserError, match=r"decision-8 has runs of several budgets: .*decided"):
+        summary.main(["decision-8"], tmp_path / "out.json")
+
+
 def test_the_committed_summary_is_that_of_the_committed_runs(tmp_path):
     summary.main(None, tmp_path / "evidence.json")
     assert (tmp_path / "evidence.json").read_text() == summary.EVIDENCE.read_text()

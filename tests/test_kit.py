@@ -177,11 +177,13 @@ def test_what_other_code_has_measured_stays_until_it_is_measured_anew(measured, 
 
 
 def test_what_compiles_is_not_begun_shortly_before_the_end(measured, monkeypatch, capsys):
-    monkeypatch.setattr(kit, "pieces", lambda _: [("a", dict), ("b, compiled", dict)])
+    pieces = [("a", dict), ("b, compiled", dict), ("c", dict)]
+    monkeypatch.setattr(kit, "pieces", lambda _: pieces)
     kit.main(minutes=1.0)
     said = capsys.readouterr().out
     assert "a: " in said
     assert "The time is over before 'b, compiled'" in said
+    assert "c: " in said  # which takes less
 
 
 def test_it_begins_nothing_when_the_time_is_over(measured, tmp_path, capsys):

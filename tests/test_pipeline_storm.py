@@ -1,14 +1,16 @@
 """The storm over DVC: it strikes whom it says, and tells what is lost, wrong or left running."""
 
 import os
+import random
 import signal
 import subprocess
 import time
 
 import pytest
 
-from benchmarks.robustness import pipeline
+from benchmarks.robustness import pipeline, report
 from benchmarks.robustness.pipeline import KINDS, Storm, kill, living, strike
+from maskdm.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -39,7 +41,8 @@ def test_a_stage_that_goes_on_without_dvc_is_named_and_killed(both):
 
 
 def test_lost_and_wrong_files_are_told_and_figures_go_on():
-    storm = Storm({"kills": {"SIGINT to all": 2}, "counts": {"files_compared": 5}, "lost": ["x"]})
+    before = {"kills": {"SIGINT to all": 2}, "counts": {"files_compared": 5}, "lost": ["x"]}
+    storm = Storm(before, note=lambda _: None)
     storm.compare({"a": 1, "b": 1, "c": 1}, {"b": 2, "c": 1, "d": 1})
     assert storm.figures() == {
         "kills": {"SIGINT to all": 2},
@@ -47,7 +50,58 @@ def test_lost_and_wrong_files_are_told_and_figures_go_on():
         "lost": ["a", "x"],
         "wrong": ["b"],
         "left_running": [],
+        "failed": [],
     }
+
+
+@pytest.mark.parametrize("end", [UserError("dvc repro ended with 1"), KeyboardInterrupt()])
+def test_whatever_ends_it_what_was_found_so_far_is_written_and_a_failure_with_it(
+    end, tmp_path, monkeypatch
+):
+    """A command that fails after a kill is the worst outcome, and must not go unnoted."""
+    struck = []
+
+    class Failing:
+        kinds = ("SIGKILL to all",)
+
+        def __init__(self, folder):
+            self.folder = folder
+
+        def start(self):
+            pass
+
+        def finish(self):
+            pass
+
+        def results(self):
+            return {"a": 1}
+
+        def ended_within(self, seconds):
+            if len(struck) == 2:
+                raise end
+            return False
+
+    monkeypatch.setattr(pipeline, "clone", lambda path: path)
+    monkeypatch.setattr(pipeline, "strike", lambda folder, kind: struck.append(kind) or set())
+    monkeypatch.setattr(pipeline, "mended", lambda folder: 0)
+    noted = []
+    storm = Storm({}, note=noted.append)
+    with pytest.raises(type(end)):
+        storm.blow(Failing, tmp_path, 9, random.Random(0))
+    assert [figures["kills"] for figures in noted] == [
+        *({"SIGKILL to all": 1}, {"SIGKILL to all": 2}, {"SIGKILL to all": 2})
+    ]
+    failed = ["dvc repro ended with 1"] if isinstance(end, UserError) else []
+    assert noted[-1]["failed"] == failed
+
+
+def test_figures_of_one_way_leave_those_of_another_that_runs_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "REPORT", tmp_path / "robustness.json")
+    pipeline.note("repro", {"kills": 1})
+    pipeline.note("queue", {"kills": 2})
+    pipeline.note("repro", {"kills": 3})
+    kept = {"repro": {"kills": 3}, "queue": {"kills": 2}}
+    assert report.read_report() == {pipeline.FIGURES: kept}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from benchmarks.scaling import study, summary
 from benchmarks.scaling.planning import step_flops
 from benchmarks.scaling.study import Cell, cells, plan, read_study, result, samplings
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import merge
 from tests.support.graph import ROOT
 
 STUDY = read_study()
@@ -44,14 +45,35 @@ def test_a_cell_of_other_parameters_counts_as_missing(tmp_path, monkeypatch):
     path = tmp_path / f"{cell.name}.json"
     path.parent.mkdir(parents=True)
     params = plan(STUDY, cell)
+    kept = {"params": params, "samplings": samplings(STUDY, params), "distances": {}}
     assert result(STUDY, cell) is None
-    path.write_text(json.dumps({"params": params, "distances": {}}))
+    path.write_text(json.dumps(kept))
     assert result(STUDY, cell) is not None
     path.write_text(json.dumps({"params": params, "kid": 0.1}))  # of the former study
     assert result(STUDY, cell) is None
-    params["pretrain"]["lr"] *= 2
-    path.write_text(json.dumps({"params": params, "distances": {}}))
+    other = merge(params, {"pretrain": {"lr": 2 * params["pretrain"]["lr"]}})
+    path.write_text(json.dumps(kept | {"params": other}))
     assert result(STUDY, cell) is None
+
+
+def test_a_cell_that_was_drawn_from_otherwise_counts_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RUNS", tmp_path)
+    cell = ALL[0]
+    path = tmp_path / f"{cell.name}.json"
+    path.parent.mkdir(parents=True)
+    params = plan(STUDY, cell)
+    drawn = samplings(STUDY, params)
+    path.write_text(json.dumps({"params": params, "samplings": drawn, "distances": {}}))
+    more = merge(STUDY, {"samplings": {"plain": {"nfe": 25}}})
+    third = merge(STUDY, {"samplings": {"third": {**STUDY["samplings"]["plain"], "nfe": 8}}})
+    for changed in (more, third):
+        assert result(changed, cell) is None
+    assert result(STUDY, cell) is not None
+
+
+def test_a_cell_that_is_not_in_the_study_is_said_to_be_none():
+    with pytest.raises(UserError, match=r"study\.yaml has no such cell"):
+        study.main(size="width-65")
 
 
 def test_every_cell_is_measured_plain_and_guided_unless_its_primer_is_untrained():

@@ -29,7 +29,7 @@ from maskdm.diffusion.loss import DiffusionParams
 from maskdm.runtime.command import run
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.files import write_json
-from maskdm.runtime.params import read_section
+from maskdm.runtime.params import Seed, read_section
 from maskdm.sampling.model import TrainedModel, load
 from maskdm.sampling.sampler import SampleParams
 from maskdm.training.ema import applied, update
@@ -105,6 +105,9 @@ def main(
         "steps": params.steps,
         "images": params.steps * params.batch_size,
         "samples": count,
+        "seed": read_section(PARAMS, "seed", Seed),
+        "finetune": params.model_dump(mode="json", exclude={"cooldown"}),
+        "sample": drawn.model_dump(mode="json", exclude={"count"}),
     }
     report = begun(REPORT, common)
     report["cells"] = [cell for cell in report["cells"] if cell["cooldown"] != params.cooldown]

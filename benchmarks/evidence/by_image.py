@@ -51,6 +51,9 @@ def main(part: Annotated[str, typer.Argument(help="of the matrix, such as decisi
         run = result.run
         folder, target = WEIGHTS / run.name / "finetune", KEPT / f"{run.name}.json"
         weights = file_hash(folder / OF_MODEL)
+        if result.about["weights"] not in (None, weights):
+            print(f"{run.name}: the model here is of another training", flush=True)
+            continue
         if not target.exists() or json.loads(target.read_text())["weights"] != weights:
             images = np.array(open_prepared(SETS / run.dataset / "data/prepared").heldout)
             found = errors(maskdm.load(folder), images)

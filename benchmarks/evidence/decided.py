@@ -112,15 +112,15 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     Scratch has a row for each of its tunings.
     """
     rows = []
-    for arm, by_seed, scratch, of_scratch in sides(results):
-        seeds = sorted(by_seed.keys() & of_scratch.keys())
-        ends = [(by_seed[seed].ends(), of_scratch[seed].ends()) for seed in seeds]
+    for arm, scratch, sides in pairs(results):
+        seeds = list(sides)
+        ends = [(own.ends(), other.ends()) for own, other in sides.values()]
         for measure in MEASURES if len(seeds) >= LEAST else ():
             # A set of few images has no Fréchet distance.
             if any(measure not in end for pair in ends for end in pair):
                 continue
-            pairs = [(own[measure], other[measure]) for own, other in ends]
-            first = by_seed[seeds[0]], of_scratch[seeds[0]]  # as many steps for every seed
+            values = [(own[measure], other[measure]) for own, other in ends]
+            first = sides[seeds[0]]  # as many steps for every seed
             rows.append(
                 {
                     **named(results, arm, scratch),
@@ -129,9 +129,9 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
                     "steps": [by_phase(one.legs, "steps") for one in first],
                     "images": [by_phase(one.legs, "images") for one in first],
                     "epochs": [epochs(one) for one in first],
-                    "values": [own for own, _ in pairs],
-                    "scratch": [other for _, other in pairs],
-                    **paired(pairs),
+                    "values": [own for own, _ in values],
+                    "scratch": [other for _, other in values],
+                    **paired(values),
                 }
             )
     families = defaultdict(list)
@@ -145,17 +145,33 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def sides(
+def pairs(
     results: Sequence[Result],
-) -> Iterator[tuple[Group, dict[int, Result], Group, dict[int, Result]]]:
-    """Yield an arm and its results by seed, with each scratch that it is compared with."""
+) -> Iterator[tuple[Group, Group, dict[int, tuple[Result, Result]]]]:
+    """Yield an arm, each scratch that it is compared with, and the results of both by seed.
+
+    Results of other images, as they are there while runs are made anew, are no pair.
+    """
     found: dict[Group, dict[int, Result]] = defaultdict(dict)
     for result in results:
         found[group(result)][result.run.seed] = result
     for arm, of_arm in found.items():
         for scratch, of_scratch in found.items():
             if arm[1] != SCRATCH and scratch[:2] == (arm[0], SCRATCH) and scratch[4] in (1, arm[4]):
-                yield arm, of_arm, scratch, of_scratch
+                yield (
+                    arm,
+                    scratch,
+                    {
+                        seed: (of_arm[seed], of_scratch[seed])
+                        for seed in sorted(of_arm.keys() & of_scratch.keys())
+                        if finetuned_on(of_arm[seed]) == finetuned_on(of_scratch[seed])
+                    },
+                )
+
+
+def finetuned_on(result: Result) -> list[str]:
+    """Return the hashes of the images that a run was finetuned on."""
+    return [leg["data"] for leg in result.legs if leg["phase"] == "finetune"]
 
 
 def named(results: Sequence[Result], arm: Group, scratch: Group) -> dict[str, Any]:
@@ -201,18 +217,18 @@ def epochs(result: Result) -> list[float]:
     return [images / of_set[phase] for phase, images in zip(phases, seen, strict=True)]
 
 
-def paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def paired(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return mean difference, its 95 % interval, and p of the arm being no lower than scratch.
 
     Args:
-        pairs: (the arm's value, scratch's), a seed each; lower is better.
+        values: (the arm's value, scratch's), a seed each; lower is better.
     """
     from scipy import stats
 
-    own, other = zip(*pairs, strict=True)
+    own, other = zip(*values, strict=True)
     test = stats.ttest_rel(own, other, alternative="less")
     return {
-        "mean": float(mean(a - b for a, b in pairs)),
+        "mean": float(mean(a - b for a, b in values)),
         "interval": interval(own, other),
         "p": float(test.pvalue),
     }
@@ -223,14 +239,10 @@ def geometric(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
 
     The error is ruled by the levels where it is large; here a per cent is a per cent everywhere.
     """
-    for arm, by_seed, scratch, of_scratch in sides(results):
-        pairs = {
-            seed: (_log_error(by_seed[seed]), _log_error(of_scratch[seed]))
-            for seed in sorted(by_seed.keys() & of_scratch.keys())
-        }
-        if len(pairs) >= LEAST:
-            row = {"seeds": list(pairs)} | paired(list(pairs.values()))
-            yield named(results, arm, scratch) | row
+    for arm, scratch, sides in pairs(results):
+        if len(sides) >= LEAST:
+            errors = [(_log_error(own), _log_error(other)) for own, other in sides.values()]
+            yield named(results, arm, scratch) | {"seeds": list(sides)} | paired(errors)
 
 
 def _log_error(result: Result) -> float:
@@ -242,14 +254,11 @@ def finer(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
 
     Each interval takes the other for given; images are taken to be independent.
     """
-    for arm, by_seed, scratch, of_scratch in sides(results):
-        pairs = {
-            seed: (by_image(by_seed[seed]), by_image(of_scratch[seed]))
-            for seed in sorted(by_seed.keys() & of_scratch.keys())
-        }
-        seeds = [seed for seed, pair in pairs.items() if all(of is not None for of in pair)]
+    for arm, scratch, sides in pairs(results):
+        errors = {seed: [by_image(result) for result in pair] for seed, pair in sides.items()}
+        seeds = [seed for seed, pair in errors.items() if all(of is not None for of in pair)]
         if len(seeds) >= 2:
-            own, other = (np.array([pairs[seed][side] for seed in seeds]) for side in (0, 1))
+            own, other = (np.array([errors[seed][side] for seed in seeds]) for side in (0, 1))
             yield named(results, arm, scratch) | {
                 "seeds": seeds,
                 "images": own.shape[1],

@@ -1,9 +1,9 @@
 """The deciding experiment: is an arm at half the budget as good as scratch at the whole?
 
-What is best for each arm is chosen among as many cells for each, at half of the budgets, by the
-error on the first half of the held-out images, with a seed that the test does not use; scratch may
-also choose its network. The test has five seeds and the other half. ``python -m
-benchmarks.evidence.decision`` trains what is not there yet, and ends by itself.
+What is best for each arm is chosen among as many cells for each, for scratch no fewer, at half of
+the budgets, by the error on the first half of the held-out images, with a seed that the test does
+not use. The test has five seeds and the other half, and is not begun before its tuning is complete.
+``python -m benchmarks.evidence.decision`` trains what is not there yet, and ends by itself.
 """
 
 import os
@@ -20,6 +20,7 @@ from benchmarks.evidence.plan import Run, read_matrix, runs_of
 from benchmarks.evidence.results import read_results
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.params import Params
 
 SMALL = "decision-32"
 # Parts in which is chosen → those in which what was chosen is tested: in scratch's own best network
@@ -52,16 +53,16 @@ def main(
     # What is tested follows from what was chosen, so it is asked for when that is done.
     steps: list[tuple[Callable[[], list[Run]], float]] = [(partial(runs_of, matrix, SMALL), 1)]
     for tuning in TESTS:
-        steps += [(partial(runs_of, matrix, tuning), 1), (partial(runs_of_test, tuning), 1)]
+        steps += [(partial(runs_of, matrix, tuning), 1), (partial(tested, matrix, tuning), 1)]
         steps.append((partial(runs_of, matrix, TESTS[tuning]), 1))  # what the matrix itself names
     if large:
         steps += [(partial(runs_of, matrix, part), LARGE_SHARE) for part in LARGE]
     for runs, share in steps:
         until = begun + 60 * minutes * share
         if time.monotonic() < until:
-            wanted = runs()
-            missing = [run for run in wanted if not is_there(matrix, run)]
             try:
+                wanted = runs()
+                missing = [run for run in wanted if not is_there(matrix, run)]
                 make_images(matrix, missing)
                 # Of all: once the images are there, results on others are computed anew.
                 train_missing(matrix, wanted, jobs, until)
@@ -69,6 +70,21 @@ def main(
                 failed.append(str(error))
     if failed:
         raise UserError(" ".join(failed))
+
+
+def tested(matrix: Params, tuning: str) -> list[Run]:
+    """Return the runs that test what was chosen in a tuning.
+
+    Raises:
+        UserError: if it is not complete: what did best so far need not be what is best.
+    """
+    missing = [run for run in runs_of(matrix, tuning) if not is_there(matrix, run)]
+    if missing:
+        raise UserError(
+            f"{TESTS[tuning]} is not begun: its settings are chosen by {tuning}, of which "
+            f"{len(missing)} runs are missing (python -m benchmarks.evidence.matrix {tuning})."
+        )
+    return runs_of_test(tuning)
 
 
 def chosen(tuning: str) -> dict[tuple[str, str], list[Run]]:

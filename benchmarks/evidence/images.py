@@ -15,6 +15,7 @@ from benchmarks.evidence.train import SETS, write_params
 from maskdm.data.prepared import PreparedSet, Sample, open_prepared, write_prepared
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
+from maskdm.runtime.files import write_json
 from maskdm.runtime.params import merge
 from stages import prepare, reference
 
@@ -72,7 +73,7 @@ def make(dataset: str, path: str | None = None, features: bool = True) -> None:
             select_from(select or {})
             kept = open_prepared(PREPARED)
         print(f"{dataset}: {len(kept.train)} images to train on, {len(kept.heldout)} held out")
-        mark.write_text(json.dumps(wanted), encoding="utf-8")
+        write_json(mark, wanted)
     if features and not (folder / FEATURES).exists():
         with chdir(folder):
             reference.main()

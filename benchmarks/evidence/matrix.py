@@ -79,6 +79,8 @@ def train_missing(
         UserError: if a run failed, once all are done.
     """
     missing = [run for run in wanted if not is_there(matrix, run)]
+    for run in missing:
+        put_aside(run)
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
     # Runs side by side on a core each are faster than one on all of them.
     cores = os.cpu_count() or 1
@@ -121,6 +123,19 @@ def is_there(matrix: Params, run: Run) -> bool:
     return same(kept["params"], plan(matrix, run)) and all(
         images[leg["phase"]] in (None, leg["data"]) for leg in kept["training"]
     )
+
+
+def put_aside(run: Run) -> None:
+    """Move a result of other parameters or images out of the way of those that are to come.
+
+    Whoever compares results before all are there would pair it with what was trained since.
+    """
+    for suffix in (".json", ".png"):
+        result = RUNS / f"{run.name}{suffix}"
+        if result.exists():
+            former = WORK / "former" / f"{run.name}{suffix}"
+            former.parent.mkdir(parents=True, exist_ok=True)
+            result.replace(former)
 
 
 def prepared_hash(dataset: str) -> str | None:

@@ -132,6 +132,7 @@ def read_result(path: Path) -> Result:
             curves[name] = points
     about = {name: found[name] for name in ("numerics", "code", "curve", "points", "seconds")}
     about |= {name: found.get(name, {}) for name in ("levels", "training_images")}
+    about["weights"] = found.get("weights")  # None of a result of before they were noted
     legs, params = found["training"], found["params"]
     return Result(run, found["run"]["budget"], curves, legs, params, about, path)
 

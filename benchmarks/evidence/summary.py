@@ -48,9 +48,15 @@ def main(
     out: Annotated[Path, typer.Option(help="the file to write")] = EVIDENCE,
 ) -> None:
     """Summarise the runs that are there."""
+    if parts and out == EVIDENCE:
+        raise UserError(f"{EVIDENCE.name} is of {', '.join(PARTS)}: name another file, --out.")
     step_times, found = read_step_times(), []
     for part in parts or PARTS:
         results = read_results(part)
+        if any(result.run.of != 1 for result in results):
+            raise UserError(
+                f"{part} has runs of several budgets: python -m benchmarks.evidence.decided {part}."
+            )
         if not results:
             raise UserError(
                 f"There are no runs of {part}: python -m benchmarks.evidence.matrix {part}."

@@ -21,13 +21,14 @@ import numpy as np
 import typer
 
 from benchmarks.evidence.plan import HERE, Run, entry, plan, points, read_matrix
+from maskdm.backbones.model_folder import WEIGHTS as OF_MODEL
 from maskdm.backbones.model_folder import load_config
 from maskdm.evaluation.features.registry import EXTRACTORS
 from maskdm.figures import grid, save
 from maskdm.runtime import command
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import file_hash, write_json
 from maskdm.runtime.numerics import choose_kernels
 from maskdm.runtime.params import Params
 from maskdm.training.checkpoints.fingerprint import code_hash
@@ -122,13 +123,20 @@ def result_of(matrix: Params, run: Run) -> dict[str, Any]:
         "seconds": {phase: timed["seconds"] for phase, timed in timing.items()},
         "numerics": timing["finetune"]["numerics"],
         "code": code_hash(*COMPUTES_STEPS),
+        "weights": file_hash(Path("models/finetune") / OF_MODEL),
     }
 
 
 def images_of_first_phase(matrix: Params, run: Run) -> str:
-    """Return the dataset of pretraining: the run's, another one, or the same at half the side."""
+    """Return the dataset of pretraining: the run's, another one, or the same at half the side.
+
+    Raises:
+        UserError: if there is none of half the side.
+    """
     dataset, arm = entry(matrix, "datasets", run.dataset), entry(matrix, "arms", run.arm)
     if "primer" in arm and run.share:
+        if "half_as_large" not in dataset:
+            raise UserError(f"{run.arm} needs smaller images, which {run.dataset} does not name.")
         return str(dataset["half_as_large"])
     return str(dataset.get("pretrained_on", run.dataset))
 

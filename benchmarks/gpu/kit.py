@@ -138,7 +138,9 @@ def measure_all(
             continue
         if left < next(least for word, least in LEAST.items() if word in name):
             print(f"The time is over before '{name}': run it again to go on.")
-            break
+            if left < min(LEAST.values()):
+                break
+            continue  # what comes after it may take less
         started = time.monotonic()
         others = [other for other in hung if other != name]
         report["did not end"] = [*others, name]  # if this is the last that is heard of it

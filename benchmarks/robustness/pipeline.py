@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,7 @@ LONGEST = 30.0  # seconds before a kill, at most
 PATIENCE = 120.0  # seconds in which what was left behind must have ended
 ASIDE = "dvc.lock.damaged"
 FIGURES = "kills_under_dvc"
+FIRST_WORDS = 400  # of what a command said that failed
 KINDS = {
     "SIGKILL to all": signal.SIGKILL,
     "SIGTERM to DVC alone": signal.SIGTERM,
@@ -58,17 +60,21 @@ def main(
     chosen = ways or list(WAYS)
     if unknown := sorted(set(chosen) - WAYS.keys()):
         raise UserError(f"There is no way '{unknown[0]}'. There are: {', '.join(WAYS)}.")
+    if anew:
+        write_report(**{FIGURES: {}})
     for way in chosen:
-        before = {} if anew else read_report().get(FIGURES, {})
-        storm = Storm(before.get(way, {}))
+        storm = Storm(read_report().get(FIGURES, {}).get(way, {}), partial(note, way))
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made).resolve()
             storm.blow(WAYS[way], folder, kills, random.Random(seed))
-        write_report(**{FIGURES: before | {way: storm.figures()}})
-        anew = False
         print(way, storm.figures())
-        if storm.lost or storm.wrong or storm.left_running:
+        if storm.lost or storm.wrong or storm.left_running or storm.failed:
             raise UserError(f"Not all is as in an undisturbed run: see {FIGURES}.")
+
+
+def note(way: str, figures: dict[str, Any]) -> None:
+    """Write the figures of a way so far into the report; those of the others stay."""
+    write_report(**{FIGURES: read_report().get(FIGURES, {}) | {way: figures}})
 
 
 class Storm:
@@ -76,34 +82,53 @@ class Storm:
 
     Args:
         before: the figures to go on from.
+        note: is called with the figures after each kill, comparison and failure.
     """
 
-    def __init__(self, before: dict[str, Any]) -> None:
+    def __init__(self, before: dict[str, Any], note: Callable[[dict[str, Any]], None]) -> None:
+        self.note = note
         self.kills = Counter[str](before.get("kills", {}))
         self.counts = Counter[str](before.get("counts", {}))
-        self.lost, self.wrong, self.left_running = (
-            set(before.get(name, ())) for name in ("lost", "wrong", "left_running")
+        self.lost, self.wrong, self.left_running, self.failed = (
+            set(before.get(name, ())) for name in ("lost", "wrong", "left_running", "failed")
         )
 
     def figures(self) -> dict[str, Any]:
         """Return what is written into the report."""
-        names = ("lost", "wrong", "left_running")
+        names = ("lost", "wrong", "left_running", "failed")
         found = {name: sorted(getattr(self, name)) for name in names}
         return {"kills": dict(sorted(self.kills.items())), "counts": dict(self.counts), **found}
 
     def blow(
         self, way: "Callable[[Path], Way]", folder: Path, kills: int, draw: random.Random
     ) -> None:
-        """Kill so many times, and compare with what nobody disturbs."""
+        """Kill so many times, and compare with what nobody disturbs.
+
+        Raises:
+            UserError: if a command after a kill failed, which is noted as well.
+        """
         calm, struck = (way(clone(folder / name)) for name in ("calm", "struck"))
         calm.start()
         calm.finish()
-        expected, hit = calm.results(), 0
+        try:
+            self.strike(struck, calm.results(), kills, draw)
+        except UserError as error:
+            self.failed.add(f"{error}"[:FIRST_WORDS])
+            raise
+        finally:
+            self.note(self.figures())
+
+    def strike(
+        self, struck: "Way", expected: dict[str, Any], kills: int, draw: random.Random
+    ) -> None:
+        """Kill so many times, let it finish, and compare."""
+        hit = 0
         while hit < kills:
             struck.start()
             if struck.ended_within(draw.uniform(0, LONGEST)):
                 self.counts["finished_in_between"] += 1
                 self.compare(expected, struck.results())
+                self.note(self.figures())
                 struck.begin_anew()
                 continue
             kind = draw.choice(struck.kinds)
@@ -111,6 +136,7 @@ class Storm:
             self.kills[kind] += 1
             hit += 1
             self.counts["locks_damaged_and_mended"] += mended(struck.folder)
+            self.note(self.figures())
         struck.start()
         struck.finish()
         self.compare(expected, struck.results())

@@ -141,7 +141,7 @@ def storm(calm: Workspace, struck: Workspace, stage: str, kills: int, seed: int)
     """
     calm.stage(stage)
     steps = calm.saved()
-    further = 2 * steps // kills  # so many steps at most between two kills, half on average
+    further = max(1, 2 * steps // kills)  # so many steps at most between two kills, half on average
     result, draw = Storm(), random.Random(seed)
     while sum(result.signals.values()) < kills:
         begun = struck.saved()
@@ -186,8 +186,8 @@ def wait(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="signals to each of the two phases")] = 150,
-    steps: Annotated[int, typer.Option(help="steps of each phase")] = 1500,
+    kills: Annotated[int, typer.Option(min=1, help="signals to each of the two phases")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="steps of each phase")] = 1500,
     seed: Annotated[int, typer.Option(help="of the moments and the signals")] = 0,
 ) -> None:
     """Kill pretraining and finetuning at random moments and compare with an undisturbed run.

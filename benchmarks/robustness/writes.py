@@ -164,7 +164,8 @@ def main(
             longest |= {"first_round": rounds[0], "last_round": rounds[-1]}
             if seconds >= counted.get("longest", longest)["seconds"]:
                 counted["longest"] = longest
-            counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}
+            if set(stages or STAGES) == set(STAGES):  # a round of some of them is none of all
+                counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}
             figures = note()
     print(json.dumps(figures))
     if storm.lost or storm.wrong or storm.left or storm.unclear:

@@ -6,7 +6,6 @@ do; a cell whose result is there is left alone, and one that was stopped resumes
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,26 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from benchmarks.evidence import images
-from benchmarks.evidence.train import curve, distances, use, workspace, write_params
 from benchmarks.presets import read_preset, same
 from benchmarks.scaling.planning import spend
-from maskdm.backbones.model_folder import load_config
-from maskdm.figures import grid, save
 from maskdm.runtime import command
+from maskdm.runtime.environment import PARENT
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_json
-from maskdm.runtime.numerics import choose_kernels
-from maskdm.runtime.params import Params, merge, read_params
-from stages import fid, finetune, pretrain, sample
+from maskdm.runtime.params import Params, merge, read_params, read_section
+from maskdm.sampling.sampler import SampleParams
 
 HERE = Path(__file__).parent
 STUDY, RUNS, WORK = HERE / "study.yaml", HERE / "runs", HERE / "work"
 DATASET = "openmoji"  # of the evidence
-SHOWN = 40  # samples in the picture of a cell
 
 
 @dataclass(frozen=True)
@@ -98,21 +91,37 @@ def samplings(study: Params, params: Params) -> dict[str, Params]:
 
 
 def result(study: Params, cell: Cell) -> dict[str, Any] | None:
-    """Return the kept result of a cell; None if there is none of these very parameters."""
+    """Return the kept result of a cell; None if there is none of these very parameters.
+
+    Those of training, and those of the samples that it was measured by.
+    """
     path = RUNS / f"{cell.name}.json"
     if not path.exists():
         return None
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "distances" not in kept:  # of a former study, measured by other samples
         return None
-    return kept if same(kept["params"], plan(study, cell)) else None
+    params = plan(study, cell)
+    return kept if same(kept["params"], params) and drawn_alike(study, params, kept) else None
+
+
+def drawn_alike(study: Params, params: Params, kept: Params) -> bool:
+    """Return whether a cell was measured with the samplings that the study has now."""
+    wanted = samplings(study, params)
+    return kept["samplings"].keys() == wanted.keys() and all(
+        read_section({"sample": section}, "sample", SampleParams)
+        == read_section({"sample": wanted[name]}, "sample", SampleParams)
+        for name, section in kept["samplings"].items()
+    )
 
 
 def main(
     budget: Annotated[float | None, typer.Option(help="cells of it alone")] = None,
     size: Annotated[str | None, typer.Option(help="cells of it alone")] = None,
     variation: Annotated[str | None, typer.Option(help="cells of it alone")] = None,
-    jobs: Annotated[int, typer.Option(help="cells at a time, each on its part of the cores")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="cells at a time, each on its part of the cores")
+    ] = 1,
 ) -> None:
     """Train the cells of the study that are not there yet."""
     study = read_study()
@@ -123,6 +132,8 @@ def main(
         and size in (None, cell.size)
         and variation in (None, cell.variation)
     ]
+    if not wanted:
+        raise UserError(f"{STUDY.name} has no such cell: its budgets say which it has.")
     missing = [cell for cell in wanted if result(study, cell) is None]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
     images.make(DATASET)
@@ -141,55 +152,14 @@ def _in_process(cell: Cell, jobs: int) -> bool:
     # Compiling would take longer than a cell trains.
     own = {"OMP_NUM_THREADS": f"{threads}", "MASKDM_COMPILE": "0"}
     environment = own | os.environ | {"TQDM_DISABLE": "1"}
-    code = f"from benchmarks.scaling import study; study.train(study.{cell})"
+    environment[PARENT.name] = str(os.getpid())  # to leave with this process, if that is killed
+    words = ["benchmarks.scaling.cell", f"{cell.budget!r}", cell.size, cell.variation]
     with log.open("w", encoding="utf-8") as file:
         ended = subprocess.run(
-            [sys.executable, "-c", code], stdout=file, stderr=file, env=environment
+            [sys.executable, "-m", *words], stdout=file, stderr=file, env=environment
         )
     print(cell.name, "failed" if ended.returncode else "done", flush=True)
     return not ended.returncode
-
-
-def train(cell: Cell) -> None:
-    """Train a cell, draw from it and keep what came out."""
-    study = read_study()
-    params = plan(study, cell)
-    target, folder = (RUNS / cell.name).resolve(), (WORK / cell.name).resolve()
-    choose_kernels()
-    with workspace(folder):
-        write_params(params)
-        use(DATASET)
-        pretrain.main()
-        finetune.main()
-        measured: dict[str, dict[str, float]] = {}
-        for name, section in samplings(study, params).items():
-            write_params(params | {"sample": section})
-            sample.main()
-            fid.main()
-            measured[name] = distances()
-            save(
-                grid(np.load("data/samples/samples.npy")[:SHOWN], columns=10),
-                target.with_name(f"{target.name}_{name}.png"),
-            )
-        timing = {
-            phase: json.loads(Path(f"reports/timing/{phase}.json").read_text(encoding="utf-8"))
-            for phase in ("pretrain", "finetune")
-        }
-        config = load_config(Path("models/finetune"))
-        kept = {
-            "cell": vars(cell),
-            **{name: config.cost[name] for name in ("flops", "images")},
-            "distances": {
-                name: {measure: found[measure] for measure in ("fd", "kid") if measure in found}
-                for name, found in measured.items()
-            },
-            "curve": curve(),
-            "params": params,
-            "seconds": {phase: timed["seconds"] for phase, timed in timing.items()},
-            "numerics": timing["finetune"]["numerics"],
-        }
-        write_json(target.with_name(f"{target.name}.json"), kept)
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def main(
     params = read_section(PARAMS, "sample", SampleParams)
     if params.guide is None:
         raise UserError("sample.guide is null: there is nothing to be guided by.")
-    report = begun(REPORT, setting(params, count) | {"draws": draws})
+    varied = ("solver", "nfe", "eta", "guide_scale", "guide_interval")
+    report = begun(REPORT, setting(params, count, varied) | {"draws": draws})
     for changes in cells():
         if solver not in (None, changes["solver"]):
             continue

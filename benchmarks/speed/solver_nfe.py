@@ -11,6 +11,7 @@ the same model; the figure is reports/solvers.png. Takes a quarter of an hour on
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,8 +49,7 @@ def main(
 ) -> None:
     """Measure every solver at several numbers of network evaluations; draw the figure."""
     params = read_section(PARAMS, "sample", SampleParams)
-    guided = {key: getattr(params, key) for key in ("guide_scale", "guide_interval")}
-    report = begun(REPORT, setting(params, count) | (guided if params.guided else {}))
+    report = begun(REPORT, setting(params, count, varied=("solver", "nfe", "eta")))
     there = {(cell["solver"], cell["nfe"]) for cell in report["cells"]}
     for nfe in evaluations or EVALUATIONS:
         for solver in SOLVERS:
@@ -65,8 +65,14 @@ def main(
     draw(report)
 
 
-def setting(params: SampleParams, count: int) -> dict[str, Any]:
-    """Return what all cells of a report have in common."""
+def setting(params: SampleParams, count: int, varied: Sequence[str]) -> dict[str, Any]:
+    """Return what all cells of a report have in common.
+
+    Args:
+        params: the section ``sample``.
+        count: images of a cell.
+        varied: parameters of it that the cells set themselves.
+    """
     about = json.loads((REFERENCE / "reference.json").read_text(encoding="utf-8"))
     guide = {"guide": weights_hash(Path(params.guide))} if params.guide else {}
     return {
@@ -75,8 +81,7 @@ def setting(params: SampleParams, count: int) -> dict[str, Any]:
         "reference": about["hash"],
         "extractor": about["features"]["extractor"],
         "images": count,
-        "seed": params.seed,
-        "weights": params.weights,
+        "sample": params.model_dump(exclude={"count", *varied}),
     }
 
 
@@ -85,7 +90,7 @@ def begun(path: Path, common: dict[str, Any]) -> dict[str, Any]:
     common = json.loads(json.dumps(common))
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if common.items() <= kept.items():
+        if common == {name: value for name, value in kept.items() if name != "cells"}:
             return kept
     return {**common, "cells": []}
 

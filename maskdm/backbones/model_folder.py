@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 from torch import Size, Tensor
 
 from maskdm.backbones.autoencoder import Latents
@@ -85,7 +91,7 @@ class ModelConfig(Section):
     """
 
     size: int = Field(ge=1, le=LARGEST_SIDE, description="side of the images in pixels")
-    channels: Literal[1, 3] = Field(description="1 (grey) or 3 (RGB)")
+    channels: int = Field(ge=1, le=3, description="1 (grey) or 3 (RGB)")
     classes: Annotated[dict[Name, Count], Field(min_length=1)] | None = Field(
         description="the name of every class → its training images, or null for no classes"
     )
@@ -96,6 +102,13 @@ class ModelConfig(Section):
     latents: Latents | None = Field(
         None, description="how images are decoded from what the network draws; null: it draws them"
     )
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, channels: int) -> int:
+        if channels == 2:
+            raise ValueError("no picture has two")
+        return channels
 
     @model_serializer(mode="wrap")
     def _without_latents_of_pixels(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
