@@ -134,10 +134,12 @@ def test_blocks_are_whole_and_aligned():
         assert (counts == size**2).all()
 
 
-def test_the_largest_uniform_number_still_gives_a_window_on_the_grid():
-    mask = make_mask(params("crop", 0.5), grid=16)
-    positions = mask.draw(torch.tensor([[1 - 2**-24]]))
-    assert positions.max() < 256
+@pytest.mark.parametrize("grid", range(2, 65))
+def test_the_largest_uniform_number_still_gives_a_window_on_the_grid(grid):
+    """float32 never rounds (1 − 2⁻²⁴)·n up to n."""
+    largest = np.nextafter(np.float32(1), np.float32(0))
+    positions = make_mask(params("crop", 0.5), grid).draw(torch.tensor([[largest]]))
+    assert positions.max() == grid**2 - 1
 
 
 def test_nothing_masked_shows_all_patches_in_order():

@@ -88,8 +88,7 @@ def crop(scores: Tensor, side: int, grid: int) -> Tensor:
         ``(batch, c²)`` int64, ascending.
     """
     corners = grid - side + 1  # a row of them
-    # float32 rounds a uniform number just below 1 up to the number of windows
-    window = (scores * corners**2).long().clamp(max=corners**2 - 1)
+    window = (scores * corners**2).long()
     corner = (window // corners) * grid + window % corners
     inside = torch.arange(side, device=scores.device)
     return corner + (inside[:, None] * grid + inside).flatten()
