@@ -277,14 +277,17 @@ def test_a_result_that_does_not_hold_any_more_is_put_aside_before_others_are_tra
         assert aside.exists() == (run.arm not in done)
 
 
-def test_results_of_other_images_are_no_pair():
+@pytest.mark.parametrize("other", ["images", "measure"])
+def test_results_of_other_images_or_another_measure_are_no_pair(other):
     results = read_results(SMALL)
     first = next(
         one for one in results if one.run.arm == SCRATCH and one.run.seed in decision.SEEDS
     )
     rest = [one for one in results if one is not first]
-    other = [{**leg, "data": "other"} for leg in first.legs]
-    rows = decided.comparisons([replace(first, legs=other), *rest])
+    images = replace(first, legs=[{**leg, "data": "other"} for leg in first.legs])
+    bf16 = {**first.params, "finetune": {**first.params["finetune"], "precision": "bf16"}}
+    changed = {"images": images, "measure": replace(first, params=bf16)}[other]
+    rows = decided.comparisons([changed, *rest])
     group = {"dataset": first.run.dataset, "against": first.run.tuning}
     seeds = {tuple(row["seeds"]) for row in rows if group.items() <= row.items()}
     (found,) = seeds

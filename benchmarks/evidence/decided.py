@@ -150,7 +150,8 @@ def pairs(
 ) -> Iterator[tuple[Group, Group, dict[int, tuple[Result, Result]]]]:
     """Yield an arm, each scratch that it is compared with, and the results of both by seed.
 
-    Results of other images, as they are there while runs are made anew, are no pair.
+    Results of other images, as they are there while runs are made anew, are no pair; nor are errors
+    that were measured otherwise.
     """
     found: dict[Group, dict[int, Result]] = defaultdict(dict)
     for result in results:
@@ -164,14 +165,20 @@ def pairs(
                     {
                         seed: (of_arm[seed], of_scratch[seed])
                         for seed in sorted(of_arm.keys() & of_scratch.keys())
-                        if finetuned_on(of_arm[seed]) == finetuned_on(of_scratch[seed])
+                        if measured_by(of_arm[seed]) == measured_by(of_scratch[seed])
                     },
                 )
 
 
-def finetuned_on(result: Result) -> list[str]:
-    """Return the hashes of the images that a run was finetuned on."""
-    return [leg["data"] for leg in result.legs if leg["phase"] == "finetune"]
+def measured_by(result: Result) -> tuple[list[str], bool]:
+    """Return the hashes of the images that a run was finetuned on, and how it was measured.
+
+    In bf16, the error of averaged weights was once measured with 16-bit copies of the raw ones, of
+    runs that did not yet note the hash of their weights.
+    """
+    images = [leg["data"] for leg in result.legs if leg["phase"] == "finetune"]
+    once = result.params["finetune"]["precision"] == "bf16" and result.about["weights"] is None
+    return images, once
 
 
 def named(results: Sequence[Result], arm: Group, scratch: Group) -> dict[str, Any]:
