@@ -97,3 +97,23 @@ def test_a_distance_that_is_null_is_a_dash(reports):
     (reports / "solvers.json").write_text(json.dumps({"images": 40, "cells": cells}))
     *_, last = measured.evaluations().splitlines()
     assert last == "| `ddim` | – | 0.02 |"
+
+
+def test_what_was_not_measured_yet_is_a_dash(reports):
+    """A report grows cell by cell, and may have been stopped anywhere."""
+    cells = [
+        {"solver": solver, "nfe": nfe, "kid_x": 0.1, "kid_x_std": 0.001}
+        for solver, nfe in (("ddim", 7), ("heun", 7), ("ddim", 13))
+    ]
+    (reports / "solvers.json").write_text(json.dumps({"images": 40, "cells": cells}))
+    assert measured.evaluations().splitlines()[-2:] == [
+        "| `ddim` | 0.1 | 0.1 |",
+        "| `heun` | 0.1 | – |",
+    ]
+    guided = [
+        {"solver": "ddpm", "nfe": 25, "guide_scale": scale, "guide_interval": interval}
+        for scale, interval in ((1.0, [0, 1]), (1.5, [0, 1]), (2.0, [0, 1]), (1.5, [0.2, 0.8]))
+    ]
+    cells = [cell | {"kid_x": 0.1, "network_passes": 50} for cell in guided]
+    (reports / "guidance.json").write_text(json.dumps({"images": 40, "cells": cells}))
+    assert measured.guidance().splitlines()[-1].endswith("| `kid_x` | 0.1 | 0.1 | – |")

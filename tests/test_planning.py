@@ -182,6 +182,12 @@ def test_one_budget_is_asked_for(budget):
         plan.main(**budget)
 
 
+@pytest.mark.parametrize("budget", [{"flops": float("nan")}, {"minutes": float("inf")}])
+def test_a_budget_is_a_number(budget):
+    with pytest.raises(UserError, match="is no number: give it as"):
+        plan.main(**budget)
+
+
 def test_what_cannot_be_planned_is_refused():
     legs = [{"rate": 0.75, "steps": 10}]
     with pytest.raises(UserError, match=r"set pretrain\.legs to null"):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,8 @@ def main(
     """
     if (minutes is None) == (flops is None):
         raise UserError("Give one budget, --minutes or --flops.")
+    if not all(isfinite(budget) for budget in (minutes, flops) if budget is not None):
+        raise UserError("The budget is no number: give it as 10 or 1e15.")
     params: Params = read_params(PARAMS)
     if flops is not None:
         planned = plan_flops(params, flops, keep_size)

@@ -154,13 +154,22 @@ def compute_to(curve: Curve, errors: np.ndarray) -> np.ndarray:
 
 
 def branches(results: Sequence[Result], dataset: str) -> list[Branch]:
-    """Return the branches of a dataset, the shortest masked phase first."""
+    """Return the branches of a dataset, the shortest masked phase first.
+
+    Raises:
+        UserError: if scratch was run more than once on it, or never.
+    """
     return sorted(_branches(results, dataset), key=lambda branch: (branch.arm, branch.masked))
 
 
 def _branches(results: Sequence[Result], dataset: str) -> Iterator[Branch]:
     here = [result for result in results if result.run.dataset == dataset]
-    [scratch] = [result.curves["error"] for result in here if result.run.arm == SCRATCH]
+    scratches = [result.curves["error"] for result in here if result.run.arm == SCRATCH]
+    if len(scratches) != 1:
+        raise UserError(
+            f"{here[0].run.part} has {len(scratches)} runs of scratch on {dataset}, where a "
+            f"calibration has one: take {PART}."
+        )
     for result in here:
         if 0 < result.run.share < 1:
             flops, error = result.curves["error"][-1]

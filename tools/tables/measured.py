@@ -76,7 +76,9 @@ def evaluations() -> str:
     found = {(cell["solver"], cell["nfe"]): cell[name] for cell in cells}
     counts = sorted({nfe for _, nfe in found})
     solvers = list(dict.fromkeys(solver for solver, _ in found))
-    rows = [(f"`{solver}`", *(number(found[solver, nfe]) for nfe in counts)) for solver in solvers]
+    rows = [
+        (f"`{solver}`", *(number(found.get((solver, nfe))) for nfe in counts)) for solver in solvers
+    ]
     table = in_markdown((f"`{name}` after …", *(f"{nfe} evaluations" for nfe in counts)), rows)
     deviation = max(cell[f"{name}_std"] or 0.0 for cell in cells)
     said = f"{report['images']} images a cell, deviation over subsets at most {deviation:.2g}:"
@@ -101,7 +103,7 @@ def guidance() -> str:
             f"`{solver}`, {plain[solver]['nfe']} evaluations, times {low:g} to {high:g}",
             f"{plain[solver]['network_passes']} → {next(iter(line.values()))['network_passes']}",
             f"`{measure}`",
-            *(number({1.0: plain[solver], **line}[scale][measure]) for scale in scales),
+            *(number({1.0: plain[solver], **line}.get(scale, {}).get(measure)) for scale in scales),
         )
         for measure in measures
         for (solver, low, high), line in lines.items()

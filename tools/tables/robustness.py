@@ -42,6 +42,8 @@ def _kills(report: Mapping[str, Any]) -> Iterator[Row]:
         kinds = ", ".join(f"{count} × {kind}" for kind, count in own["kills"].items())
         counts = {name: len(own[name]) for name in ("lost", "wrong", "left_running")}
         came = "{lost} files lost, {wrong} wrong; {left_running} processes left".format(**counts)
+        if failed := own.get("failed"):
+            came += f"; {len(failed)} commands failed"
         yield f"kills under `dvc {way}` ({kinds})", f"{sum(own['kills'].values())}", came
 
 
