@@ -173,7 +173,7 @@ def _branches(results: Sequence[Result], dataset: str) -> Iterator[Branch]:
     for result in here:
         if 0 < result.run.share < 1:
             flops, error = result.curves["error"][-1]
-            there = first_reached(scratch, error)
+            there = first_reached(scratches[0], error)
             yield Branch(result.run.arm, primed(result), flops, error, there)
 
 
