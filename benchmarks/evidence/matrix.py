@@ -79,8 +79,8 @@ def train_missing(
         UserError: if a run failed, once all are done.
     """
     missing = [run for run in wanted if not is_there(matrix, run)]
-    for run in missing:
-        put_aside(run)
+    if aside := sum(put_aside(run) for run in missing):
+        print(f"{aside} results of other parameters or images are in {WORK / 'former'} now")
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
     # Runs side by side on a core each are faster than one on all of them.
     cores = os.cpu_count() or 1
@@ -125,17 +125,19 @@ def is_there(matrix: Params, run: Run) -> bool:
     )
 
 
-def put_aside(run: Run) -> None:
-    """Move a result of other parameters or images out of the way of those that are to come.
+def put_aside(run: Run) -> bool:
+    """Move a result of other parameters or images out of the way; return whether there was one.
 
     Whoever compares results before all are there would pair it with what was trained since.
     """
+    there = (RUNS / f"{run.name}.json").exists()
     for suffix in (".json", ".png"):
         result = RUNS / f"{run.name}{suffix}"
         if result.exists():
             former = WORK / "former" / f"{run.name}{suffix}"
             former.parent.mkdir(parents=True, exist_ok=True)
             result.replace(former)
+    return there
 
 
 def prepared_hash(dataset: str) -> str | None:
