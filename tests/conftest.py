@@ -32,15 +32,16 @@ def pytest_collection_modifyitems(items):
 
 
 def _here():
-    """Return when what a run of the pipeline has here, in this working tree, was last changed."""
+    """Return when what runs have left here, in this working tree, was last changed."""
     folders = [ROOT / name for name in ("data", "models") if (ROOT / name).is_dir()]
     inside = [path for folder in folders for path in folder.iterdir()]
-    return {path: path.stat().st_mtime_ns for path in (*folders, *inside)}
+    evidence = (ROOT / "benchmarks/evidence/runs").glob("*/*")  # of each part and set
+    return {path: path.stat().st_mtime_ns for path in (*folders, *inside, *evidence)}
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_written_here():
-    """No test touches the images and models of this working tree; seen to where nobody works."""
+    """No test touches images, models and results of this working tree; seen where nobody works."""
     before = _here() if os.environ.get("CI") else None
     yield
     assert before is None or _here() == before

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections import defaultdict
 from dataclasses import replace
 from math import log
@@ -203,8 +204,14 @@ def test_what_is_paired_with_a_new_run_is_computed_anew_if_it_was_on_other_image
     parts, tmp_path, monkeypatch
 ):
     """A machine whose fonts or decoders draw otherwise must not compare with our pictures."""
-    there = read_results("decision-8")[0].run
-    new, trained = replace(there, seed=99), []
+    kept = read_results("decision-8")[0]
+    there, trained = kept.run, []
+    new = replace(there, seed=99)
+    copied = tmp_path / f"runs/{there.name}.json"
+    copied.parent.mkdir(parents=True)
+    shutil.copy(kept.path, copied)
+    monkeypatch.setattr(matrix, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(matrix, "WORK", tmp_path / "work")
 
     def make(dataset, own, features):
         about = tmp_path / dataset / "data/prepared/dataset.json"
@@ -315,7 +322,7 @@ def test_results_are_taken_as_they_are_where_their_images_are_not(tmp_path, monk
         (4, None, "cuda:1", [None] * 5),
     ],
 )
-def test_runs_at_a_time_take_gpus_by_turns(count, shown, asked, expected, monkeypatch):
+def test_runs_at_a_time_take_gpus_by_turns(count, shown, asked, expected, tmp_path, monkeypatch):
     for name, value in {"CUDA_VISIBLE_DEVICES": shown, "MASKDM_DEVICE": asked}.items():
         monkeypatch.delenv(name, raising=False)
         if value:
@@ -329,6 +336,8 @@ def test_runs_at_a_time_take_gpus_by_turns(count, shown, asked, expected, monkey
         return True
 
     barrier = Barrier(5)
+    for name in ("RUNS", "WORK"):
+        monkeypatch.setattr(matrix, name, tmp_path)
     monkeypatch.setattr(matrix, "train", train)
     monkeypatch.setattr(matrix, "is_there", lambda *_: False)
     matrix.train_missing(MATRIX, runs_of(MATRIX, SMALL)[:5], jobs=5)

@@ -51,6 +51,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decision": partial(decision.comparisons, SMALL),
     "decision8": partial(decision.comparisons, "decision-8"),
     "cells8": partial(decision.cells, "decision-8-tuning"),
+    "cells4": partial(decision.cells, "decision-4-tuning"),
     "chosen": partial(decision.tuning, "decision-tuning"),
     "saved": decision.saved,
     "branches": decision.by_branches,
