@@ -836,6 +836,34 @@ def test_what_the_page_says_seed_by_seed_is_what_the_report_says():
     )
 
 
+def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_tuning_says():
+    best, page = decision.chosen("decision-4-tuning"), (ROOT / "docs/evidence.md").read_text()
+    ends = {
+        (result.run.dataset.removesuffix(decision.SUFFIX), result.run): result.ends()["error"]
+        for result in read_results("decision-4-tuning")
+    }
+    off = {
+        (dataset, arm): 100 * (ends[dataset, run] / ends[dataset, best[dataset, SCRATCH][0]] - 1)
+        for (dataset, arm), (run, *_) in best.items()
+    }
+    emoji, glyphs = "openmoji-64", "glyphs-64"
+    assert (
+        f"`patch-90` ends {-off[emoji, 'patch-90']:.1f} % below scratch at the whole, and "
+        f"{off[glyphs, 'patch-90']:.1f} % above it; `block-75-4` {off[emoji, 'block-75-4']:.1f} % "
+        f"and {off[glyphs, 'block-75-4']:.1f} % above"
+    ) in page
+    smallest = {key for key, (run, *_) in best.items() if run.tuning == "lr-10_batch-4"}
+    assert {(emoji, SCRATCH), (emoji, "patch-90"), (glyphs, "patch-90")} <= smallest
+    eights = decision.chosen("decision-8-tuning")
+    for dataset in (emoji, glyphs):
+        wide = next(
+            result.ends()["error"]
+            for result in read_results("decision-8-tuning")
+            if result.run == eights[dataset, SCRATCH][0]
+        )
+        assert f"{wide:.4f}" in page[page.index("**Larger patches still save more**") :][:200]
+
+
 def test_what_the_page_says_of_levels_and_of_pairs_is_what_the_report_says():
     report = json.loads((ROOT / "reports/decision.json").read_text())
     page = (ROOT / "docs/evidence.md").read_text()
