@@ -13,7 +13,7 @@ from tqdm import tqdm
 from maskdm.backbones.autoencoder import Encoder
 from maskdm.data.duplicates import Duplicates
 from maskdm.data.inventory import inventory, shaped_by
-from maskdm.data.pieces import kept_pieces
+from maskdm.data.pieces import ChangedError, kept_pieces
 from maskdm.data.prepared import Sample, Unreadable, alone, kinds, write_prepared
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.command import ESCAPES, run
@@ -109,7 +109,7 @@ def _as_it_was(
     """Check behind the last sample that the files are still what they were before the first."""
     yield from samples
     if inventory(params) != files:
-        raise UserError(f"The files of data.source have changed while they were read. {AGAIN}")
+        raise ChangedError(f"The files of data.source have changed while they were read. {AGAIN}")
 
 
 def _announce_unreadable(samples: Iterator[Sample | Unreadable]) -> Iterator[Sample | Unreadable]:

@@ -412,6 +412,7 @@ def test_clearing_leaves_what_no_run_has_put_there_here_and_in_the_remote(tmp_pa
     (where.folder / "000000008-0123456789abcdef.safetensors.begun").touch()
     (where.folder / ".tmpX1").touch()
     there = tmp_path / "there" / where.folder.name
+    (there / f"000000008-0123456789abcdef.safetensors.{'0f' * 16}.begun").touch()  # of a killed run
     mine = tmp_path / "mine.safetensors"
     mine.write_text("mine")
     for folder in (where.folder, there):

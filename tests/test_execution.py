@@ -1,6 +1,9 @@
 """Where and how to compute: how a batch is cut into processes and passes, at which precision."""
 
 from math import ceil
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from maskdm.runtime import execution as execution_module
 from maskdm.runtime.distributed import Processes
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
-from maskdm.training.run import _check_processes
+from maskdm.runtime.numerics import numerics
+from maskdm.training.run import _check_agreement, _check_processes
 from maskdm.training.schedule import Leg, Schedule
 from tests.support.training import CPU, masked
 
@@ -61,6 +65,45 @@ def test_the_environment_says_where_and_the_caller_at_which_precision(monkeypatc
     monkeypatch.setenv("MASKDM_MICRO_BATCH", "none")
     with pytest.raises(UserError, match=r"MASKDM_MICRO_BATCH is 'none', but must be a whole"):
         Execution.from_environment()
+
+
+class Together(Processes):
+    """The second of two processes; the first passed what it is given here."""
+
+    first: Any = None
+
+    def broadcast_object(self, content):
+        self.told.append(content)
+        return content if self.first is None else self.first
+
+    def any(self, *flags):
+        return list(flags)
+
+
+def test_processes_that_would_train_something_else_are_refused():
+    def told(steps=4, start="a", micro_batch=None, first=None):
+        """Return what a process tells the others of what it is about to train."""
+        schedule = Schedule((Leg(masked(0.5), steps, 8, 1e-3, 0),), steps)
+        processes = Together(1, 2)
+        object.__setattr__(processes, "told", said := [])
+        object.__setattr__(processes, "first", first)
+        execution = Execution(CPU, processes, micro_batch)
+        _check_agreement("pretrain", lambda step: f"{start} {step}", schedule, execution)
+        return said[0]
+
+    first = told()
+    told(first=first)
+    for other in ({"steps": 5}, {"start": "b"}, {"micro_batch": 16}):
+        with pytest.raises(UserError, match="Not all processes of pretrain have the same param"):
+            told(**other, first=first)
+
+
+def test_of_a_cpu_the_model_is_part_of_what_rounding_depends_on(monkeypatch):
+    model = "Wise & Owl 9000"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags : a\nmodel name\t:  {model} \n")
+    assert numerics(Execution(CPU))["device"].endswith(f", {model})")
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=OSError))
+    assert numerics(Execution(CPU))["device"].startswith("cpu (")
 
 
 @pytest.mark.parametrize("count", [1, 2])

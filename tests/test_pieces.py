@@ -22,7 +22,7 @@ from benchmarks.robustness.preparing import save_pictures, storm
 from maskdm.data import files, inventory, pieces
 from maskdm.data.contract import Picture
 from maskdm.data.inventory import shaped_by
-from maskdm.data.pieces import LOCK, PIECE, Outcome, Pieces, kept_pieces
+from maskdm.data.pieces import LOCK, PIECE, ChangedError, Outcome, Pieces, kept_pieces
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.errors import UserError
@@ -212,6 +212,23 @@ def test_going_on_gives_the_samples_of_an_untouched_run(tmp_path: Path, photos: 
     assert found == whole(tmp_path / "other", asked)[0]
     assert reused == 2 * LENGTH
     assert not list((tmp_path / "root").iterdir())  # a whole set needs no pieces
+
+
+@pytest.mark.parametrize(("error", "left"), [(ChangedError("files"), False), (OSError(), True)])
+def test_pieces_of_files_that_changed_meanwhile_are_not_gone_on_with(
+    error: Exception, left: bool, tmp_path: Path, photos: Path
+) -> None:
+    """They may hold what was there for a while, under the times of what was put back."""
+    asked = params(path=str(photos), **ASKED)
+
+    def interrupted() -> None:
+        with kept_pieces(tmp_path / "root", shaped_by(asked), (16, 16, 3)) as kept:
+            plain(read_samples(open_source(asked, tmp_path), asked, kept))
+            raise error
+
+    with pytest.raises(type(error)):
+        interrupted()
+    assert bool(list((tmp_path / "root").iterdir())) == left
 
 
 CHANGES = {

@@ -1,5 +1,6 @@
 """The prepared set on disk: its bytes, its hash, and what damages it."""
 
+import errno
 import os
 import tracemalloc
 from collections.abc import Iterator
@@ -32,6 +33,26 @@ def write_grey(folder: Path, count: int) -> PreparedSet:
         source="test",
         licence="none",
     )
+
+
+@pytest.mark.parametrize("file", [1, 2])  # of the training images, of those held out
+def test_a_disk_that_is_full_in_the_end_leaves_the_set_that_was_there(
+    file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may say so only when what was written has to be on it."""
+    before, left = write_grey(tmp_path, 20).hash, [None] * file
+
+    def full(_: int) -> None:
+        left.pop()
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_grey(tmp_path, 40)
+    assert open_prepared(tmp_path).hash == before
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", *[".npy"] * 4]
 
 
 def test_what_is_written_is_what_is_opened(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 import s3fs
 
 from benchmarks.robustness.torture import MODELS_AND_CURVES
+from maskdm.runtime import location
 from maskdm.runtime.errors import UserError
-from maskdm.training.checkpoints.store import BEGUN, KEEP, METADATA, TENSORS
+from maskdm.training.checkpoints.store import BEGUN, KEEP, METADATA, TENSORS, Name
 from tests.support.checkpoints import (
     DAMAGES,
     bits,
@@ -319,6 +320,49 @@ def test_a_remote_that_cannot_be_used_is_the_users_to_mend(url, tmp_path):
     assert url in str(caught.value)
     assert "unset it" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_where_runs_branch_off_a_slow_remote_holds_up_nothing_and_gets_the_checkpoint(
+    tmp_path, remote, monkeypatch
+):
+    """A stop must find the writer free: what is under way to the remote may take minutes."""
+    where = store(tmp_path / "here", remote=remote)
+    system, goes_on, written = where.remote.system, Event(), []
+    write = system.pipe_file
+
+    def slow(path, content):
+        goes_on.wait(timeout=20)
+        write(path, content)
+        written.append(Path(path).name)
+
+    monkeypatch.setattr(system, "pipe_file", slow)
+    for step, must in ((2, False), (4, True), (6, False), (8, True)):
+        where.save(step, tensors(step), {"seconds": 1.0}, wait=False, must=must)
+    assert steps_in(where.folder) == [6, 8]
+    assert written == []
+    goes_on.set()
+    where.finish()  # waits for all of it
+    whole = [Name.of(target_of(name)) for name in written if METADATA in name]
+    assert [name.step for name in whole] == [2, 4, 8]
+
+
+@pytest.mark.parametrize("call", ["ls", "get_file"])
+def test_a_remote_that_fails_for_a_moment_at_the_start_costs_no_steps(
+    call, tmp_path, remote, monkeypatch
+):
+    save(store(tmp_path / "here", remote=remote), 4, 6)
+    fresh = store(tmp_path / "fresh", remote=remote)
+    works, left = getattr(fresh.remote.system, call), [1]
+
+    def now_and_then(*arguments, **named):
+        if left and left.pop():
+            raise OSError(errno.EIO, "for a moment")
+        return works(*arguments, **named)
+
+    monkeypatch.setattr(location, "WAIT", 0)
+    monkeypatch.setattr(fresh.remote.system, call, now_and_then)
+    assert step_of(fresh.newest(100)) == 6
+    assert not left
 
 
 def test_a_busy_remote_does_not_hold_up_saving_and_has_the_last_checkpoint_in_the_end(

@@ -26,9 +26,11 @@ from maskdm.backbones.model_folder import (
 )
 from maskdm.backbones.registry import build_backbone
 from maskdm.data.prepared import Sample, open_prepared, write_prepared
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.execution import Execution
 from maskdm.runtime.params import merge
 from maskdm.training import ema, loop
+from maskdm.training import run as phase_run
 from maskdm.training.previews import Previewer
 from maskdm.training.schedule import Leg, Schedule
 from maskdm.training.state import State
@@ -167,6 +169,17 @@ def test_a_phase_writes_raw_weights_as_raw_and_averaged_ones_as_averaged(here):
         found[kind] = validator.errors(network)["mean"]
         assert found[kind] == pytest.approx(float(last[kind]), rel=1e-4)
     assert found["raw"] != pytest.approx(found["averaged"], rel=1e-3)
+
+
+def test_processes_are_asked_whether_they_agree_before_a_step_is_made(here, monkeypatch):
+    def refused(phase_name, fingerprint, schedule, execution):
+        raise UserError(f"{phase_name}, {schedule.steps} steps: {fingerprint(1)[:3]}")
+
+    monkeypatch.setattr(phase_run, "_check_agreement", refused)
+    write(pretrain={"steps": 3, "warmup": 0})
+    with pytest.raises(UserError, match=r"^pretrain, 3 steps: [0-9a-f]{3}$"):
+        pretrain.main()
+    assert not Path("checkpoints").exists()
 
 
 def test_every_step_has_the_rates_of_its_schedule(monkeypatch):

@@ -18,6 +18,7 @@ import numpy as np
 
 from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import final_name, remove_begun, replacing
 from maskdm.runtime.locks import PATIENCE, held
 
@@ -136,9 +137,16 @@ def _samples(about: bytes, pixels: memoryview, shape: tuple[int, int, int]) -> I
         yield Unreadable(**facts) if "reason" in facts else Sample(next(images), **facts)
 
 
+class ChangedError(UserError):
+    """The files of a set have changed while it was prepared."""
+
+
 @contextmanager
 def kept_pieces(root: Path, key: str, shape: tuple[int, int, int]) -> Iterator[Pieces | None]:
     """Provide the pieces of a set; they are removed when the block ends without an error.
+
+    They are removed as well when it ends in a ``ChangedError``: they may hold what was in a file
+    for a while, and the file may be put back.
 
     Args:
         root: the folder of all checkpoints.
@@ -148,18 +156,22 @@ def kept_pieces(root: Path, key: str, shape: tuple[int, int, int]) -> Iterator[P
     Yields:
         The pieces; None while another process prepares the same set, and so keeps them.
     """
-    folder, whole = root / f"{PREFIX}{key[:16]}", False
+    folder = root / f"{PREFIX}{key[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / LOCK, PATIENCE) as free:
         if not free:
             yield None
             return
         remove_begun(folder)
+        done = False
         try:
             yield Pieces(folder, key, shape)
-            whole = True
+            done = True
+        except ChangedError:
+            done = True
+            raise
         finally:
-            if whole or not sizes(folder):
+            if done or not sizes(folder):
                 _remove(folder)
 
 

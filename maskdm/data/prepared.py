@@ -11,15 +11,17 @@ names them.
 import hashlib
 import json
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from re import fullmatch
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -259,7 +261,6 @@ def write_prepared(
             if sample.label is not None:
                 labels[sample.heldout].append(sample.label)
         require_both(train.count, heldout.count, left_out)
-        train.finish()
         if encoder is not None:
             decoded = encoder.measure(train.images())
             for part, images in zip(PARTS, (train, heldout), strict=True):
@@ -267,6 +268,8 @@ def write_prepared(
                 latents.append(arrays.enter_context(growing_array(path, encoder.shape)))
                 for encoded in chain.from_iterable(encoder.encode(images.images())):
                     latents[-1].append(encoded)
+        for written in (train, heldout, *latents):
+            written.finish()
         # From here to the end of this function there is no set: killed between two files, it would
         # have left new pixels under the old hash.
         (folder / "dataset.json").unlink(missing_ok=True)
@@ -398,10 +401,16 @@ def growing_array(path: Path, shape: tuple[int, int, int]) -> Iterator["_Growing
 
         write_header(0)
         header = file.tell()
-        growing = _Growing(file.write, shape, mapped=mapped)
+        growing = _Growing(file.write, shape, partial(_settle, file), mapped)
         yield growing
         file.seek(0)
         write_header(growing.count)
+
+
+def _settle(file: BinaryIO) -> None:
+    """Have on the disk what was written: a full one is to say so now."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -182,6 +182,9 @@ def start_here(count: int) -> NoReturn:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ |= OF_WORKERS | {PARENT.name: str(os.getpid())}
+    # Ignored under nohup, and then it is to stay so: torch would have it stop the workers.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
     config = LaunchConfig(

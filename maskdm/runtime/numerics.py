@@ -10,6 +10,8 @@ graphs where they turn out not to work.
 
 import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,9 +48,20 @@ def numerics(execution: Execution) -> dict[str, str | int | bool | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the kind of a device, down to the instructions or the model."""
+    """Return the kind of a device, down to the instructions and the model."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
-        return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"cpu ({', '.join([platform.machine(), capability, *_cpu_model()])})"
     return device.type
+
+
+def _cpu_model() -> list[str]:
+    """Return the model of this machine's CPU, as far as the system tells it."""
+    with suppress(OSError):  # Linux has it; a library chooses its kernels by more than capability
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, model = line.partition(":")
+            if name.strip() == "model name" and model.strip():
+                return [" ".join(model.split())]
+    return [platform.processor()] if platform.processor() else []

@@ -1,6 +1,6 @@
 """A phase of training from its start to its files: what the stages pretrain and finetune share."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,7 @@ def train_phase(
     _check_processes(phase, schedule, execution, moments)
     setup = set_up(phase, backbone, config, prepared, schedule, params, start, execution, moments)
     state, processes = setup.state, execution.processes
+    _check_agreement(phase, setup.fingerprint, schedule, execution)
     store = CheckpointStore(
         checkpoints_folder(), phase, setup.fingerprint, CHECKPOINTS_REMOTE.get()
     )
@@ -144,6 +145,26 @@ def _check_processes(
         raise UserError(
             f"{phase}.precision is fp16, whose scaling of the loss does not work on sharded "
             "weights: take bf16, or unset MASKDM_SHARD."
+        )
+
+
+def _check_agreement(
+    phase: str, fingerprint: Callable[[int], str], schedule: Schedule, execution: Execution
+) -> None:
+    """Check that all processes are about to train the same.
+
+    They share gradients, and each has parameters, images, code and weights of its own host.
+
+    Raises:
+        UserError: in every process, if one differs from the first.
+    """
+    ends = [fingerprint(1), fingerprint(schedule.steps)]
+    own = [schedule.steps, *ends, execution.micro_batch, execution.device.type]
+    processes = execution.processes
+    if processes.any(processes.broadcast_object(own) != own)[0]:
+        raise UserError(
+            f"Not all processes of {phase} have the same parameters, images, start, code and "
+            "environment: give every host the same working copy, data/ and models/ included."
         )
 
 

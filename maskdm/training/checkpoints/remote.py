@@ -15,7 +15,7 @@ from typing import Any
 from maskdm.runtime.environment import CHECKPOINTS_REMOTE
 from maskdm.runtime.errors import UserError, reason
 from maskdm.runtime.files import BEGUN
-from maskdm.runtime.location import Location
+from maskdm.runtime.location import Found, Location, patiently
 
 
 class Remote:
@@ -24,12 +24,15 @@ class Remote:
     Args:
         url: the folder, which is made if need be.
 
+    Attributes:
+        begun: whether training has begun, which a remote is not to hold up.
+
     Raises:
         UserError: if fsspec does not know such a location, or cannot reach it.
     """
 
     def __init__(self, url: str) -> None:
-        self.url, self.failed = url, False
+        self.url, self.failed, self.begun = url, False, False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="remote")
         self.sending: Future[None] = Future()
         self.sending.set_result(None)
@@ -52,7 +55,7 @@ class Remote:
             except FileNotFoundError:  # an object store has no folder before it has a file
                 return []
 
-        found = self._try("list", look) or []
+        found = self._try("list", partial(self._patiently, "list", look)) or []
         return sorted(Path(name).name for name in found if name.endswith(suffix))
 
     def fetch(self, name: str, folder: Path) -> None:
@@ -63,7 +66,7 @@ class Remote:
             self.system.get_file(f"{self.folder}/{name}", str(begun))
             begun.replace(folder / name)
 
-        self._try("read", copy)
+        self._try("read", partial(self._patiently, "read", copy))
 
     def clear(self, ours: Callable[[str], bool]) -> None:
         """Remove files from the remote, and its folder if nothing else is in it.
@@ -86,18 +89,18 @@ class Remote:
         files: Mapping[str, bytes],
         superfluous: Callable[[list[str]], list[str]],
         wait: bool,
+        must: bool = False,
     ) -> None:
         """Write files to the remote, in their order, then remove what is superfluous.
 
         Args:
             files: content by name.
             superfluous: names in the remote → names to remove.
-            wait: until it is done; else it goes on in the background, and not at all if the one
-                before is not done yet.
+            wait: until it is done, and what was begun before; else it goes on in the background.
+            must: whether it is done, too, if the one before is not done yet; else it is left out.
         """
-        if not wait and not self.sending.done():
+        if not (wait or must or self.sending.done()):
             return
-        self.sending.result()
         self.sending = self.thread.submit(self._send, dict(files), superfluous)
         if wait:
             self.sending.result()
@@ -115,6 +118,15 @@ class Remote:
         """Write a file; return True."""
         self.location.write(name, content)
         return True
+
+    def _patiently(self, what: str, work: Callable[[], Found]) -> Found:
+        """Do ``work``, again and again for half a minute before the first step.
+
+        What a remote cannot give for a moment would be computed again, for days.
+        """
+        if self.begun:
+            return work()
+        return patiently(f"The remote of checkpoints at {self.url} ({what})", work)
 
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
         """Do ``work``; if it fails, say so once."""

@@ -277,6 +277,7 @@ class CheckpointStore:
         tensors: Mapping[str, Tensor],
         metadata: Mapping[str, Any],
         wait: bool = True,
+        must: bool = False,
     ) -> None:
         """Write the checkpoint after ``step`` steps and remove what it makes superfluous.
 
@@ -284,7 +285,8 @@ class CheckpointStore:
             step: steps made.
             tensors: by name, on the CPU and contiguous; nobody may change them meanwhile.
             metadata: what else belongs to it, as JSON can hold it.
-            wait: for the remote too; otherwise this one may be left out there, if it is busy.
+            wait: for the remote too; otherwise it is copied there in the background.
+            must: whether it is copied if the remote is busy, too; otherwise it is left out then.
 
         Raises:
             OSError: if it cannot be written; nothing is left of it then.
@@ -306,7 +308,7 @@ class CheckpointStore:
             self.remove(name)
             raise
         self.prune(PASSING, spared=name)
-        self._copy_to_remote([f"{name}{TENSORS}", f"{name}{METADATA}"], step, wait)
+        self._copy_to_remote([f"{name}{TENSORS}", f"{name}{METADATA}"], step, wait, must)
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
@@ -329,7 +331,9 @@ class CheckpointStore:
                 if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks
                     raise
 
-    def _copy_to_remote(self, names: Sequence[str], reached: int, wait: bool) -> None:
+    def _copy_to_remote(
+        self, names: Sequence[str], reached: int, wait: bool, must: bool = False
+    ) -> None:
         """Copy files of this folder to the remote and remove what is superfluous there.
 
         That is this run's checkpoints up to step ``reached`` which are gone here and kept by
@@ -347,7 +351,8 @@ class CheckpointStore:
             return [f"{name}{suffix}" for name in sorted(gone) for suffix in (METADATA, TENSORS)]
 
         files = {name: (self.folder / name).read_bytes() for name in names}
-        self.remote.send({**marks, **files}, superfluous, wait)
+        self.remote.begun = True
+        self.remote.send({**marks, **files}, superfluous, wait, must)
 
     # Removing
 
@@ -439,7 +444,7 @@ def clear(folder: Path, remote: str | None) -> bool:
 
 def _is_ours(name: str) -> bool:
     """Return whether a file in a folder of checkpoints is one that a run puts there."""
-    whole = name.removesuffix(BEGUN)
+    whole = re.sub(rf"(\.[0-9a-f]{{32}})?{re.escape(BEGUN)}$", "", name)  # as a remote's are called
     if whole.endswith((TENSORS, METADATA, KEEP)) and Name.of(whole) is not None:
         return True
     return name in (LOCK, OWNER) or fnmatch(name, UNFINISHED)
