@@ -182,11 +182,11 @@ def start_here(count: int) -> NoReturn:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ |= OF_WORKERS | {PARENT.name: str(os.getpid())}
-    # Ignored under nohup, and then it is to stay so: torch would have it stop the workers.
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
+    stopped_by = ["SIGTERM", "SIGINT", "SIGQUIT"]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup: to stay so
+        stopped_by.append("SIGHUP")
     config = LaunchConfig(
         run_id=f"maskdm-{os.getpid()}",
         min_nodes=1,
@@ -196,6 +196,7 @@ def start_here(count: int) -> NoReturn:
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,
         shutdown_timeout=GRACE,
+        signals_to_handle=",".join(stopped_by),
     )
     program, *arguments = this_command()
     logging.disable(logging.CRITICAL)  # the workers say themselves what went wrong
