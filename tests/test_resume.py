@@ -147,10 +147,10 @@ def test_the_checkpoints_are_held_until_the_last_write_has_ended(tmp_path, monke
     """A run that fails during a write would else let another one remove what it is writing."""
     save, held = CheckpointStore.save, []
 
-    def slow(store, *arguments):
+    def slow(store, *arguments, **named):
         sleep(0.5)
         held.append(store.is_held)
-        save(store, *arguments)
+        save(store, *arguments, **named)
 
     class Failing(Batches):
         def at(self, step, *where):
