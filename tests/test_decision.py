@@ -865,6 +865,32 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_tuning
         assert f"{wide:.4f}" in page[page.index("**Larger patches still save more**") :][:200]
 
 
+def test_what_the_pages_say_of_as_much_compute_in_the_demos_network_is_what_the_report_says():
+    report = json.loads((ROOT / "reports/decision.json").read_text())
+    spans = {}
+    for row in report["comparisons"]:
+        asked = row["part"], row["of"], row["against_of"], row["against"]
+        if asked == (SMALL, 1.0, 1.0, "lr-10_batch-8"):
+            assert len(row["seeds"]) == 3
+            off = 100 * (np.array(row["values"]) / row["scratch"] - 1)
+            spans[row["dataset"], row["measure"]] = sorted(off)
+            assert row.get("p_holm", 1) > decision_tables.SIGNIFICANT  # undecided
+    emoji, glyphs = (spans[dataset, "error"] for dataset in ("openmoji", "glyphs-32"))
+    assert max(*emoji, *glyphs) < 0
+    page = (ROOT / "docs/evidence.md").read_text()
+    lower = f"{-emoji[-1]:.1f} to {-emoji[0]:.1f} %"
+    assert (
+        f"by {lower} on OpenMoji and by {-glyphs[-1]:.1f} to {-glyphs[0]:.1f} % on the glyphs"
+    ) in page
+    drawn, written = (spans[dataset, "kid"] for dataset in ("openmoji", "glyphs-32"))
+    assert sum(off < 0 for off in (*drawn, *written)) == 5
+    assert (
+        f"({-drawn[-1]:.0f} to {-drawn[0]:.0f} % on OpenMoji; on the glyphs from "
+        f"{-written[0]:.0f} % lower to {written[-1]:.0f} % higher)"
+    ) in page
+    assert f"three seeds have an error {lower} lower" in (ROOT / "docs/scaling.md").read_text()
+
+
 def test_what_the_page_says_of_levels_and_of_pairs_is_what_the_report_says():
     report = json.loads((ROOT / "reports/decision.json").read_text())
     page = (ROOT / "docs/evidence.md").read_text()
