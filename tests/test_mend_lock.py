@@ -81,14 +81,19 @@ def test_no_content_that_dvc_refuses_is_taken_for_a_whole_lock(
     assert (repository / "dvc.lock.damaged").read_bytes() == content
 
 
-def test_what_dvc_may_be_writing_just_now_is_left_alone(repository: Path) -> None:
-    (repository / "dvc.lock").write_bytes(b"")
-    held = zc.lockfile.LockFile(str(repository / ".dvc/tmp/lock"))
+@pytest.mark.parametrize(
+    ("file", "lock"), [("dvc.lock", ".dvc/tmp/lock"), (".dvc/tmp/rwlock", ".dvc/tmp/rwlock.lock")]
+)
+def test_what_dvc_may_be_writing_just_now_is_left_alone(
+    file: str, lock: str, repository: Path
+) -> None:
+    (repository / file).write_bytes(b"")
+    held = zc.lockfile.LockFile(str(repository / lock))
     try:
         mend_lock.main()
     finally:
         held.close()
-    assert (repository / "dvc.lock").exists()
+    assert (repository / file).exists()
 
 
 def test_a_whole_lock_that_dvc_refuses_for_another_reason_is_left_alone(repository: Path) -> None:
@@ -116,16 +121,6 @@ def test_notes_of_who_is_at_work_that_were_cut_short_are_removed(
     mend_lock.main()
     assert path.exists() != damaged
     assert ("rwlock was damaged" in capsys.readouterr().out) == damaged
-
-
-def test_notes_that_dvc_may_be_writing_just_now_are_left_alone(repository: Path) -> None:
-    (repository / ".dvc/tmp/rwlock").write_text("{")
-    held = zc.lockfile.LockFile(str(repository / ".dvc/tmp/rwlock.lock"))
-    try:
-        mend_lock.main()
-    finally:
-        held.close()
-    assert (repository / ".dvc/tmp/rwlock").exists()
 
 
 # Every run of a stage leaves a word in a file that DVC does not know.

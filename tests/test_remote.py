@@ -336,8 +336,8 @@ def test_where_runs_branch_off_a_slow_remote_holds_up_nothing_and_gets_the_check
         written.append(Path(path).name)
 
     monkeypatch.setattr(system, "pipe_file", slow)
-    for step, must in ((2, False), (4, True), (6, False), (8, True)):
-        where.save(step, tensors(step), {"seconds": 1.0}, wait=False, must=must)
+    for step, required in ((2, False), (4, True), (6, False), (8, True)):
+        where.save(step, tensors(step), {"seconds": 1.0}, wait=False, required=required)
     assert steps_in(where.folder) == [6, 8]
     assert written == []
     goes_on.set()

@@ -39,31 +39,32 @@ def test_the_study_is_planned_to_span_what_it_is_to_decide():
         assert len({params[section][key] for params in varied}) >= least, key
 
 
-def test_a_cell_of_other_parameters_counts_as_missing(tmp_path, monkeypatch):
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """A cell, its kept result, and what puts another one in its place."""
     monkeypatch.setattr(study, "RUNS", tmp_path)
-    cell = ALL[0]
-    path = tmp_path / f"{cell.name}.json"
+    path = tmp_path / f"{ALL[0].name}.json"
     path.parent.mkdir(parents=True)
-    params = plan(STUDY, cell)
+    params = plan(STUDY, ALL[0])
     kept = {"params": params, "samplings": samplings(STUDY, params), "distances": {}}
+    return ALL[0], kept, lambda content: path.write_text(json.dumps(content))
+
+
+def test_a_cell_of_other_parameters_counts_as_missing(cell):
+    cell, kept, keep = cell
     assert result(STUDY, cell) is None
-    path.write_text(json.dumps(kept))
+    keep(kept)
     assert result(STUDY, cell) is not None
-    path.write_text(json.dumps({"params": params, "kid": 0.1}))  # of the former study
+    keep({"params": kept["params"], "kid": 0.1})  # of the former study
     assert result(STUDY, cell) is None
-    other = merge(params, {"pretrain": {"lr": 2 * params["pretrain"]["lr"]}})
-    path.write_text(json.dumps(kept | {"params": other}))
+    faster = {"pretrain": {"lr": 2 * kept["params"]["pretrain"]["lr"]}}
+    keep(kept | {"params": merge(kept["params"], faster)})
     assert result(STUDY, cell) is None
 
 
-def test_a_cell_that_was_drawn_from_otherwise_counts_as_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "RUNS", tmp_path)
-    cell = ALL[0]
-    path = tmp_path / f"{cell.name}.json"
-    path.parent.mkdir(parents=True)
-    params = plan(STUDY, cell)
-    drawn = samplings(STUDY, params)
-    path.write_text(json.dumps({"params": params, "samplings": drawn, "distances": {}}))
+def test_a_cell_that_was_drawn_from_otherwise_counts_as_missing(cell):
+    cell, kept, keep = cell
+    keep(kept)
     more = merge(STUDY, {"samplings": {"plain": {"nfe": 25}}})
     third = merge(STUDY, {"samplings": {"third": {**STUDY["samplings"]["plain"], "nfe": 8}}})
     for changed in (more, third):

@@ -94,5 +94,5 @@ def test_what_does_not_shape_it_does_not(change):
 
 def test_the_code_that_computes_a_step_is_part_of_it(monkeypatch):
     before = first_fingerprint()
-    monkeypatch.setattr("maskdm.training.setup.CODE", "other code")
+    monkeypatch.setattr("maskdm.training.setup.code_hash", lambda *_: "other code")
     assert first_fingerprint() != before

@@ -10,6 +10,7 @@ from itertools import combinations, product
 from math import exp
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from maskdm.training import ema, loop
 from maskdm.training import run as phase_run
 from maskdm.training.previews import Previewer
 from maskdm.training.schedule import Leg, Schedule
+from maskdm.training.setup import COMPUTES_STEPS
 from maskdm.training.state import State
 from maskdm.training.validation import HeldOutValidator
 from stages import finetune, masks, pretrain
@@ -180,6 +182,19 @@ def test_processes_are_asked_whether_they_agree_before_a_step_is_made(here, monk
     with pytest.raises(UserError, match=r"^pretrain, 3 steps: [0-9a-f]{3}$"):
         pretrain.main()
     assert not Path("checkpoints").exists()
+
+
+def test_the_code_is_hashed_before_others_are_waited_for(here, monkeypatch):
+    """The files may be edited meanwhile: checkpoints would be taken for those of the new code."""
+    asked = []
+    monkeypatch.setattr(phase_run, "code_hash", lambda *roots: asked.append(roots))
+    monkeypatch.setattr(
+        phase_run.Execution, "from_environment", Mock(side_effect=UserError("nobody joined"))
+    )
+    write(pretrain={"steps": 3, "warmup": 0})
+    with pytest.raises(UserError, match="nobody joined"):
+        pretrain.main()
+    assert asked == [COMPUTES_STEPS]
 
 
 def test_every_step_has_the_rates_of_its_schedule(monkeypatch):

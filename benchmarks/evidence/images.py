@@ -20,7 +20,7 @@ from maskdm.runtime.params import merge
 from stages import prepare, reference
 
 PREPARED = Path("data/prepared")
-FEATURES = Path("data/reference/reference.json")  # the last that is written of them
+FEATURES = reference.REFERENCE / "reference.json"  # the last that is written of them
 
 
 def main(

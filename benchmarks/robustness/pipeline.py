@@ -111,14 +111,14 @@ class Storm:
         calm.start()
         calm.finish()
         try:
-            self.strike(struck, calm.results(), kills, draw)
+            self.kill_and_compare(struck, calm.results(), kills, draw)
         except UserError as error:
             self.failed.add(f"{error}"[:FIRST_WORDS])
             raise
         finally:
             self.note(self.figures())
 
-    def strike(
+    def kill_and_compare(
         self, struck: "Way", expected: dict[str, Any], kills: int, draw: random.Random
     ) -> None:
         """Kill so many times, let it finish, and compare."""

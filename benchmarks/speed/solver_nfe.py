@@ -81,7 +81,7 @@ def setting(params: SampleParams, count: int, varied: Sequence[str]) -> dict[str
         "reference": about["hash"],
         "extractor": about["features"]["extractor"],
         "images": count,
-        "sample": params.model_dump(exclude={"count", *varied}),
+        "sample": params.model_dump(mode="json", exclude={"count", *varied}),
     }
 
 

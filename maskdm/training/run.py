@@ -17,6 +17,7 @@ from maskdm.runtime.execution import Execution
 from maskdm.runtime.files import write_json
 from maskdm.runtime.numerics import numerics
 from maskdm.training.checkpoints.checkpointer import Checkpointer
+from maskdm.training.checkpoints.fingerprint import code_hash
 from maskdm.training.checkpoints.store import CheckpointStore
 from maskdm.training.curves import Curves
 from maskdm.training.flops import stretch_flops
@@ -24,7 +25,7 @@ from maskdm.training.live import Live
 from maskdm.training.loop import train
 from maskdm.training.phases import PhaseParams, check_share
 from maskdm.training.schedule import Schedule
-from maskdm.training.setup import set_up
+from maskdm.training.setup import COMPUTES_STEPS, set_up
 from maskdm.training.state import State
 
 
@@ -75,6 +76,7 @@ def train_phase(
         UserError: if the processes do not fit the phase, or checkpoints cannot be used.
         StoppedError: if a signal asked to stop, after saving.
     """
+    code_hash(*COMPUTES_STEPS)  # kept: until all have joined, the files may be edited
     execution = Execution.from_environment(params.precision)
     _check_processes(phase, schedule, execution, moments)
     setup = set_up(phase, backbone, config, prepared, schedule, params, start, execution, moments)

@@ -33,8 +33,6 @@ ELSEWHERE = {
 }
 # What a step computes is in these modules and in all that they import.
 COMPUTES_STEPS = ("maskdm.training.setup", "maskdm.training.loop")
-# When it is imported: by the time that steps are made, the files may have been edited.
-CODE = code_hash(*COMPUTES_STEPS)
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def set_up(
         "classes": backbone.classes,
         "diffusion": config.diffusion.model_dump(),
         "params": params.model_dump(exclude=ELSEWHERE),
-        "code": CODE,
+        "code": code_hash(*COMPUTES_STEPS),
     }
 
     @cache

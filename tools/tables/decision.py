@@ -10,6 +10,7 @@ from benchmarks.evidence.calibrate import PART, branches
 from benchmarks.evidence.decided import AS_MUCH, HALF
 from benchmarks.evidence.decided import ASKED as MEASURES_ASKED
 from benchmarks.evidence.decision import SMALL, SUFFIX
+from benchmarks.evidence.plan import Run
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import Point, courses
 from tools.tables.measured import in_markdown, number
@@ -189,7 +190,8 @@ def tuning(part: str) -> str:
 
 def _rank(cell: Mapping[str, Any]) -> tuple[float, str]:
     """Return by what the best is chosen: of equal errors the first by name, as the test has it."""
-    return cell["error"], f"{cell['share']:g}_{cell['tuning']}"
+    of_run = ("part", "dataset", "arm", "tuning", "share", "of")
+    return cell["error"], Run(**{key: cell[key] for key in of_run}, seed=0).name
 
 
 def cells(part: str) -> str:

@@ -137,7 +137,7 @@ class Checkpointer:
         metadata = self.state.metadata() | {"seconds": self.seconds, "numerics": self.numerics}
 
         def write() -> None:
-            self.store.save(step, tensors, metadata, wait, must=step in self.cadence.points)
+            self.store.save(step, tensors, metadata, wait, required=step in self.cadence.points)
 
         self.writer.submit(step, tensors, write, copying=time.monotonic() - started)
         if wait:

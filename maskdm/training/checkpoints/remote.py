@@ -89,7 +89,7 @@ class Remote:
         files: Mapping[str, bytes],
         superfluous: Callable[[list[str]], list[str]],
         wait: bool,
-        must: bool = False,
+        required: bool = False,
     ) -> None:
         """Write files to the remote, in their order, then remove what is superfluous.
 
@@ -97,9 +97,9 @@ class Remote:
             files: content by name.
             superfluous: names in the remote → names to remove.
             wait: until it is done, and what was begun before; else it goes on in the background.
-            must: whether it is done, too, if the one before is not done yet; else it is left out.
+            required: whether it is done even if the one before is not; else it is left out then.
         """
-        if not (wait or must or self.sending.done()):
+        if not (wait or required or self.sending.done()):
             return
         self.sending = self.thread.submit(self._send, dict(files), superfluous)
         if wait:

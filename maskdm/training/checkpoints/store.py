@@ -277,7 +277,7 @@ class CheckpointStore:
         tensors: Mapping[str, Tensor],
         metadata: Mapping[str, Any],
         wait: bool = True,
-        must: bool = False,
+        required: bool = False,
     ) -> None:
         """Write the checkpoint after ``step`` steps and remove what it makes superfluous.
 
@@ -286,7 +286,7 @@ class CheckpointStore:
             tensors: by name, on the CPU and contiguous; nobody may change them meanwhile.
             metadata: what else belongs to it, as JSON can hold it.
             wait: for the remote too; otherwise it is copied there in the background.
-            must: whether it is copied if the remote is busy, too; otherwise it is left out then.
+            required: whether it is copied even if the remote is busy; else it is left out then.
 
         Raises:
             OSError: if it cannot be written; nothing is left of it then.
@@ -308,7 +308,7 @@ class CheckpointStore:
             self.remove(name)
             raise
         self.prune(PASSING, spared=name)
-        self._copy_to_remote([f"{name}{TENSORS}", f"{name}{METADATA}"], step, wait, must)
+        self._copy_to_remote([f"{name}{TENSORS}", f"{name}{METADATA}"], step, wait, required)
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
@@ -332,7 +332,7 @@ class CheckpointStore:
                     raise
 
     def _copy_to_remote(
-        self, names: Sequence[str], reached: int, wait: bool, must: bool = False
+        self, names: Sequence[str], reached: int, wait: bool, required: bool = False
     ) -> None:
         """Copy files of this folder to the remote and remove what is superfluous there.
 
@@ -352,7 +352,7 @@ class CheckpointStore:
 
         files = {name: (self.folder / name).read_bytes() for name in names}
         self.remote.begun = True
-        self.remote.send({**marks, **files}, superfluous, wait, must)
+        self.remote.send({**marks, **files}, superfluous, wait, required)
 
     # Removing
 
