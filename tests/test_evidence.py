@@ -468,8 +468,10 @@ def test_runs_that_are_there_are_left_alone_until_they_change(computed):
 @pytest.mark.slow
 def test_the_summary_and_the_step_times_of_the_tiny_part(computed):
     computed.call("python", "-m", "benchmarks.evidence.step_times", "--part", "tiny")
-    computed.call("python", "-m", "benchmarks.evidence.summary", "--part", "tiny")
-    found = json.loads((computed.path / "reports/evidence.json").read_text())
+    summary = ("python", "-m", "benchmarks.evidence.summary", "--part", "tiny")
+    assert "name another file, --out" in computed.call(*summary, code=1)
+    computed.call(*summary, "--out", "reports/tiny.json")
+    found = json.loads((computed.path / "reports/tiny.json").read_text())
     assert [(row["arm"], row["seeds"]) for row in found] == [
         ("scratch", [0, 1]),
         ("patch-75", [0, 1]),

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.robustness import writes
 from benchmarks.robustness.forks import Ended
 from benchmarks.robustness.writes import Fault, Storm, strikes, unclear
+from maskdm.runtime.errors import UserError
 from tests.support.clones import ROOT
 
 WRITE = os.O_WRONLY | os.O_CREAT
@@ -117,9 +118,22 @@ def test_whatever_befalls_the_first_stages_their_files_are_those_of_a_calm_run(t
         figures = json.loads((tmp_path / "reports/robustness.json").read_text())[writes.FIGURES]
         assert figures["rounds"] == rounds
         assert [figures[name] for name in ("lost", "wrong", "left", "unclear")] == [[]] * 4
+    assert figures["stages"] == ["check", "prepare"]
     assert figures["of_all_faults"] == 2 / 8
     assert figures["faults"] >= 15
     assert len(figures["kinds"]) >= 5
     measured = figures["longest"]["first_round"]
     assert measured["mib"] > 100 < measured["kib_on_disk"]
     assert measured["temporary_files"] == 0
+
+
+def test_rounds_add_up_to_those_of_the_same_faults_alone():
+    asked = {"every": 8, "stages": ["check", "prepare"]}
+    assert writes.counted_before({}, asked) == asked
+    before = asked | {"rounds": 3, "of_all_faults": 3 / 8, "faults": 50}
+    assert writes.counted_before(before, asked) == asked | {"rounds": 3, "of_all_faults": 3 / 8}
+    for other in ({"every": 9}, {"stages": ["prepare"]}):
+        with pytest.raises(UserError, match="begin --anew"):
+            writes.counted_before(before, asked | other)
+        begun = before | {"rounds": 0}  # no round of it is whole
+        assert writes.counted_before(begun, asked | other)["rounds"] == 0

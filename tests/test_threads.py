@@ -59,9 +59,9 @@ def test_batches_are_made_in_such_threads(monkeypatch, two_threads):
 def test_checkpoints_are_written_in_such_a_thread(monkeypatch, tmp_path, two_threads):
     threads, save = [], CheckpointStore.save
 
-    def counting(*arguments):
+    def counting(*arguments, **named):
         threads.append(torch.get_num_threads())
-        return save(*arguments)
+        return save(*arguments, **named)
 
     monkeypatch.setattr(CheckpointStore, "save", counting)
     params = phase(steps=2)

@@ -18,7 +18,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,12 +142,9 @@ def main(
     begin_anew()
     hear()
     before = {} if anew else read_report().get(FIGURES, {})
-    if before.get("rounds") and before["every"] != every:
-        raise UserError(f"--every was {before['every']} before: go on with it, or begin --anew.")
+    struck = [name for name in STAGES if name in (stages or STAGES)]
+    counted = counted_before(before, {"every": every, "stages": struck})
     storm, started, rounds = Storm.of(before), time.monotonic(), list[dict[str, int]]()
-    counted: dict[str, Any] = {"every": every} | {
-        name: before[name] for name in COUNTED if name in before
-    }
 
     def note() -> dict[str, Any]:
         figures = counted | storm.figures()
@@ -158,18 +155,30 @@ def main(
         folder = Path(made).resolve()
         while not rounds or time.monotonic() - started < 60 * minutes:
             done = counted.get("rounds", 0)
-            rounds.append(sweep(folder, storm, every, stages or STAGES, done, note))
+            rounds.append(sweep(folder, storm, every, struck, done, note))
             seconds = round(time.monotonic() - started)
             longest: dict[str, Any] = {"seconds": seconds, "rounds": len(rounds)}
             longest |= {"first_round": rounds[0], "last_round": rounds[-1]}
             if seconds >= counted.get("longest", longest)["seconds"]:
                 counted["longest"] = longest
-            if set(stages or STAGES) == set(STAGES):  # a round of some of them is none of all
-                counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}
+            counted |= {"rounds": done + 1, "of_all_faults": min(1.0, (done + 1) / every)}
             figures = note()
     print(json.dumps(figures))
     if storm.lost or storm.wrong or storm.left or storm.unclear:
         raise UserError(f"Not all was as it should be: see {FIGURES} in {REPORT}.")
+
+
+def counted_before(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is asked with what was counted before, to which it adds.
+
+    Raises:
+        UserError: if other faults were asked for then: rounds of those are none of these.
+    """
+    for name, now in asked.items():
+        if before.get("rounds") and before[name] != now:
+            said = f"--{name} was {before[name]} before"
+            raise UserError(f"{said}: go on with it, or begin --anew.")
+    return dict(asked) | {name: before[name] for name in COUNTED if name in before}
 
 
 def sweep(
