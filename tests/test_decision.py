@@ -479,9 +479,9 @@ def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bol
     monkeypatch.setattr(decision_tables, "REPORT", tmp_path / "decision.json")
     shown = decision_tables.headline().splitlines()[2:]
     assert shown == [
-        "| 32×32, width 96 (the demo's) | openmoji | half "
+        "| 64 tokens: 32×32, width 96 (the demo's) | openmoji | half "
         "| **−2.0 %** (−3.0 … −1.0) | **+25.0 %** (+12.5 … +37.5) | 3 |",
-        "| 32×32, width 96 (the demo's) | openmoji | as much "
+        "| 64 tokens: 32×32, width 96 (the demo's) | openmoji | as much "
         "| +50.0 % (+40.0 … +60.0) | +0.0 % (−100.0 … +100.0) | 3 |",
     ]
 
