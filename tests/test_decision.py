@@ -34,7 +34,7 @@ from benchmarks.evidence.plan import (
 )
 from benchmarks.evidence.regimes import EXACT, LEAST, MOST, PARTS, factor, of_part, regimes
 from benchmarks.evidence.results import read_results
-from benchmarks.evidence.saved import before_cooling, saved
+from benchmarks.evidence.saved import before_cooling, courses, saved
 from benchmarks.evidence.saved import of_part as courses_of
 from maskdm.diffusion.paths import PATHS
 from maskdm.runtime.errors import UserError
@@ -42,6 +42,7 @@ from maskdm.training.flops import flops_before
 from maskdm.training.phases import FinetuneParams, finetuning_schedule
 from maskdm.training.validation import HALF_LOG_SNRS, HeldOutValidator
 from tests.support.graph import ROOT
+from tools.report import saved as saved_charts
 from tools.tables import decision as decision_tables
 
 MATRIX = read_matrix()
@@ -676,6 +677,22 @@ def test_a_course_is_the_mean_of_its_seeds_and_of_the_best_tuning_of_its_arm():
     assert list(courses_of([*worse, *results])) == list(courses_of(results))
 
 
+def test_every_line_of_what_is_saved_is_one_course():
+    """Several parts have an arm of one name on the same images; its points once made one line."""
+    shown = saved_charts.panels()
+    repeated = 0
+    for rows in shown.values():
+        lines = defaultdict(list)
+        for row in rows:
+            lines[row["arm"]].append(row["flops"])
+        for spent_so_far in lines.values():
+            assert spent_so_far == sorted(set(spent_so_far))
+        repeated += len(lines) - len({name.partition(",")[0] for name in lines})
+    drawn = [one for one in courses() if len(one.points) >= saved_charts.FEW]
+    assert sum(len({row["arm"] for row in rows}) for rows in shown.values()) == len(drawn)
+    assert repeated  # otherwise nothing was asked
+
+
 def test_a_run_that_is_there_spent_what_was_planned():
     for part in (SMALL, *TESTS, *TESTS.values()):
         for result in read_results(part):
@@ -859,14 +876,58 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_tuning
     smallest = {key for key, (run, *_) in best.items() if run.tuning == "lr-10_batch-4"}
     on_emoji = {(emoji, arm) for arm in (SCRATCH, "patch-90", "block-75-4")}
     assert smallest == on_emoji | {(glyphs, "patch-90")}
-    eights = decision.chosen("decision-8-tuning")
-    for dataset in (emoji, glyphs):
-        wide = next(
-            result.ends()["error"]
-            for result in read_results("decision-8-tuning")
-            if result.run == eights[dataset, SCRATCH][0]
-        )
-        assert f"{wide:.4f}" in page[page.index("**Larger patches still save more**") :][:200]
+
+
+def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_says():
+    report = json.loads((ROOT / "reports/decision.json").read_text())
+    page = (ROOT / "docs/evidence.md").read_text()
+    spans, ends, holm = {}, {}, {}
+    for row in report["comparisons"]:
+        where = row["dataset"].removesuffix("-64"), row["measure"]
+        if (row["part"], row["arm"], row["of"]) == ("decision-4", "patch-90", 0.5):
+            assert len(row["seeds"]) == 3
+            off = 100 * (np.array(row["values"]) / row["scratch"] - 1)
+            spans[where] = min(off), max(off)
+            ends[where] = mean(row["scratch"])
+            if "p_holm" in row:
+                assert min(row["p_holm"], row["p_worse_holm"]) > decision_tables.SIGNIFICANT
+                holm[where] = row["p_worse_holm"]
+    (low, high), (worse, worst) = spans["openmoji", "error"], spans["glyphs", "error"]
+    assert high < 0 < worse
+    assert (
+        f"the error is {-high:.1f} to {-low:.1f} % lower, and {worse:.1f} to {worst:.1f} % higher"
+    ) in page
+    (low, high), (worse, worst) = spans["openmoji", "kid"], spans["glyphs", "kid"]
+    assert (
+        f"the KID from {-low:.0f} % lower to {high:.0f} % higher, and {worse:.0f} to "
+        f"{worst:.0f} % higher"
+    ) in page
+    assert f"of the glyphs' error p = {holm['glyphs', 'error']:.2f} after Holm" in page
+    eights = {
+        row["dataset"].removesuffix("-64"): mean(row["scratch"])
+        for row in report["comparisons"]
+        if (row["part"], row["arm"], row["of"], row["measure"])
+        == ("decision-8", "block-75", 0.5, "error")
+        and (row["against"], row["against_of"]) == ("width-64_lr-10", 1.0)
+    }
+    assert (
+        f"ends here at {ends['openmoji', 'error']:.4f} and {ends['glyphs', 'error']:.3f}, with "
+        "patches of 8, the same width and as much compute at "
+        f"{eights['openmoji']:.4f} and {eights['glyphs']:.3f}"
+    ) in page
+    factors = {
+        one.dataset.removesuffix("-64"): one for one in regimes() if one.part == "decision-4"
+    }
+    assert factors["openmoji"].bound == LEAST
+    assert factors["openmoji"].factor > 2
+    assert factors["glyphs"].bound == MOST
+    assert f"at most {factors['glyphs'].factor:.1f} on the glyphs" in page
+    long = next(
+        one
+        for one in courses()
+        if (one.part, one.dataset) == (SMALL, "openmoji") and one.primed > 9e12
+    )
+    assert f"are worth {-long.after_priming.saved / 1e12:.1f}e12 less than scratch's" in page
 
 
 def test_what_the_pages_say_of_as_much_compute_in_the_demos_network_is_what_the_report_says():

@@ -50,6 +50,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pays": decision.headline,
     "decision": partial(decision.comparisons, SMALL),
     "decision8": partial(decision.comparisons, "decision-8"),
+    "decision4": partial(decision.comparisons, "decision-4"),
     "cells8": partial(decision.cells, "decision-8-tuning"),
     "cells4": partial(decision.cells, "decision-4-tuning"),
     "chosen": partial(decision.tuning, "decision-tuning"),
