@@ -876,6 +876,16 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_tuning
     smallest = {key for key, (run, *_) in best.items() if run.tuning == "lr-10_batch-4"}
     on_emoji = {(emoji, arm) for arm in (SCRATCH, "patch-90", "block-75-4")}
     assert smallest == on_emoji | {(glyphs, "patch-90")}
+    eights = decision.chosen("decision-8-tuning")
+    wide = [
+        next(
+            result.ends()["error"]
+            for result in read_results("decision-8-tuning")
+            if result.run == eights[dataset, SCRATCH][0]
+        )
+        for dataset in (emoji, glyphs)
+    ]
+    assert "({:.4f}, {:.4f} at 1e13".format(*wide) in page
 
 
 def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_says():

@@ -31,11 +31,10 @@ def panels() -> dict[str, list[dict[str, Any]]]:
     return {
         f"{dataset}, {tokens} tokens": [
             row
-            for course, name in zip(drawn[key], names(drawn[key]), strict=True)
+            for course, name in zip(found, names(found), strict=True)
             for row in rows_of(course, name)
         ]
-        for key in sorted(drawn)
-        for tokens, dataset in [key]
+        for (tokens, dataset), found in sorted(drawn.items())
     }
 
 
