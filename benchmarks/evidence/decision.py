@@ -31,6 +31,7 @@ TESTS = {
     "decision-4-tuning": "decision-4",
     "decision-tuning": "decision",
 }
+ARMS = "decision-8-arms"  # one seed: changes to a masked arm, each for itself
 # More tokens, a wider network and a longer training than a CPU can do, without a tuning.
 LARGE = ("decision-384", "decision-128")
 LARGE_SHARE = 0.5  # of the minutes, after which none of these is begun: one takes some minutes
@@ -55,6 +56,7 @@ def main(
     for tuning in TESTS:
         steps += [(partial(runs_of, matrix, tuning), 1), (partial(tested, matrix, tuning), 1)]
         steps.append((partial(runs_of, matrix, TESTS[tuning]), 1))  # what the matrix itself names
+    steps.append((partial(runs_of, matrix, ARMS), 1))
     if large:
         steps += [(partial(runs_of, matrix, part), LARGE_SHARE) for part in LARGE]
     for runs, share in steps:
