@@ -153,6 +153,7 @@ def parts(monkeypatch):
     """Two parts, each of a run, of which one is there; what is made and trained, in order."""
     done = []
     there, missing = (run for run in runs_of(MATRIX, SMALL)[:2])
+    monkeypatch.setattr(decision, "NAMED", (SMALL,))
     monkeypatch.setattr(decision, "TESTS", {})
     monkeypatch.setattr(decision, "LARGE", ("large",))
     monkeypatch.setattr(decision, "runs_of", lambda _, part: [there, replace(missing, part=part)])
@@ -891,11 +892,11 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_tuning
 def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_says():
     report = json.loads((ROOT / "reports/decision.json").read_text())
     page = (ROOT / "docs/evidence.md").read_text()
-    spans, ends, holm = {}, {}, {}
+    spans, ends, holm, alone = {}, {}, {}, {}
     for row in report["comparisons"]:
         where = row["dataset"].removesuffix("-64"), row["measure"]
         if (row["part"], row["arm"], row["of"]) == ("decision-4", "patch-90", 0.5):
-            assert len(row["seeds"]) == 4
+            assert len(row["seeds"]) == 5
             off = 100 * (np.array(row["values"]) / row["scratch"] - 1)
             spans[where] = min(off), max(off)
             ends[where] = mean(row["scratch"])
@@ -903,6 +904,7 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_s
                 found = min(row["p_holm"], row["p_worse_holm"]) < decision_tables.SIGNIFICANT
                 assert found == (where == ("glyphs", "error"))
                 holm[where] = row["p_worse_holm"]
+                alone[where] = row["p"], row["p_holm"]
     (low, high), (worse, worst) = spans["openmoji", "error"], spans["glyphs", "error"]
     assert high < 0 < worse
     assert (
@@ -914,6 +916,8 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_s
         f"{worst:.0f} % higher"
     ) in page
     assert f"the glyphs' error alone (p = {holm['glyphs', 'error']:.2g} after Holm)" in page
+    p, corrected = alone["openmoji", "error"]
+    assert f"p = {p:.2g} alone and {corrected:.2g} after Holm" in page
     eights = {
         row["dataset"].removesuffix("-64"): mean(row["scratch"])
         for row in report["comparisons"]
