@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_tensors
+from maskdm.training.checkpoints import store as store_module
 from maskdm.training.checkpoints.store import (
     BEGUN,
     KEEP,
@@ -435,6 +436,25 @@ def test_clearing_removes_a_folder_that_holds_nothing_else(tmp_path):
     assert clear(where.folder, str(tmp_path / "there"))
     assert list((tmp_path / "here").iterdir()) == []
     assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_checkpoint_that_a_run_removes_while_it_is_listed_is_none(tmp_path, monkeypatch):
+    where = store(tmp_path)
+    save(where, 2, 4)
+    names = store_module._names(where.folder)
+    (where.folder / f"{names[0]}{METADATA}").unlink()
+    monkeypatch.setattr(store_module, "_names", lambda folder: names)
+    assert [entry.step for entry in entries(where.folder)] == [4]
+
+
+def test_a_lock_whose_folder_is_gone_is_free_and_makes_no_folder(tmp_path):
+    where = store(tmp_path)
+    assert where.acquire()
+    assert in_use(where.folder)
+    where.release()
+    assert not in_use(where.folder)
+    assert not in_use(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
 
 
 # --- files ---

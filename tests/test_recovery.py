@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from maskdm.runtime.files import listed
 from maskdm.training.checkpoints.store import METADATA
 from tests.support.clones import SMALLER, Clone, clone_tree
 
@@ -65,7 +66,7 @@ def test_a_killed_dvc_repro_ends_as_one_in_another_clone_that_nobody_touched(clo
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while not list((clone.path / "checkpoints").glob(f"{phase}-*/*{METADATA}")):
+        while not listed(clone.path / "checkpoints", f"{phase}-*/*{METADATA}"):
             assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)

@@ -26,8 +26,8 @@ from filelock import FileLock
 
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import BEGUN, UNFINISHED, file_hash, sync, write_tensors
-from maskdm.runtime.locks import acquired, held
+from maskdm.runtime.files import BEGUN, UNFINISHED, file_hash, listed, sync, write_tensors
+from maskdm.runtime.locks import acquired, held, is_held
 from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.remote import Remote
 
@@ -398,13 +398,14 @@ def folders(root: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> Iterator[Entry]:
-    """Yield what is in a folder of checkpoints, in the order of steps."""
+    """Yield what is in a folder of checkpoints, in the order of steps; a run may go on there."""
     for name in _names(folder):
         kept = (folder / f"{name}{KEEP}").exists()
         try:
             yield Entry(name.step, _read_metadata(folder / f"{name}{METADATA}"), "", kept)
         except DamagedError as error:
-            yield Entry(name.step, None, str(error), kept)
+            if (folder / f"{name}{METADATA}").exists():  # else a run has removed it meanwhile
+                yield Entry(name.step, None, str(error), kept)
 
 
 def last_step(root: Path) -> int:
@@ -414,8 +415,7 @@ def last_step(root: Path) -> int:
 
 def in_use(folder: Path) -> bool:
     """Return whether a run holds a folder of checkpoints."""
-    with held(folder / LOCK) as free:
-        return not free
+    return is_held(folder / LOCK)
 
 
 def clear(folder: Path, remote: str | None) -> bool:
@@ -451,7 +451,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _names(folder: Path) -> list[Name]:
-    return sorted(filter(None, map(Name.of, folder.glob(f"*{METADATA}"))))
+    return sorted(filter(None, map(Name.of, listed(folder, f"*{METADATA}"))))
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
