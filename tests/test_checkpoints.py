@@ -457,6 +457,44 @@ def test_a_lock_whose_folder_is_gone_is_free_and_makes_no_folder(tmp_path):
     assert not (tmp_path / "gone").exists()
 
 
+def test_a_run_that_comes_while_a_folder_is_cleared_keeps_it_and_the_remotes_copies_go(
+    tmp_path, monkeypatch
+):
+    where = store(tmp_path / "here", remote=tmp_path / "there")
+    save(where, 4)
+    rmdir = Path.rmdir
+
+    def late(path):
+        where.keep(6)
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", late)
+    assert clear(where.folder, str(tmp_path / "there"))
+    assert [path.name for path in where.folder.iterdir()] == [f"{where.name(6)}{KEEP}"]
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_run_whose_folder_is_cleared_before_it_begins_has_one(tmp_path):
+    where = store(tmp_path)
+    assert clear(where.folder, None)
+    assert not where.folder.exists()
+    where.keep(4)
+    assert where.kept() == {4}
+    assert where.acquire()
+
+
+@pytest.mark.parametrize("call", ["keep", "open"])
+def test_a_full_disk_where_a_folder_is_opened_is_one_sentence(call, tmp_path, monkeypatch):
+    where = store(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(UserError, match=r"No space left on device\): name another one in MASKDM_"):
+        getattr(where, call)(*([4] if call == "keep" else []))
+
+
 # --- files ---
 
 

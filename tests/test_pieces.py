@@ -325,7 +325,7 @@ def test_a_folder_that_its_holder_removes_is_made_anew_for_whoever_waits(tmp_pat
         with held(folder / LOCK):
             waiting = pool.submit(wait)
             time.sleep(0.3)
-            shutil.rmtree(folder)
+            pieces._remove(folder)  # as the holder does
             time.sleep(0.2)  # it looks in between
         assert waiting.result()
     assert not folder.exists()
@@ -404,6 +404,13 @@ def test_what_a_finished_set_removes_while_it_is_listed_is_left_out(
     assert pieces.sizes(folder) == []
     assert not pieces.in_use(folder)
     assert not folder.exists()  # looking makes nothing
+
+
+def test_what_somebody_removes_while_a_set_is_prepared_is_not_missed(tmp_path: Path) -> None:
+    with kept_pieces(tmp_path, "key", SHAPE) as kept:
+        assert kept is not None
+        shutil.rmtree(kept.folder)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -105,9 +105,9 @@ def test_two_queue_workers_compute_what_they_share_once(pretrained):
         change = ["--set-param", "pretrain.lr=0.002", "--set-param", f"pretrain.steps={steps}"]
         clone.call("dvc", "exp", "run", "--queue", "--name", name, *change, "pretrain")
     clone.start("dvc", "queue", "start", "--jobs", "2")
-    deadline = time.monotonic() + 400
-    while clone.call("dvc", "queue", "status").count("Success") < 2:
-        assert time.monotonic() < deadline, clone.call("dvc", "queue", "status")
+    deadline = time.monotonic() + 900
+    while (said := status_of_queue(clone)).count("Success") < 2:
+        assert time.monotonic() < deadline, said
         time.sleep(1)
     assert computed(clone, "long") + computed(clone, "short") == 500
     for file in (clone.path / ".dvc/tmp/exps/celery").glob("*.pid"):
@@ -115,6 +115,18 @@ def test_two_queue_workers_compute_what_they_share_once(pretrained):
         with suppress(OSError):  # it has ended, as it should; at times a worker of DVC's stays
             if "queue-worker" in Path(f"/proc/{process}/cmdline").read_text():
                 os.kill(int(process), signal.SIGKILL)
+
+
+def status_of_queue(clone):
+    """Return what DVC says of its queue, also where that fails, as workers change what it reads."""
+    return subprocess.run(
+        ["dvc", "queue", "status"],
+        cwd=clone.path,
+        env=clone.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ).stdout
 
 
 def start(clone, **environment):

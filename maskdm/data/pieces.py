@@ -79,7 +79,7 @@ class Pieces:
 
     def _there(self) -> set[int]:
         """Return where in the set the pieces begin that seem to be there."""
-        found = (fullmatch(rf"([0-9]+){PIECE}", path.name) for path in self.folder.glob("*"))
+        found = (fullmatch(rf"([0-9]+){PIECE}", path.name) for path in listed(self.folder, "*"))
         return {start for m in found if m and (start := int(m[1])) % self.length == 0}
 
     def _of(self, pictures: Sequence[Picture], start: int) -> Sequence[Picture]:
@@ -217,9 +217,9 @@ def clear(folder: Path) -> bool:
 
 def _remove(folder: Path) -> None:
     """Remove what ``Pieces`` puts into a folder."""
-    for path in folder.iterdir():
+    for path in listed(folder, "*"):
         name = final_name(path.name)
         if (name == LOCK or fullmatch(rf"[0-9]+{PIECE}", name)) and not path.is_symlink():
-            path.unlink()
+            path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         folder.rmdir()

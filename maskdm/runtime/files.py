@@ -84,7 +84,7 @@ def _abandoned(path: Path) -> Iterator[Path]:
 
 def remove_begun(folder: Path) -> None:
     """Remove what processes that were killed have begun to write in a folder that is locked."""
-    for begun in folder.glob(f".*{BEGUN}"):
+    for begun in listed(folder, f".*{BEGUN}"):
         begun.unlink(missing_ok=True)
 
 
