@@ -153,6 +153,7 @@ def parts(monkeypatch):
     """Two parts, each of a run, of which one is there; what is made and trained, in order."""
     done = []
     there, missing = (run for run in runs_of(MATRIX, SMALL)[:2])
+    monkeypatch.setattr(decision, "NAMED", (SMALL,))
     monkeypatch.setattr(decision, "TESTS", {})
     monkeypatch.setattr(decision, "LARGE", ("large",))
     monkeypatch.setattr(decision, "runs_of", lambda _, part: [there, replace(missing, part=part)])
@@ -888,14 +889,59 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_tuning
     assert "({:.4f}, {:.4f} at 1e13".format(*wide) in page
 
 
+def test_what_the_page_says_of_stronger_arms_is_what_their_runs_ended_with():
+    page = (ROOT / "docs/evidence.md").read_text()
+    ends, epochs = {}, {}
+    for cell in json.loads((ROOT / "reports/decision.json").read_text())["tuning"]:
+        tuned = cell["part"] == "decision-8-tuning" and cell["tuning"] == "width-64_lr-10"
+        if cell["part"] == decision.ARMS or (tuned and cell["arm"] == SCRATCH):
+            where = cell["dataset"].removesuffix("-64-tuning"), cell["arm"]
+            ends[where], epochs[where] = cell["error"], cell["epochs"]
+    drawn, written = (
+        {arm: ends[dataset, arm] / ends[dataset, "block-75"] - 1 for _, arm in ends}
+        for dataset in ("openmoji", "glyphs")
+    )
+    kept = f"{-100 * drawn['block-75-kept']:.1f} and {-100 * written['block-75-kept']:.1f} %"
+    assert f"the only change that does: {kept}." in page
+    assert max(drawn["block-75-kept"], written["block-75-kept"]) < 0
+    changed = {arm for _, arm in ends} - {SCRATCH, "block-75", "block-75-kept"}
+    assert all(max(drawn[arm], written[arm]) > 0 for arm in changed)
+    assert len(changed) == 4
+    ways = [
+        [
+            100 * (ends[dataset, arm] / ends[dataset, SCRATCH] - 1)
+            for dataset in ("openmoji", "glyphs")
+        ]
+        for arm in ("block-75-kept", "block-75")
+    ]
+    for (below, above), verb in zip(ways, ("ends", "`block-75` ends"), strict=True):
+        assert below < 0 < above
+        assert f"{verb} {-below:.1f} % below and {above:.1f} % above" in page
+    for dataset, words in (
+        ("openmoji", "{:.1f} epochs in place of {:.1f} on OpenMoji"),
+        ("glyphs", "{:.1f} in place of {:.1f} on the glyphs"),
+    ):
+        seen = (epochs[dataset, arm][0] for arm in ("block-75-middle", "block-75"))
+        assert words.format(*seen) in page
+    shifted = [
+        result.about["levels"]["3"]
+        for arm in ("block-75-shifted", "block-75")
+        for dataset in ("openmoji-64-tuning", "glyphs-64-tuning")
+        for result in read_results(decision.ARMS)
+        if (result.run.arm, result.run.dataset) == (arm, dataset)
+    ]
+    lower = [100 * (1 - shifted[at] / shifted[at + 2]) for at in (0, 1)]
+    assert "{:.0f} and {:.0f} % lower at λ = 3".format(*lower) in page
+
+
 def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_says():
     report = json.loads((ROOT / "reports/decision.json").read_text())
     page = (ROOT / "docs/evidence.md").read_text()
-    spans, ends, holm = {}, {}, {}
+    spans, ends, holm, alone = {}, {}, {}, {}
     for row in report["comparisons"]:
         where = row["dataset"].removesuffix("-64"), row["measure"]
         if (row["part"], row["arm"], row["of"]) == ("decision-4", "patch-90", 0.5):
-            assert len(row["seeds"]) == 4
+            assert len(row["seeds"]) == 5
             off = 100 * (np.array(row["values"]) / row["scratch"] - 1)
             spans[where] = min(off), max(off)
             ends[where] = mean(row["scratch"])
@@ -903,6 +949,7 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_s
                 found = min(row["p_holm"], row["p_worse_holm"]) < decision_tables.SIGNIFICANT
                 assert found == (where == ("glyphs", "error"))
                 holm[where] = row["p_worse_holm"]
+                alone[where] = row["p"], row["p_holm"]
     (low, high), (worse, worst) = spans["openmoji", "error"], spans["glyphs", "error"]
     assert high < 0 < worse
     assert (
@@ -914,6 +961,8 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_s
         f"{worst:.0f} % higher"
     ) in page
     assert f"the glyphs' error alone (p = {holm['glyphs', 'error']:.2g} after Holm)" in page
+    p, corrected = alone["openmoji", "error"]
+    assert f"p = {p:.2g} alone and {corrected:.2g} after Holm" in page
     eights = {
         row["dataset"].removesuffix("-64"): mean(row["scratch"])
         for row in report["comparisons"]

@@ -22,7 +22,7 @@ import numpy as np
 import typer
 
 from benchmarks.evidence.by_image import by_image
-from benchmarks.evidence.decision import LARGE, SCRATCH, SMALL, TESTS
+from benchmarks.evidence.decision import ARMS, LARGE, SCRATCH, SMALL, TESTS
 from benchmarks.evidence.results import Result, read_results
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
@@ -53,7 +53,7 @@ def main(
         return
     report = {
         "comparisons": [row for part in PARTS for row in comparisons(read_results(part))],
-        "tuning": [tuned(result) for part in TESTS for result in read_results(part)],
+        "tuning": [tuned(result) for part in (*TESTS, ARMS) for result in read_results(part)],
         "levels": [row for part in PARTS for row in levels(read_results(part))],
         "geometric": [row for part in PARTS for row in geometric(read_results(part))],
         "by_image": [row for part in PARTS for row in finer(read_results(part))],

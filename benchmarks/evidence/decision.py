@@ -31,6 +31,8 @@ TESTS = {
     "decision-4-tuning": "decision-4",
     "decision-tuning": "decision",
 }
+ARMS = "decision-8-arms"  # one seed: changes to a masked arm, each for itself
+NAMED = (SMALL, ARMS)  # the matrix names all of their runs
 # More tokens, a wider network and a longer training than a CPU can do, without a tuning.
 LARGE = ("decision-384", "decision-128")
 LARGE_SHARE = 0.5  # of the minutes, after which none of these is begun: one takes some minutes
@@ -51,7 +53,8 @@ def main(
     os.environ.setdefault("MASKDM_COMPILE", "0")  # takes as long as a run
     matrix = read_matrix()
     # What is tested follows from what was chosen, so it is asked for when that is done.
-    steps: list[tuple[Callable[[], list[Run]], float]] = [(partial(runs_of, matrix, SMALL), 1)]
+    steps: list[tuple[Callable[[], list[Run]], float]]
+    steps = [(partial(runs_of, matrix, part), 1) for part in NAMED]
     for tuning in TESTS:
         steps += [(partial(runs_of, matrix, tuning), 1), (partial(tested, matrix, tuning), 1)]
         steps.append((partial(runs_of, matrix, TESTS[tuning]), 1))  # what the matrix itself names

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.evidence.calibrate import PART, branches
 from benchmarks.evidence.decided import AS_MUCH, HALF
 from benchmarks.evidence.decided import ASKED as MEASURES_ASKED
-from benchmarks.evidence.decision import SMALL, SUFFIX
+from benchmarks.evidence.decision import ARMS, SMALL, SUFFIX
 from benchmarks.evidence.plan import Run
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import Point, courses
@@ -216,6 +216,35 @@ def cells(part: str) -> str:
     ]
     head = ("setting", *(f"{dataset}: {arm}, {of:.0%}" for dataset, arm, of in arms))
     return in_markdown(head, rows)
+
+
+def arms() -> str:
+    """Return what changes to a masked arm do to its error, in the setting that did best for it."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}  # arm → images → its cell
+    for cell in of_part("tuning", ARMS):
+        found.setdefault(cell["arm"], {})[cell["dataset"].removesuffix(SUFFIX)] = cell
+    _, plain = ASKED["decision-8"]  # what the others change
+    rows = [
+        (
+            arm,
+            *(
+                text
+                for dataset, cell in cells.items()
+                for text in (
+                    f"{cell['error']:.4f}",
+                    f"{cell['error'] / found[plain][dataset]['error'] - 1:+.1%}".replace("-", "−")
+                    if arm != plain
+                    else "",
+                    _phases(cell["epochs"], ".1f"),
+                )
+            ),
+        )
+        for arm, cells in found.items()
+    ]
+    heads = (
+        (f"{dataset}: error", f"against {plain}", "epochs") for dataset in found.get(plain, {})
+    )
+    return in_markdown(("arm", *(text for head in heads for text in head)), rows)
 
 
 def saved() -> str:

@@ -53,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decision4": partial(decision.comparisons, "decision-4"),
     "cells8": partial(decision.cells, "decision-8-tuning"),
     "cells4": partial(decision.cells, "decision-4-tuning"),
+    "arms8": decision.arms,
     "chosen": partial(decision.tuning, "decision-tuning"),
     "saved": decision.saved,
     "branches": decision.by_branches,
