@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from maskdm.runtime.errors import UserError
 from maskdm.runtime.files import write_tensors
+from maskdm.training.checkpoints import store as store_module
 from maskdm.training.checkpoints.store import (
     BEGUN,
     KEEP,
@@ -435,6 +436,63 @@ def test_clearing_removes_a_folder_that_holds_nothing_else(tmp_path):
     assert clear(where.folder, str(tmp_path / "there"))
     assert list((tmp_path / "here").iterdir()) == []
     assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_checkpoint_that_a_run_removes_while_it_is_listed_is_none(tmp_path, monkeypatch):
+    where = store(tmp_path)
+    save(where, 2, 4)
+    names = store_module._names(where.folder)
+    (where.folder / f"{names[0]}{METADATA}").unlink()
+    monkeypatch.setattr(store_module, "_names", lambda folder: names)
+    assert [entry.step for entry in entries(where.folder)] == [4]
+
+
+def test_a_lock_whose_folder_is_gone_is_free_and_makes_no_folder(tmp_path):
+    where = store(tmp_path)
+    assert where.acquire()
+    assert in_use(where.folder)
+    where.release()
+    assert not in_use(where.folder)
+    assert not in_use(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_run_that_comes_while_a_folder_is_cleared_keeps_it_and_the_remotes_copies_go(
+    tmp_path, monkeypatch
+):
+    where = store(tmp_path / "here", remote=tmp_path / "there")
+    save(where, 4)
+    rmdir = Path.rmdir
+
+    def late(path):
+        where.keep(6)
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", late)
+    assert clear(where.folder, str(tmp_path / "there"))
+    assert [path.name for path in where.folder.iterdir()] == [f"{where.name(6)}{KEEP}"]
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_run_whose_folder_is_cleared_before_it_begins_has_one(tmp_path):
+    where = store(tmp_path)
+    assert clear(where.folder, None)
+    assert not where.folder.exists()
+    where.keep(4)
+    assert where.kept() == {4}
+    assert where.acquire()
+
+
+@pytest.mark.parametrize("call", ["keep", "open"])
+def test_a_full_disk_where_a_folder_is_opened_is_one_sentence(call, tmp_path, monkeypatch):
+    where = store(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(UserError, match=r"No space left on device\): name another one in MASKDM_"):
+        getattr(where, call)(*([4] if call == "keep" else []))
 
 
 # --- files ---

@@ -334,7 +334,7 @@ def test_runs_at_a_time_take_gpus_by_turns(count, shown, asked, expected, tmp_pa
 
     def train(run, threads, gpu):
         given.append(gpu)
-        barrier.wait(10)
+        barrier.wait(60)
         return True
 
     barrier = Barrier(5)

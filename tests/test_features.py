@@ -17,7 +17,7 @@ from cleanfid.resize import build_resizer, make_resizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm.evaluation.features import efficientnet
+from maskdm.evaluation.features import efficientnet, inception
 from maskdm.evaluation.features.efficientnet import (
     build_efficientnet,
     efficientnet_weights,
@@ -254,6 +254,22 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(monkeypatch, weights_f
     with pytest.raises(UserError, match="connection reset by peer"):
         load_network("inception", CPU)
     assert not list(weights_file.parent.iterdir())
+
+
+def test_broken_weights_that_another_process_has_removed_are_one_sentence(
+    monkeypatch, weights_file
+):
+    weights_file.parent.mkdir()
+    weights_file.write_bytes(b"broken")
+    whole = inception.is_whole_archive
+
+    def late(path):
+        path.unlink()
+        return whole(path)
+
+    monkeypatch.setattr(inception, "is_whole_archive", late)
+    with pytest.raises(UserError, match="were broken"):
+        load_network("inception", CPU)
 
 
 def test_a_silent_server_is_given_up(monkeypatch, weights_file):

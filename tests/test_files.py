@@ -6,12 +6,14 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +120,26 @@ def test_whatever_ends_a_write_in_its_last_moment_leaves_nothing_begun(
     else:
         assert path.read_bytes() == b"before"
     assert not [left for left in tmp_path.iterdir() if left.name.startswith(".")]
+
+
+def test_a_folder_that_goes_while_it_is_searched_is_as_one_that_never_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/.1.piece", "b/2.piece", "b/2.other", "c/deep/3.piece"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert files.listed(tmp_path, "*/*.piece") == [tmp_path / "a/.1.piece", tmp_path / "b/2.piece"]
+    assert len(files.listed(tmp_path, "**")) == 8
+    scandir = os.scandir
+
+    def going(path: Any) -> Any:
+        if str(path).endswith("b"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", going)
+    assert files.listed(tmp_path, "*/*.piece") == [tmp_path / "a/.1.piece"]
+    assert files.listed(tmp_path / "b", "*") == []
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 
 from maskdm.runtime import launch
 from maskdm.runtime.distributed import NAMES
+from maskdm.runtime.parent import SECONDS
 from tests.support.clones import ROOT
 
 SEVERAL = ("pretrain", "finetune", "sample", "reference", "fid")  # stages that use processes
@@ -184,6 +185,7 @@ import os, time
 from maskdm.runtime.command import run
 def main():
     assert "MASKDM_PARENT" not in os.environ  # of its own children it is the parent
+    print("there", flush=True)
     time.sleep(60)
 run(main)
 """
@@ -192,7 +194,7 @@ CHILDREN = {
 import time
 from maskdm.runtime import launch, numerics
 numerics.choose_kernels = lambda: None
-launch.on_all_processes(lambda: time.sleep(60))()
+launch.on_all_processes(lambda: (print("there", flush=True), time.sleep(60)))()
 """,
     "stage of dvc": COMMAND,
     "command of a command": COMMAND,
@@ -210,10 +212,11 @@ def test_a_process_ends_soon_after_a_parent_that_was_killed(child):
     command = [sys.executable, "-c", PARENT, CHILDREN[child]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         pid = int(parent.stdout.readline())
-        time.sleep(4)
+        assert parent.stdout.readline() == "there\n"
+        time.sleep(2 * SECONDS)
         assert alive(pid)
         parent.kill()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while alive(pid) and time.monotonic() < end:
             time.sleep(0.1)
     assert not alive(pid)

@@ -123,6 +123,28 @@ def test_notes_of_who_is_at_work_that_were_cut_short_are_removed(
     assert ("rwlock was damaged" in capsys.readouterr().out) == damaged
 
 
+def test_nobody_writes_notes_while_damaged_ones_are_removed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository / ".dvc/tmp"
+    (folder / "rwlock").write_text("{")
+    unlink, held = Path.unlink, list[bool]()
+
+    def seen(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "rwlock":
+            lock = mend_lock.make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder))
+            try:
+                with lock:
+                    held.append(False)
+            except mend_lock.LockError:
+                held.append(True)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    assert mend_lock.remove_notes(repository)
+    assert held == [True]
+
+
 # Every run of a stage leaves a word in a file that DVC does not know.
 GRAPH = """
 stages:

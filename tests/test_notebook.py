@@ -37,7 +37,7 @@ def test_the_images_that_it_names_are_those_of_the_run(tmp_path, monkeypatch, ow
     settings, train = notebook.cells = [c for c in notebook.cells if c.source.startswith(names)]
     if own:
         settings.source = settings.source.replace("DATA = None", f'DATA = "{tmp_path}/my images"')
-    NotebookClient(notebook, kernel_name="python3").execute()
+    NotebookClient(notebook, kernel_name="python3", iopub_timeout=60).execute()
     said = "".join(output.text for output in train.outputs)
     images = f"-S data.source=folder -S data.path={tmp_path}/my images " if own else ""
     assert said == f"python -m tools.preset tiny\ndvc exp run --quiet {images}finetune\n"
@@ -51,6 +51,7 @@ def test_the_notebook_trains_draws_interpolates_and_inpaints(tmp_path):
     client = NotebookClient(
         notebook,
         timeout=None,
+        iopub_timeout=60,
         kernel_name="python3",
         resources={"metadata": {"path": clone.path / "docs"}},
     )

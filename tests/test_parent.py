@@ -18,7 +18,7 @@ from tests.support.workspaces import checkpointed, like
 pytestmark = pytest.mark.slow
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 8, "log_every": 1000, "validate_every": 1000}
-SECONDS = 10  # that processes may live on without their parent
+SECONDS = 60  # that processes may live on without their parent
 SAVING = 60  # and a stage that saves its checkpoint first, on a busy machine
 GRAPH = "stages:\n  pretrain:\n    cmd: python -m stages.pretrain\n"
 
@@ -100,8 +100,12 @@ def test_a_stage_whose_dvc_is_killed_saves_and_ends(workspace, number, shell, pr
         log.open("w") as words,
         subprocess.Popen(command, stdout=words, stderr=words, **options) as process,
     ):
-        checkpointed(process, workspace.checkpoints)
-        process.send_signal(number)
+        try:
+            checkpointed(process, workspace.checkpoints)
+            process.send_signal(number)
+        except BaseException:
+            process.kill()  # or it would be waited for, and never ends
+            raise
         process.wait()
     assert gone(workspace, SAVING), log.read_text()
     said = log.read_text()

@@ -26,7 +26,7 @@ from maskdm.data.pieces import LOCK, PIECE, ChangedError, Outcome, Pieces, kept_
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.data.registry import DataParams, open_source, read_samples
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import replacing
+from maskdm.runtime.files import listed, replacing
 from maskdm.runtime.locks import held
 from tests.support.clones import SILENT, clone_tree
 from tests.support.preparing import params, save_images
@@ -325,7 +325,7 @@ def test_a_folder_that_its_holder_removes_is_made_anew_for_whoever_waits(tmp_pat
         with held(folder / LOCK):
             waiting = pool.submit(wait)
             time.sleep(0.3)
-            shutil.rmtree(folder)
+            pieces._remove(folder)  # as the holder does
             time.sleep(0.2)  # it looks in between
         assert waiting.result()
     assert not folder.exists()
@@ -390,6 +390,29 @@ def test_pieces_are_listed_and_cleared_with_the_checkpoints(tmp_path: Path, phot
 # --- the stage itself ---
 
 
+def test_what_a_finished_set_removes_while_it_is_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / f"prepare-{0:016x}"
+    folder.mkdir()
+    for name in (LOCK, f"{0:010}{PIECE}", f"{1024:010}{PIECE}"):
+        (folder / name).write_bytes(bytes(3))
+    assert pieces.sizes(folder) == [3, 3]
+    monkeypatch.setattr(pieces, "listed", lambda *of: [folder / "gone", *listed(*of)])
+    assert pieces.sizes(folder) == [3, 3]
+    shutil.rmtree(folder)
+    assert pieces.sizes(folder) == []
+    assert not pieces.in_use(folder)
+    assert not folder.exists()  # looking makes nothing
+
+
+def test_what_somebody_removes_while_a_set_is_prepared_is_not_missed(tmp_path: Path) -> None:
+    with kept_pieces(tmp_path, "key", SHAPE) as kept:
+        assert kept is not None
+        shutil.rmtree(kept.folder)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_the_bytes_of_an_untouched_run(tmp_path: Path) -> None:
     result = storm(tmp_path, images=6000, kills=8, seed=3)
@@ -409,7 +432,7 @@ def test_a_killed_dvc_repro_goes_on_behind_the_last_piece(tmp_path: Path) -> Non
     process = subprocess.Popen(
         command, cwd=clone.path, env=clone.environment, start_new_session=True, **SILENT
     )
-    while len(list(clone.path.glob(f"checkpoints/prepare-*/*{PIECE}"))) < 2:
+    while len(listed(clone.path, f"checkpoints/prepare-*/*{PIECE}")) < 2:
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from maskdm.runtime.files import listed
 from maskdm.training.checkpoints.store import METADATA
 from tests.support.clones import SMALLER, Clone, clone_tree
 
@@ -65,7 +66,7 @@ def test_a_killed_dvc_repro_ends_as_one_in_another_clone_that_nobody_touched(clo
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while not list((clone.path / "checkpoints").glob(f"{phase}-*/*{METADATA}")):
+        while not listed(clone.path / "checkpoints", f"{phase}-*/*{METADATA}"):
             assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
@@ -104,9 +105,9 @@ def test_two_queue_workers_compute_what_they_share_once(pretrained):
         change = ["--set-param", "pretrain.lr=0.002", "--set-param", f"pretrain.steps={steps}"]
         clone.call("dvc", "exp", "run", "--queue", "--name", name, *change, "pretrain")
     clone.start("dvc", "queue", "start", "--jobs", "2")
-    deadline = time.monotonic() + 400
-    while clone.call("dvc", "queue", "status").count("Success") < 2:
-        assert time.monotonic() < deadline, clone.call("dvc", "queue", "status")
+    deadline = time.monotonic() + 900
+    while (said := status_of_queue(clone)).count("Success") < 2:
+        assert time.monotonic() < deadline, said
         time.sleep(1)
     assert computed(clone, "long") + computed(clone, "short") == 500
     for file in (clone.path / ".dvc/tmp/exps/celery").glob("*.pid"):
@@ -114,6 +115,18 @@ def test_two_queue_workers_compute_what_they_share_once(pretrained):
         with suppress(OSError):  # it has ended, as it should; at times a worker of DVC's stays
             if "queue-worker" in Path(f"/proc/{process}/cmdline").read_text():
                 os.kill(int(process), signal.SIGKILL)
+
+
+def status_of_queue(clone):
+    """Return what DVC says of its queue, also where that fails, as workers change what it reads."""
+    return subprocess.run(
+        ["dvc", "queue", "status"],
+        cwd=clone.path,
+        env=clone.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ).stdout
 
 
 def start(clone, **environment):

@@ -331,7 +331,7 @@ def test_where_runs_branch_off_a_slow_remote_holds_up_nothing_and_gets_the_check
     write = system.pipe_file
 
     def slow(path, content):
-        goes_on.wait(timeout=20)
+        assert goes_on.wait(timeout=600)
         write(path, content)
         written.append(Path(path).name)
 
@@ -374,14 +374,14 @@ def test_a_busy_remote_does_not_hold_up_saving_and_has_the_last_checkpoint_in_th
 
     def slow(path, content):
         begun.set()
-        goes_on.wait(timeout=20)
+        assert goes_on.wait(timeout=600)
         write(path, content)
         written.append(Path(path).name)
 
     monkeypatch.setattr(system, "pipe_file", slow)
     for step in (2, 4, 6):
         where.save(step, tensors(step), {"seconds": step / 3}, wait=False)
-        assert begun.wait(timeout=20)
+        assert begun.wait(timeout=600)
         assert written == []  # the first is still under way
     assert steps_in(where.folder) == [4, 6]
     Timer(0.2, goes_on.set).start()

@@ -93,7 +93,7 @@ def test_what_was_asked_for_before_is_fetched_no_further(
 
     def fetched(shard: int, silent: bool = False) -> None:
         begun.append(shard)
-        go.wait(10)
+        go.wait(60)
 
     monkeypatch.setattr(array, "_shard", fetched)
     array.fetch_ahead(range(100, 120))
@@ -101,7 +101,7 @@ def test_what_was_asked_for_before_is_fetched_no_further(
     go.set()
     for thread in enumerate_threads():
         if thread.name == "shards ahead":
-            thread.join(10)
+            thread.join(60)
     assert sorted(shard for shard in begun if shard < 100) == [0, 1, 2]
     assert sum(shard >= 100 for shard in begun) <= AHEAD
 
@@ -200,6 +200,17 @@ def test_two_machines_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: there.write("name", content), range(40)))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"name": content}
+
+
+def test_two_machines_may_remove_the_same_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Location(str(tmp_path))
+    there.write("name", b"x")
+    monkeypatch.setattr(there.system, "exists", lambda _: True)
+    there.remove("name")
+    there.remove("name")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from benchmarks.robustness.torture import MODELS_AND_CURVES, ROOT, Workspace, differing, storm
+from maskdm.runtime.files import listed
 from maskdm.training.checkpoints.store import BEGUN, KEEP, METADATA, TENSORS
 from tests.support.workspaces import checkpointed, like
 
@@ -40,7 +42,7 @@ def running(workspace, **environment):
 
 
 def ended(process):
-    said, _ = process.communicate(timeout=100)
+    said, _ = process.communicate(timeout=600)
     return process.returncode, said
 
 
@@ -90,7 +92,7 @@ def test_under_nohup_a_terminal_that_closes_stops_nothing(processes, workspace, 
         signal.signal(signal.SIGHUP, usual)
     process.stdout.close()  # nobody listens any more
     os.kill(process.pid, signal.SIGHUP)
-    assert process.wait(timeout=100) == 0
+    assert process.wait(timeout=600) == 0
     if processes == 1:  # two add up in another order
         assert workspace.files("models") == calm_result(calm).files("models")
     assert len(workspace.files("models")) == len(calm_result(calm).files("models"))
@@ -102,6 +104,7 @@ def test_a_second_trainer_of_the_same_waits_and_takes_over_when_the_first_is_kil
     other = like(workspace, tmp_path / "other")
     other.environment["MASKDM_CHECKPOINTS"] = str(workspace.checkpoints)
     first = running(workspace, MASKDM_CHECKPOINT_STEPS="20")
+    first.send_signal(signal.SIGSTOP)  # so that it has not ended when the second looks
     second = other.start("pretrain")
     line = second.stdout.readline()
     while "Waiting" not in line:
@@ -129,7 +132,14 @@ def test_who_waits_takes_the_finished_checkpoint_as_soon_as_it_is_there(workspac
     short = like(workspace, tmp_path / "short", pretrain={"steps": STEPS - 50})
     short.environment["MASKDM_CHECKPOINTS"] = str(workspace.checkpoints)
     first = running(workspace, MASKDM_CHECKPOINT_STEPS="1")
-    said = short.stage("pretrain")
+    first.send_signal(signal.SIGSTOP)  # until the short one has said what it needs
+    second = short.start("pretrain")
+    while not listed(workspace.checkpoints, f"*/{STEPS - 50:09d}-*{KEEP}"):
+        assert second.poll() is None, second.stdout.read()
+        time.sleep(0.02)
+    first.send_signal(signal.SIGCONT)
+    code, said = ended(second)
+    assert code == 0, said
     assert f"Found the finished checkpoint of these {STEPS - 50} steps" in said
     assert ended(first)[0] == 0
 

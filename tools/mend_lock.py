@@ -78,12 +78,13 @@ def remove_notes(root: Path) -> bool:
         return False
     try:
         with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # nobody writes just now
-            SCHEMA(json.loads(notes.read_text(encoding="utf-8")))
-    except (ValueError, Invalid):
-        notes.unlink(missing_ok=True)
-        return True
+            try:
+                SCHEMA(json.loads(notes.read_text(encoding="utf-8")))
+            except (ValueError, Invalid):
+                notes.unlink(missing_ok=True)
+                return True
     except LockError:
-        return False  # DVC is at work there
+        pass  # DVC is at work there
     return False
 
 

@@ -27,7 +27,7 @@ from benchmarks.speed.machine import machine, versions
 from maskdm.data.pieces import MOST, PIECE
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import listed, write_json
 
 REPORT = ROOT / "reports/large.json"
 STEPS = 20  # of training
@@ -131,7 +131,7 @@ def watched(folder: Path, *words: str, until: int | None = None) -> Watched:
         result.memory = max(result.memory, memory(process.pid))
         for place in PLACES:
             result.disk[place] = max(result.disk.get(place, 0), size(folder / place))
-        if until is not None and len(list(folder.glob(f"checkpoints/*/*{PIECE}"))) >= until:
+        if until is not None and len(listed(folder, f"checkpoints/*/*{PIECE}")) >= until:
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(LOOK)
     result.seconds = time.perf_counter() - started
@@ -146,7 +146,7 @@ def watched(folder: Path, *words: str, until: int | None = None) -> Watched:
 def size(folder: Path) -> int:
     """Return the bytes of the files in a folder, those that are being written too."""
     total = 0
-    for path in folder.rglob("*"):
+    for path in listed(folder, "**"):
         with suppress(FileNotFoundError):  # it has its name by now
             total += path.stat().st_size
     return total

@@ -31,7 +31,7 @@ from benchmarks.robustness.torture import ROOT, SIGNALS
 from maskdm.data.pieces import MOST, PIECE
 from maskdm.runtime import command
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import write_json
+from maskdm.runtime.files import listed, write_json
 from maskdm.runtime.params import merge
 
 SIDE = 32  # pixels
@@ -146,7 +146,7 @@ def wait(process: subprocess.Popen[bytes], folder: Path, moment: float, images: 
 
 def kept(folder: Path) -> int:
     """Return how many images are in pieces, if all are full."""
-    return MOST * len(list(folder.glob(f"checkpoints/*/[0-9]*{PIECE}")))
+    return MOST * len(listed(folder, f"checkpoints/*/[0-9]*{PIECE}"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

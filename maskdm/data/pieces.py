@@ -19,8 +19,8 @@ import numpy as np
 from maskdm.data.contract import Picture
 from maskdm.data.prepared import Sample, Unreadable
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import final_name, remove_begun, replacing
-from maskdm.runtime.locks import PATIENCE, held
+from maskdm.runtime.files import final_name, listed, remove_begun, replacing
+from maskdm.runtime.locks import PATIENCE, held, is_held
 
 MOST = 1024  # pictures in a piece
 MOST_BYTES = 2**24  # of their pixels, unless one picture has more
@@ -79,7 +79,7 @@ class Pieces:
 
     def _there(self) -> set[int]:
         """Return where in the set the pieces begin that seem to be there."""
-        found = (fullmatch(rf"([0-9]+){PIECE}", path.name) for path in self.folder.glob("*"))
+        found = (fullmatch(rf"([0-9]+){PIECE}", path.name) for path in listed(self.folder, "*"))
         return {start for m in found if m and (start := int(m[1])) % self.length == 0}
 
     def _of(self, pictures: Sequence[Picture], start: int) -> Sequence[Picture]:
@@ -180,22 +180,25 @@ def kept_pieces(root: Path, key: str, shape: tuple[int, int, int]) -> Iterator[P
 
 def folders(root: Path) -> list[Path]:
     """Return the folders of pieces under ``root``."""
-    return sorted(
+    return [
         path
-        for path in root.glob(f"{PREFIX}*")
+        for path in listed(root, f"{PREFIX}*")
         if fullmatch(rf"{PREFIX}[0-9a-f]{{16}}", path.name) and (path / LOCK).is_file()
-    )
+    ]
 
 
 def sizes(folder: Path) -> list[int]:
-    """Return the bytes of each piece in a folder."""
-    return [path.stat().st_size for path in folder.glob(f"*{PIECE}")]
+    """Return the bytes of each piece in a folder, whose set may be finished meanwhile."""
+    found = list[int]()
+    for path in listed(folder, f"*{PIECE}"):
+        with suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found
 
 
 def in_use(folder: Path) -> bool:
     """Return whether a set is being prepared from a folder of pieces."""
-    with held(folder / LOCK) as free:
-        return not free
+    return is_held(folder / LOCK)
 
 
 def clear(folder: Path) -> bool:
@@ -214,9 +217,9 @@ def clear(folder: Path) -> bool:
 
 def _remove(folder: Path) -> None:
     """Remove what ``Pieces`` puts into a folder."""
-    for path in folder.iterdir():
+    for path in listed(folder, "*"):
         name = final_name(path.name)
         if (name == LOCK or fullmatch(rf"[0-9]+{PIECE}", name)) and not path.is_symlink():
-            path.unlink()
+            path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         folder.rmdir()

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import glob
 from math import isfinite
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -83,8 +84,22 @@ def _abandoned(path: Path) -> Iterator[Path]:
 
 def remove_begun(folder: Path) -> None:
     """Remove what processes that were killed have begun to write in a folder that is locked."""
-    for begun in folder.glob(f".*{BEGUN}"):
+    for begun in listed(folder, f".*{BEGUN}"):
         begun.unlink(missing_ok=True)
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in a folder that match, sorted; other processes may remove some meanwhile.
+
+    ``Path.glob`` fails in Python 3.11 and 3.12 when a folder goes between being found and being
+    read; what is gone is left out here.
+
+    Args:
+        folder: where to look; there is nothing in one that does not exist.
+        pattern: as ``glob.glob`` takes it, relative to the folder; ``**`` is any folders.
+    """
+    found = glob(pattern, root_dir=folder, recursive=True, include_hidden=True)  # noqa: PTH207
+    return sorted(folder / name for name in found)
 
 
 def require_empty(folder: Path) -> None:

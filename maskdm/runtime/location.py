@@ -127,7 +127,8 @@ class Location:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         if self.system.exists(f"{self.folder}/{name}"):
-            self.system.rm_file(f"{self.folder}/{name}")
+            with suppress(FileNotFoundError):  # another machine has removed it
+                self.system.rm_file(f"{self.folder}/{name}")
 
 
 def patiently(what: str, work: Callable[[], Found], silent: bool = False) -> Found:

@@ -29,6 +29,18 @@ def held(path: Path, patience: float = 0) -> Iterator[bool]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a lock; whoever did may have removed it, and its folder.
+
+    Args:
+        path: of its file.
+    """
+    if not path.exists():  # asking for it would make it anew, and its folder
+        return False
+    with held(path) as free:
+        return not free
+
+
 def acquired(lock: FileLock, patience: float = 0) -> bool:
     """Return whether a lock could be had.
 

@@ -1,11 +1,11 @@
 """Writing an array as shards elsewhere while it grows, in threads beside whatever makes it grow."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from uuid import uuid4
 
 from maskdm.runtime.errors import UserError, reason
 from maskdm.runtime.location import Location, StorageError, patiently
@@ -102,7 +102,7 @@ def usable(url: str) -> Location:
     Raises:
         UserError: if that cannot be done.
     """
-    name, content = f"maskdm-{os.getpid()}", b"This file is written to see whether one can be."
+    name, content = f"maskdm-{uuid4().hex}", b"This file is written to see whether one can be."
     try:
         location = Location(url)
         location.write(name, content)

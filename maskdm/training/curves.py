@@ -87,7 +87,7 @@ def _write_previews(folder: Path, previews: Mapping[int, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
     wanted = {folder / f"{step}.png": images for step, images in previews.items()}
     for path in set(folder.glob("*.png")) - set(wanted):
-        path.unlink()
+        path.unlink(missing_ok=True)
     for path, images in wanted.items():
         with replacing(path) as begun:
             picture(images).save(begun, "png")

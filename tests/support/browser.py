@@ -29,6 +29,7 @@ def visit(page, profile, *flags, part=""):
             *(f"--user-data-dir={profile}", page.as_uri() + (part and f"#{part}")),
         ],
         stdin=subprocess.DEVNULL,
+        timeout=300,
         capture_output=True,
         text=True,
         check=True,

@@ -24,6 +24,7 @@ SMALLER = {  # than the preset tiny; training takes long enough to be killed
     "pretrain.steps": 120,
     "pretrain.log_every": 30,
     "pretrain.validate_every": 60,
+    "finetune.steps": 40,
     "sample.count": 8,
     "sample.nfe": 3,
 }

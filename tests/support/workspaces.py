@@ -6,6 +6,7 @@ import time
 from ruamel.yaml import YAML
 
 from benchmarks.robustness.torture import Workspace
+from maskdm.runtime.files import listed
 from maskdm.training.checkpoints.store import METADATA
 
 
@@ -30,6 +31,7 @@ def like(workspace, folder, **params):
 
 def checkpointed(process, folder):
     """Wait until a stage has written a checkpoint below a folder."""
-    while not list(folder.rglob(f"*{METADATA}")):
-        assert process.poll() is None, process.stdout.read()
+    while not listed(folder, f"**/*{METADATA}"):
+        said = process.stdout.read if process.stdout else str
+        assert process.poll() is None, f"it ended before a checkpoint was seen: {said()}"
         time.sleep(0.02)

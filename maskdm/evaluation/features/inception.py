@@ -41,7 +41,7 @@ def inception_weights() -> Path:
         ):
             Path(check_download_inception(folder)).replace(path)
     if not is_whole_archive(path):
-        path.unlink()
+        path.unlink(missing_ok=True)  # several processes find it
         raise UserError(
             f"The Inception weights at {path} were broken (a download cut short?) and have been "
             f"removed: run again to download them, or {INSTEAD}."
@@ -62,7 +62,7 @@ def is_whole_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, FileNotFoundError):
         return False
 
 

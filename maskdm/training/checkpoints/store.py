@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -26,8 +26,8 @@ from filelock import FileLock
 
 from maskdm.runtime.environment import CHECKPOINTS
 from maskdm.runtime.errors import UserError
-from maskdm.runtime.files import BEGUN, UNFINISHED, file_hash, sync, write_tensors
-from maskdm.runtime.locks import acquired, held
+from maskdm.runtime.files import BEGUN, UNFINISHED, file_hash, listed, sync, write_tensors
+from maskdm.runtime.locks import acquired, held, is_held
 from maskdm.training.checkpoints.fingerprint import digest
 from maskdm.training.checkpoints.remote import Remote
 
@@ -128,18 +128,26 @@ class CheckpointStore:
         Raises:
             UserError: if one of them cannot be used.
         """
+        self._make(LOCK)
+        if self.remote_url:
+            self.remote = Remote(self.remote_url)
+            for mark in self.remote.names(KEEP):
+                self._make(mark)
+
+    def _make(self, name: str) -> None:
+        """Make an empty file in the folder, and that where somebody has cleared it meanwhile.
+
+        Raises:
+            UserError: if it cannot be done.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / LOCK).touch()
+            (self.folder / name).touch()
         except OSError as error:
             raise UserError(
                 f"The folder for checkpoints, {self.folder}, cannot be made or written to "
                 f"({error.strerror}): name another one in {CHECKPOINTS.name}."
             ) from None
-        if self.remote_url:
-            self.remote = Remote(self.remote_url)
-            for mark in self.remote.names(KEEP):
-                (self.folder / mark).touch()
 
     @property
     def is_held(self) -> bool:
@@ -194,8 +202,12 @@ class CheckpointStore:
         return (self.folder / f"{self.name(step)}{METADATA}").exists()
 
     def keep(self, step: int) -> None:
-        """Mark the checkpoint after ``step`` steps as one to keep: runs may branch off there."""
-        (self.folder / f"{self.name(step)}{KEEP}").touch()
+        """Mark the checkpoint after ``step`` steps as one to keep: runs may branch off there.
+
+        Raises:
+            UserError: if it cannot be done.
+        """
+        self._make(f"{self.name(step)}{KEEP}")
 
     def kept(self) -> set[int]:
         """Return the steps of this run after which checkpoints are to be kept."""
@@ -398,13 +410,14 @@ def folders(root: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> Iterator[Entry]:
-    """Yield what is in a folder of checkpoints, in the order of steps."""
+    """Yield what is in a folder of checkpoints, in the order of steps; a run may go on there."""
     for name in _names(folder):
         kept = (folder / f"{name}{KEEP}").exists()
         try:
             yield Entry(name.step, _read_metadata(folder / f"{name}{METADATA}"), "", kept)
         except DamagedError as error:
-            yield Entry(name.step, None, str(error), kept)
+            if (folder / f"{name}{METADATA}").exists():  # else a run has removed it meanwhile
+                yield Entry(name.step, None, str(error), kept)
 
 
 def last_step(root: Path) -> int:
@@ -414,8 +427,7 @@ def last_step(root: Path) -> int:
 
 def in_use(folder: Path) -> bool:
     """Return whether a run holds a folder of checkpoints."""
-    with held(folder / LOCK) as free:
-        return not free
+    return is_held(folder / LOCK)
 
 
 def clear(folder: Path, remote: str | None) -> bool:
@@ -432,10 +444,10 @@ def clear(folder: Path, remote: str | None) -> bool:
     """
     with held(folder / LOCK) as free:
         if free:
-            for path in folder.iterdir():
+            for path in listed(folder, "*"):
                 if _is_ours(path.name) and path.is_file() and not path.is_symlink():
-                    path.unlink()
-            if not any(folder.iterdir()) and not folder.is_symlink():
+                    path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty, also because a run has come meanwhile; or a link
                 folder.rmdir()
             if remote:
                 Remote(f"{remote.rstrip('/')}/{folder.name}").clear(_is_ours)
@@ -451,7 +463,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _names(folder: Path) -> list[Name]:
-    return sorted(filter(None, map(Name.of, folder.glob(f"*{METADATA}"))))
+    return sorted(filter(None, map(Name.of, listed(folder, f"*{METADATA}"))))
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
