@@ -907,6 +907,8 @@ def test_what_the_page_says_of_stronger_arms_is_what_their_runs_ended_with():
     changed = {arm for _, arm in ends} - {SCRATCH, "block-75", "block-75-kept"}
     assert all(max(drawn[arm], written[arm]) > 0 for arm in changed)
     assert len(changed) == 4
+    scratch = (ends[dataset, SCRATCH] for dataset in ("openmoji", "glyphs"))
+    assert "in the same tuning ({:.4f} and {:.4f})".format(*scratch) in page
     ways = [
         [
             100 * (ends[dataset, arm] / ends[dataset, SCRATCH] - 1)
@@ -923,6 +925,15 @@ def test_what_the_page_says_of_stronger_arms_is_what_their_runs_ended_with():
     ):
         seen = (epochs[dataset, arm][0] for arm in ("block-75-middle", "block-75"))
         assert words.format(*seen) in page
+    costs = {}
+    for result in read_results(decision.ARMS):
+        masked = result.about["training"][0]
+        costs[result.run.dataset, result.run.arm] = masked["flops"] / masked["steps"]
+    dearer = [
+        costs[dataset, "block-75-middle"] / costs[dataset, "block-75"]
+        for dataset in ("openmoji-64-tuning", "glyphs-64-tuning")
+    ]
+    assert "a step costs {:.1f} and {:.1f} times as much".format(*dearer) in page
     shifted = [
         result.about["levels"]["3"]
         for arm in ("block-75-shifted", "block-75")

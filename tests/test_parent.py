@@ -18,7 +18,7 @@ from tests.support.workspaces import checkpointed, like
 pytestmark = pytest.mark.slow
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 8, "log_every": 1000, "validate_every": 1000}
-SECONDS = 60  # that processes may live on without their parent
+SECONDS = 10  # that processes may live on without their parent
 SAVING = 60  # and a stage that saves its checkpoint first, on a busy machine
 GRAPH = "stages:\n  pretrain:\n    cmd: python -m stages.pretrain\n"
 
