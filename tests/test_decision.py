@@ -927,7 +927,7 @@ def test_what_the_page_says_of_stronger_arms_is_what_their_runs_ended_with():
         assert words.format(*seen) in page
     costs = {}
     for result in read_results(decision.ARMS):
-        masked = result.about["training"][0]
+        masked = result.legs[0]
         costs[result.run.dataset, result.run.arm] = masked["flops"] / masked["steps"]
     dearer = [
         costs[dataset, "block-75-middle"] / costs[dataset, "block-75"]
