@@ -132,11 +132,10 @@ def project(folder, contents):
         "UV_CACHE_DIR": str(folder / "cache"),
     }
 
-    def install(*more):
+    def install(*more, **environment):
         words = ["make", ".venv/.packages", f"PYTHON={sys.executable}", *more]
-        return subprocess.run(
-            words, cwd=folder, env=os.environ | own, capture_output=True, text=True
-        )
+        environment = os.environ | own | environment
+        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
     return install
 
@@ -160,6 +159,20 @@ def test_setup_takes_packages_from_a_local_folder_but_none_with_another_hash(tmp
     assert taken.returncode == 0, taken.stderr
     assert list((tmp_path / ".venv").rglob("small.py"))
     assert ("pip installs the packages" in taken.stderr) == (uv == FAILS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", ["", "cpu"])
+@pytest.mark.parametrize("forbidden", ["", "1"])
+def test_packages_are_compiled_where_python_may_not_compile_them_later(tmp_path, build, forbidden):
+    install = project(tmp_path, {"uv": REAL, "setuptools": "", "torch": "", "small": ""})
+    if build:
+        wheel(tmp_path, "torch", "", f"1.0+{build}")
+    done = install(f"TORCH={build}", PYTHONDONTWRITEBYTECODE=forbidden)
+    assert done.returncode == 0, done.stderr
+    for name in ("small", "torch"):
+        assert list(tmp_path.rglob(f".venv/**/{name}.py"))
+        assert bool(list(tmp_path.rglob(f".venv/**/{name}.*.pyc"))) == bool(forbidden)
 
 
 @pytest.mark.slow

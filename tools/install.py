@@ -67,6 +67,8 @@ def main(words: list[str] | None = None) -> int:
     if _pip(packages["uv"], "--only-binary=:all:") == 0:
         listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
         environment = told_to_uv(listed) | os.environ
+        if sys.dont_write_bytecode:
+            environment.setdefault("UV_COMPILE_BYTECODE", "1")
         if cpu:
             return _by_uv_for_cpus(packages, environment)
         if subprocess.run([*UV, *LOCKED, str(LOCK)], env=environment).returncode == 0:
