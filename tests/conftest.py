@@ -1,5 +1,8 @@
-"""Tests compute little: on one thread they, and what they start, are faster than on several."""
+"""What all tests share: the order of their files, and fixtures."""
 
+import tests.support.environment  # noqa: F401, the first of all
+
+# isort: split
 import os
 import shutil
 
@@ -10,10 +13,10 @@ import pytest
 from benchmarks.robustness.interrupts import hear
 from tests.support.clones import ROOT
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 hear()
 # No test measures time: on a busy machine an example may take seconds.
-hypothesis.settings.register_profile("maskdm", deadline=None)
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("maskdm", deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("maskdm")
 
 

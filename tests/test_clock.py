@@ -9,7 +9,7 @@ import pytest
 from benchmarks.robustness.torture import MODELS_AND_CURVES, ROOT
 from maskdm.data.inventory import inventory
 from tests.support.preparing import params, save_images
-from tests.support.workspaces import checkpointed, like
+from tests.support.workspaces import PAUSING, like, paused
 
 DAYS = {"1901": -(2**31), "1970": 0, "2106": 2**32}  # seconds
 STEPS = 300
@@ -43,16 +43,18 @@ def calm(prepared, tmp_path_factory):
 @pytest.mark.parametrize("moment", [DAYS["1970"], DAYS["2106"]])
 def test_a_run_goes_on_to_the_same_bytes_whatever_the_clock_says(moment, prepared, calm, tmp_path):
     (tmp_path / "clock").mkdir()
-    (tmp_path / "clock/sitecustomize.py").write_text(JUMPING)
+    (tmp_path / "clock/sitecustomize.py").write_text(JUMPING + PAUSING.read_text())
     workspace = like(prepared, tmp_path / "w", pretrain={"steps": STEPS})
     workspace.environment |= {
         "MASKDM_CHECKPOINT_STEPS": "20",
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "clock"), str(ROOT)]),
+        "PAUSED_PHASE": "pretrain",
     }
     process = workspace.start("pretrain")
-    checkpointed(process, workspace.checkpoints)
+    paused(process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    del workspace.environment["PAUSED_PHASE"]
     assert set_times(workspace.folder, moment) > 5
     newest = max(workspace.checkpoints.rglob("*.safetensors"))
     os.utime(newest, (moment - 1000, moment - 1000))  # and looks older than the one before it

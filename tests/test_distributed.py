@@ -30,7 +30,7 @@ from maskdm.runtime.distributed import (
     another_has_ended,
     worker,
 )
-from tests.support.workspaces import checkpointed, like
+from tests.support.workspaces import go_on, like, paused, pausing
 
 STEPS, CUT = 50, 20
 # Of 10 images, 4 processes have 2 or 3 each.
@@ -101,9 +101,10 @@ def run(workspace, count=None, status=0, **options):
 
 
 def started(workspace, *arguments, **options):
-    """Start pretraining and wait until it has saved the checkpoint after step 7, long before 14."""
-    process = start(workspace, *arguments, MASKDM_CHECKPOINT_STEPS="7", **options)
-    checkpointed(process, workspace.checkpoints)
+    """Start pretraining and return it where it has stopped, as it saves its second checkpoint."""
+    own = {"MASKDM_CHECKPOINT_STEPS": "7", **pausing("pretrain", ROOT)}
+    process = start(workspace, *arguments, **options, **own)
+    paused(process)
     return process
 
 
@@ -279,6 +280,7 @@ def stopped(prepared, tmp_path_factory):
     try:
         process = started(workspace, 4)
         os.kill(process.pid, signal.SIGTERM)
+        go_on(process)
         status, said = ended(process)
         return workspace, status, said, living(workspace)
     finally:
@@ -327,6 +329,7 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(workspace, pret
         if child.environ().get("RANK") == "1"
     )
     killed.kill()
+    go_on(process)
     status, said = ended(process, seconds=60)
     assert status == 128 + signal.SIGKILL, said
     assert living(workspace) == []
@@ -351,6 +354,7 @@ def test_one_of_four_that_dies_ends_the_others_and_the_same_command_goes_on_to_t
     workers = psutil.Process(process.pid).children(recursive=True)
     (died,) = (child for child in workers if child.environ().get("RANK") == rank)
     died.kill()
+    go_on(process)
     status, said = ended(process)
     assert status not in (0, None), said
     assert living(workspace) == []
@@ -391,6 +395,7 @@ def test_two_workers_that_srun_started_stop_and_those_of_torchrun_go_on_to_the_s
 
     process = started(workspace, MASKDM_LAUNCHER="srun", **path)
     os.kill(process.pid, signal.SIGTERM)
+    go_on(process)
     status, said = ended(process)
     assert status == 143, said
     assert said.count("steps of") == 1

@@ -235,7 +235,7 @@ def test_neither_git_nor_dvc_sees_anything_of_it(tmp_path):
     again = clone.outputs()
     assert again.keys() == outputs.keys()
     changed = [name for name, (digest, _) in again.items() if digest != outputs[name][0]]
-    assert changed == ["reports/timing/pretrain.json"]
+    assert set(changed) <= {"reports/timing/pretrain.json"}
 
     clone.git("add", "--all")
     assert "live" not in clone.git("diff", "--cached", "--name-only")

@@ -313,13 +313,14 @@ def test_what_could_not_be_read_for_a_while_is_read_again(
     assert reused == 0
 
 
-def test_a_folder_that_its_holder_removes_is_made_anew_for_whoever_waits(tmp_path):
+def test_a_folder_that_its_holder_removes_is_made_anew_for_whoever_waits(tmp_path, monkeypatch):
     """Two experiments of a queue prepare the same set: the first to end removes its pieces."""
 
     def wait() -> bool:
         with kept_pieces(tmp_path, "key", SHAPE) as kept:
             return kept is not None
 
+    monkeypatch.setattr(pieces, "PATIENCE", 600)
     folder = tmp_path / "prepare-key"
     with ThreadPoolExecutor() as pool:
         with held(folder / LOCK):
@@ -425,7 +426,7 @@ def test_kills_at_random_moments_leave_the_bytes_of_an_untouched_run(tmp_path: P
 @pytest.mark.slow
 def test_a_killed_dvc_repro_goes_on_behind_the_last_piece(tmp_path: Path) -> None:
     """DVC deletes what a stage writes, or checks it out anew, before the stage starts."""
-    save_pictures(tmp_path / "images", 6000)
+    save_pictures(tmp_path / "images", 20000)  # so many that it is killed long before the end
     changes = {"data.source": "folder", "data.path": str(tmp_path / "images"), "data.limit": None}
     clone = clone_tree(tmp_path / "clone", changes)
     command = ["dvc", "repro", "prepare"]

@@ -14,9 +14,8 @@ from maskdm.runtime.errors import UserError
 
 
 @pytest.fixture
-def both(tmp_path, monkeypatch):
+def both(tmp_path):
     """Two programs in a folder, DVC and a stage that ends when it does; and one elsewhere."""
-    monkeypatch.setattr(pipeline, "PATIENCE", 2)
     (tmp_path / "folder/below").mkdir(parents=True)
     dvc = subprocess.Popen(["dvc", "100"], executable="sleep", cwd=tmp_path / "folder")
     stage = subprocess.Popen(["sleep", "100"], cwd=tmp_path / "folder/below")
@@ -34,7 +33,8 @@ def test_all_that_runs_in_the_folder_gets_the_signal_and_nothing_else_does(kind,
     assert [dvc.wait(), stage.wait(), elsewhere.poll()] == [-KINDS[kind], -KINDS[kind], None]
 
 
-def test_a_stage_that_goes_on_without_dvc_is_named_and_killed(both):
+def test_a_stage_that_goes_on_without_dvc_is_named_and_killed(both, monkeypatch):
+    monkeypatch.setattr(pipeline, "PATIENCE", 2)
     folder, dvc, stage, _ = both
     assert strike(folder, "SIGTERM to DVC alone") == {"sleep 100"}
     assert [dvc.wait(), stage.wait()] == [-signal.SIGTERM, -signal.SIGKILL]

@@ -1,6 +1,7 @@
 """Pushing to a hub: what was exported, its card, and nothing else; a sentence for what is wrong."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -115,8 +116,11 @@ def test_who_may_not_push_is_told_what_to_do(hub, exported, repo, token, sentenc
 @pytest.mark.slow
 def test_without_internet_it_is_one_sentence(exported):
     with serving() as hub:
-        pass  # its port is closed again
-    status, said = push(hub, exported, "emoji")
+        pass
+    with socket.socket() as closed:  # nobody listens at its port, and nobody else can
+        closed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        closed.bind(("127.0.0.1", int(hub.url.rpartition(":")[2])))
+        status, said = push(hub, exported, "emoji")
     assert status == 1
     assert f"emoji was not pushed to {hub.url}" in said
     assert "Traceback" not in said

@@ -8,11 +8,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from maskdm.runtime.files import listed
-from maskdm.training.checkpoints.store import METADATA
+from maskdm.training.checkpoints.store import KEEP
 from tests.support.clones import SMALLER, Clone, clone_tree
+from tests.support.workspaces import paused, pausing
 
 pytestmark = pytest.mark.slow
 
@@ -61,14 +63,12 @@ def test_a_killed_dvc_repro_ends_as_one_in_another_clone_that_nobody_touched(clo
         process = subprocess.Popen(
             ["dvc", "repro"],
             cwd=clone.path,
-            env=clone.environment | {"MASKDM_CHECKPOINT_STEPS": str(saved)},
+            env=clone.environment | {"MASKDM_CHECKPOINT_STEPS": str(saved), **pausing(phase)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while not listed(clone.path / "checkpoints", f"{phase}-*/*{METADATA}"):
-            assert process.poll() is None
-            time.sleep(0.02)
+        paused(process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (clone.path / "models" / phase).exists()
@@ -98,7 +98,8 @@ def test_a_longer_experiment_computes_the_difference(pretrained):
 
 def test_two_queue_workers_compute_what_they_share_once(pretrained):
     """Whichever is first: the other waits, and takes the checkpoint that it needs."""
-    clone = pretrained
+    clone = Clone(pretrained.path)
+    clone.environment |= {"MASKDM_CHECKPOINT_STEPS": "100", **pausing("pretrain")}
     # The short one is queued first: on a busy machine it may end before the other begins, and a
     # run that comes after a longer one has nothing to take but that one's end.
     for name, steps in (("short", 420), ("long", 500)):
@@ -108,6 +109,13 @@ def test_two_queue_workers_compute_what_they_share_once(pretrained):
     deadline = time.monotonic() + 900
     while (said := status_of_queue(clone)).count("Success") < 2:
         assert time.monotonic() < deadline, said
+        # Each stands where it saves its second checkpoint, until the short one has said what it
+        # needs: the long one may be first.
+        if listed(clone.path / "checkpoints", f"pretrain-*/000000420-*{KEEP}"):
+            for process in psutil.process_iter(["cwd", "status"]):
+                inside = (process.info["cwd"] or "").startswith(str(clone.path))
+                if inside and process.info["status"] == psutil.STATUS_STOPPED:
+                    process.send_signal(signal.SIGCONT)
         time.sleep(1)
     assert computed(clone, "long") + computed(clone, "short") == 500
     for file in (clone.path / ".dvc/tmp/exps/celery").glob("*.pid"):
@@ -173,6 +181,8 @@ def test_two_at_once_in_two_working_copies_share_what_they_compute(fresh, pretra
     expected, copies = contents_of_pretraining(pretrained), [fresh("one"), fresh("two")]
     for copy in copies:
         copy.call("dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
+        # One that comes when the other is done takes all from the cache, and computes nothing.
+        (copy.path / TIMING).write_text('{"steps_computed": 0}')
     processes = [start(copy, MASKDM_CHECKPOINTS=str(tmp_path / "checkpoints")) for copy in copies]
     for process in processes:
         said, _ = process.communicate(timeout=600)

@@ -397,13 +397,10 @@ def test_a_busy_remote_does_not_hold_up_saving_and_has_the_last_checkpoint_in_th
 @pytest.mark.slow
 def test_a_killed_stage_goes_on_from_s3_on_a_machine_that_has_nothing(prepared, tmp_path, bucket):
     """The same command, with the same remote, in a folder without checkpoints."""
-    calm, here, there = (
-        like(prepared, tmp_path / name, pretrain={"steps": 300})
-        for name in ("calm", "here", "there")
-    )
-    for workspace in (here, there):
-        workspace.environment["MASKDM_CHECKPOINTS_REMOTE"] = bucket
-        workspace.environment["MASKDM_CHECKPOINT_STEPS"] = "25"
+    own = {"MASKDM_CHECKPOINTS_REMOTE": bucket, "MASKDM_CHECKPOINT_STEPS": "25"}
+    # Endless: the others are as long as it has come until it is killed, and some steps more.
+    here = like(prepared, tmp_path / "here", pretrain={"steps": 10**6})
+    here.environment |= own
     process = here.start("pretrain")
     listing = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     while not any(name.endswith(METADATA) for name in listing.find("bucket/checkpoints")):
@@ -411,6 +408,9 @@ def test_a_killed_stage_goes_on_from_s3_on_a_machine_that_has_nothing(prepared, 
         time.sleep(0.05)
     process.kill()
     process.wait()
+    steps = {"steps": here.saved() + 100}
+    there, calm = (like(prepared, tmp_path / name, pretrain=steps) for name in ("there", "calm"))
+    there.environment |= own
     said = there.stage("pretrain")
     assert "Fetching the checkpoint after step" in said
     assert "Going on from the checkpoint after step" in said

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -299,14 +300,16 @@ class Failing:
     """Stands for a method of a location, which fails so often."""
 
     def __init__(self, monkeypatch, method, times, error=None):
-        self.left, self.calls = times, 0
+        self.left, self.calls, self.lock = times, 0, threading.Lock()
         self.error = error or OSError("the network is away\nand more")
         real = getattr(Location, method)
 
         def fails(location, *given):
-            self.calls += 1
-            if self.left:
+            with self.lock:  # several threads send
+                self.calls += 1
                 self.left -= 1
+                away = self.left >= 0
+            if away:
                 raise self.error
             return real(location, *given)
 

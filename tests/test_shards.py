@@ -49,7 +49,7 @@ from tests.support.clones import ROOT
 from tests.support.preparing import params, save_images
 from tests.support.s3 import BUCKET
 from tests.support.training import IMAGES, Run, leg, masked, phase
-from tests.support.workspaces import checkpointed, like
+from tests.support.workspaces import half_way, like
 
 SIDE = 32
 BLOCK = 4  # images in a shard
@@ -446,8 +446,7 @@ def test_stages_on_shards_in_s3_write_what_they_write_on_a_file(
     assert not (there.folder / "data/prepared/train.npy").exists()
     assert not list(there.checkpoints.glob("prepare-*"))
     there.environment["MASKDM_CHECKPOINT_STEPS"] = "20"
-    process = there.start("pretrain")
-    checkpointed(process, there.checkpoints)
+    process = half_way(there)
     process.kill()
     process.wait()
     for path in (tmp_path / "cache of there").iterdir():

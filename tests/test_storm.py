@@ -12,13 +12,13 @@ import pytest
 from benchmarks.robustness.torture import MODELS_AND_CURVES, ROOT, Workspace, differing, storm
 from maskdm.runtime.files import listed
 from maskdm.training.checkpoints.store import BEGUN, KEEP, METADATA, TENSORS
-from tests.support.workspaces import checkpointed, like
+from tests.support.workspaces import go_on, half_way, like
 
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-STEPS = 500
-LONG = {"steps": STEPS, "preview_every": 100}  # previews are part of every checkpoint
+STEPS = 200
+LONG = {"steps": STEPS, "preview_every": 50}  # previews are part of every checkpoint
 
 
 @pytest.fixture
@@ -34,11 +34,9 @@ def calm(prepared, tmp_path_factory):
 
 
 def running(workspace, **environment):
-    """Start pretraining and wait until a checkpoint is there."""
+    """Start pretraining and return it where it has stopped, half-way."""
     workspace.environment |= environment
-    process = workspace.start("pretrain")
-    checkpointed(process, workspace.checkpoints)
-    return process
+    return half_way(workspace)
 
 
 def ended(process):
@@ -74,6 +72,7 @@ def test_the_storm_names_what_differs(tmp_path):
 def test_a_signal_saves_before_it_stops_the_run(number, status, workspace):
     process = running(workspace, MASKDM_CHECKPOINT_STEPS="40")
     os.kill(process.pid, number)
+    go_on(process)
     code, said = ended(process)
     assert code == status, said
     assert "Traceback" not in said
@@ -92,6 +91,7 @@ def test_under_nohup_a_terminal_that_closes_stops_nothing(processes, workspace, 
         signal.signal(signal.SIGHUP, usual)
     process.stdout.close()  # nobody listens any more
     os.kill(process.pid, signal.SIGHUP)
+    go_on(process)
     assert process.wait(timeout=600) == 0
     if processes == 1:  # two add up in another order
         assert workspace.files("models") == calm_result(calm).files("models")
@@ -104,7 +104,6 @@ def test_a_second_trainer_of_the_same_waits_and_takes_over_when_the_first_is_kil
     other = like(workspace, tmp_path / "other")
     other.environment["MASKDM_CHECKPOINTS"] = str(workspace.checkpoints)
     first = running(workspace, MASKDM_CHECKPOINT_STEPS="20")
-    first.send_signal(signal.SIGSTOP)  # so that it has not ended when the second looks
     second = other.start("pretrain")
     line = second.stdout.readline()
     while "Waiting" not in line:
@@ -131,13 +130,12 @@ def test_who_waits_takes_the_finished_checkpoint_as_soon_as_it_is_there(workspac
     """A shorter run that comes second gets it from the longer one that holds the folder."""
     short = like(workspace, tmp_path / "short", pretrain={"steps": STEPS - 50})
     short.environment["MASKDM_CHECKPOINTS"] = str(workspace.checkpoints)
-    first = running(workspace, MASKDM_CHECKPOINT_STEPS="1")
-    first.send_signal(signal.SIGSTOP)  # until the short one has said what it needs
+    first = running(workspace, MASKDM_CHECKPOINT_STEPS="1")  # stands until the short one has said
     second = short.start("pretrain")
     while not listed(workspace.checkpoints, f"*/{STEPS - 50:09d}-*{KEEP}"):
         assert second.poll() is None, second.stdout.read()
         time.sleep(0.02)
-    first.send_signal(signal.SIGCONT)
+    go_on(first)
     code, said = ended(second)
     assert code == 0, said
     assert f"Found the finished checkpoint of these {STEPS - 50} steps" in said
@@ -159,10 +157,10 @@ def test_a_disk_that_fills_up_costs_no_more_than_the_interval(calm, workspace, t
         pytest.skip("only root may mount a small tmpfs, and not in every container")
     try:
         workspace.environment |= {"MASKDM_CHECKPOINTS": str(small), "MASKDM_CHECKPOINT_STEPS": "30"}
-        process = workspace.start("pretrain")
-        checkpointed(process, small)
+        process = half_way(workspace)
         with pytest.raises(OSError, match="No space"):
             fill(small / "ballast")
+        go_on(process)
         code, said = ended(process)
         assert code == 1, said
         assert "No space left on device" in said
@@ -182,7 +180,6 @@ def test_a_disk_that_fills_up_costs_no_more_than_the_interval(calm, workspace, t
 def test_checkpoints_are_listed_and_cleared_but_not_those_in_use(workspace):
     process = running(workspace, MASKDM_CHECKPOINT_STEPS="20")
     (folder,) = workspace.checkpoints.iterdir()
-    process.send_signal(signal.SIGSTOP)
     command = [sys.executable, "-m", "stages.checkpoints"]
 
     def checkpoints(*arguments, status=0):
@@ -199,7 +196,7 @@ def test_checkpoints_are_listed_and_cleared_but_not_those_in_use(workspace):
 
     assert f"{folder.name} (in use)" in checkpoints("list")
     assert "is in use and stays" in checkpoints("clear", "--all")
-    process.send_signal(signal.SIGCONT)
+    go_on(process)
     assert ended(process)[0] == 0
     assert re.search(rf"step {STEPS:>8} .* MiB  kept", checkpoints("list"))
     assert "There are no checkpoints called nothing" in checkpoints("clear", "nothing", status=1)

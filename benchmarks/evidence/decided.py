@@ -20,9 +20,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import ArrayLike
 
 from benchmarks.evidence.by_image import by_image
 from benchmarks.evidence.decision import ARMS, LARGE, SCRATCH, SMALL, TESTS
+from benchmarks.evidence.regimes import EXACT, of_part
 from benchmarks.evidence.results import Result, read_results
 from maskdm.runtime.command import run
 from maskdm.runtime.errors import UserError
@@ -57,6 +59,7 @@ def main(
         "levels": [row for part in PARTS for row in levels(read_results(part))],
         "geometric": [row for part in PARTS for row in geometric(read_results(part))],
         "by_image": [row for part in PARTS for row in finer(read_results(part))],
+        "factors": [row for part in PARTS for row in factors(read_results(part))],
     }
     write_json(REPORT, report)
     for row in report["comparisons"]:
@@ -126,6 +129,7 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
                     **named(results, arm, scratch),
                     "measure": measure,
                     "seeds": seeds,
+                    "flops": [sum(leg["flops"] for leg in one.legs) for one in first],
                     "steps": [by_phase(one.legs, "steps") for one in first],
                     "images": [by_phase(one.legs, "images") for one in first],
                     "epochs": [epochs(one) for one in first],
@@ -256,6 +260,36 @@ def _log_error(result: Result) -> float:
     return float(np.log(list(result.about["levels"].values())).mean())
 
 
+def factors(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Yield how many times scratch's compute is an arm's at equal error, seed by seed.
+
+    The mean is geometric; it has a 95 % t-interval where every seed's factor is measured and none
+    is a bound.
+    """
+    for one in of_part(results):
+        arm, tuning, share = one.arm
+        values = [value for value, _ in one.seeds.values()]
+        if len(values) >= LEAST:
+            logs = np.log(values)
+            yield {
+                "part": one.part,
+                "dataset": one.dataset,
+                "arm": arm,
+                "tuning": tuning,
+                "share": share,
+                "against": one.against,
+                "budget": one.budget,
+                "seeds": list(one.seeds),
+                "values": values,
+                "bounds": [bound for _, bound in one.seeds.values()],
+                "mean": one.factor,
+                "bound": one.bound,
+                "interval": np.exp(interval(logs, np.zeros_like(logs))).tolist()
+                if one.bound == EXACT
+                else None,
+            }
+
+
 def finer(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """Yield the differences of errors by image, with intervals over seeds and over images.
 
@@ -276,7 +310,7 @@ def finer(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
             }
 
 
-def interval(own: Sequence[float], other: Sequence[float]) -> list[float]:
+def interval(own: ArrayLike, other: ArrayLike) -> list[float]:
     """Return the 95 % t-interval of the mean of paired differences."""
     from scipy import stats
 

@@ -3,8 +3,11 @@
 The factor is scratch's training FLOPs ÷ the arm's, at equal error on held-out images. Scratch is
 the one of the lowest error at its end among those with as many tokens, on the same seed. Where the
 arm gets to scratch's last error, that is the error at which they are compared; elsewhere it is the
-arm's last error, which scratch's curve has passed. Runs that cool down are better at their end than
-at any point before: a factor read off the curve of one of them is a bound.
+arm's last error, which scratch has passed.
+
+Runs that cool down are better at their end than at any point before, so of these the ends of all
+budgets that there are make the curve, with a power law between two; where one side is ahead of the
+other from its first end on, the factor is a bound.
 """
 
 from collections import defaultdict
@@ -22,7 +25,11 @@ PARTS = (
 )  # fmt: skip
 EXACT, LEAST, MOST, MIXED = "measured", "at least", "at most", "a mean of both"
 
-Arm = tuple[str, str, float, float]  # arm, tuning, share, of
+Arm = tuple[str, str, float]  # arm, tuning, share
+Factor = tuple[float, str]  # and whether that is EXACT, or a bound: LEAST or MOST
+# What has ended, of every budget; and the whole course of the longest, which is never better than
+# what ends there.
+Side = tuple[Curve, Curve]
 
 
 @dataclass(frozen=True)
@@ -32,22 +39,31 @@ class Regime:
     Attributes:
         part: of the matrix.
         dataset: the images.
-        arm: its name, tuning, share masked, and share of the part's budget.
+        arm: its name, tuning and share masked.
+        against: scratch's tuning.
         tokens: of a whole image.
         budget: training FLOPs of scratch.
-        factor: the geometric mean over seeds.
-        bound: what that is: ``EXACT``, ``LEAST``, ``MOST``, or ``MIXED``, of seeds of both bounds.
-        seeds: how many.
+        seeds: seed → its factor.
     """
 
     part: str
     dataset: str
     arm: Arm
+    against: str
     tokens: int
     budget: float
-    factor: float
-    bound: str
-    seeds: int
+    seeds: dict[int, Factor]
+
+    @property
+    def factor(self) -> float:
+        """The geometric mean over seeds."""
+        return geometric_mean(value for value, _ in self.seeds.values())
+
+    @property
+    def bound(self) -> str:
+        """What the mean is: ``MIXED`` if some seeds have the one bound and some the other."""
+        bounds = {bound for _, bound in self.seeds.values()} - {EXACT}
+        return EXACT if not bounds else bounds.pop() if len(bounds) == 1 else MIXED
 
 
 def regimes(parts: Sequence[str] = PARTS) -> list[Regime]:
@@ -57,49 +73,74 @@ def regimes(parts: Sequence[str] = PARTS) -> list[Regime]:
 
 def of_part(results: Sequence[Result]) -> Iterator[Regime]:
     """Yield the points of one part of the matrix."""
-    groups: dict[tuple[str, int, Arm], dict[int, Result]] = defaultdict(dict)
-    for one in results:
-        arm = one.run.arm, one.run.tuning, one.run.share, one.run.of
-        groups[one.run.dataset, tokens(one), arm][one.run.seed] = one
+    # Images, tokens and arm → seed → its runs, of the least budget first.
+    groups: dict[tuple[str, int, Arm], dict[int, list[Result]]] = defaultdict(dict)
+    for one in sorted(results, key=lambda one: one.run.of):
+        key = one.run.dataset, tokens(one), (one.run.arm, one.run.tuning, one.run.share)
+        groups[key].setdefault(one.run.seed, []).append(one)
     for (dataset, count, arm), seeds in groups.items():
         scratches = [
-            other
-            for (*where, (name, _, _, of)), other in groups.items()
-            if where == [dataset, count] and name == SCRATCH and of == 1 and other.keys() & seeds
+            whole
+            for (*where, (name, _, _)), other in groups.items()
+            if where == [dataset, count] and name == SCRATCH
+            if (whole := {seed: runs for seed, runs in other.items() if runs[-1].run.of == 1})
+            and whole.keys() & seeds
         ]
         if arm[0] == SCRATCH or not scratches:
             continue
-        scratch = min(scratches, key=lambda other: mean(map(last_error, other.values())))
-        pairs = [(one, scratch[seed]) for seed, one in seeds.items() if seed in scratch]
-        cooled = bool(pairs[0][0].params["finetune"]["cooldown"])
-        for budget in (pairs[0][1].budget,) if cooled else budgets([pairs[0][1]]):
-            found = [factor(one, other, budget) for one, other in pairs]
-            known = [value for value in found if value is not None]
-            if not known or len(known) < len(found):
-                continue
-            value = geometric_mean(number for number, _ in known)
-            bounds = {LEAST if reached else MOST for _, reached in known}
-            bound = EXACT if not cooled else bounds.pop() if len(bounds) == 1 else MIXED
-            yield Regime(results[0].run.part, dataset, arm, count, budget, value, bound, len(known))
+        scratch = min(
+            scratches, key=lambda other: mean(last_error(runs[-1]) for runs in other.values())
+        )
+        pairs = {seed: (runs, scratch[seed]) for seed, runs in seeds.items() if seed in scratch}
+        (_, first), *_ = pairs.values()
+        for budget in (first[-1].budget,) if has_cooled(first[-1]) else budgets(first[-1:]):
+            found = {
+                seed: factor(side(own, budget), side(other, budget))
+                for seed, (own, other) in pairs.items()
+            }
+            known = {seed: value for seed, value in found.items() if value}
+            if len(known) == len(found):
+                yield Regime(
+                    first[-1].run.part, dataset, arm, first[-1].run.tuning, count, budget, known
+                )
 
 
-def factor(one: Result, scratch: Result, budget: float) -> tuple[float, bool] | None:
-    """Return scratch's compute ÷ an arm's at equal error, and whether the arm got to scratch's.
+def side(runs: Sequence[Result], budget: float) -> Side:
+    """Return the curves of an arm's, or scratch's, runs of one seed up to a budget.
+
+    Args:
+        runs: of the least budget first.
+        budget: training FLOPs.
+    """
+    course = [point for point in comparable(runs[-1]) if point[0] <= 1.01 * budget]
+    return ([comparable(one)[-1] for one in runs] if has_cooled(runs[-1]) else course), course
+
+
+def factor(own: Side, scratch: Side) -> Factor | None:
+    """Return scratch's compute ÷ an arm's at equal error.
 
     None if that cannot be said: neither curve reaches the other's last error.
     """
-    own, other = (
-        [point for point in comparable(result) if point[0] <= 1.01 * budget]
-        for result in (one, scratch)
-    )
-    if not own:
+    (ends, course), (other, other_course) = own, scratch
+    if not ends:
         return None
     target = other[-1][1]
-    before, after = first_reached(other, target), first_reached(own, target)
+    before, after = first_reached(other, target), first_reached(ends, target)
     if before and after:
-        return before / after, True
-    passed = first_reached(other, own[-1][1])
-    return (passed / own[-1][0], False) if passed else None
+        if after > ends[0][0]:
+            return before / after, EXACT
+        return before / min(after, first_reached(course, target) or after), LEAST
+    passed = first_reached(other, ends[-1][1])
+    if passed is None:
+        return None
+    if passed > other[0][0]:
+        return passed / ends[-1][0], EXACT
+    return min(passed, first_reached(other_course, ends[-1][1]) or passed) / ends[-1][0], MOST
+
+
+def has_cooled(result: Result) -> bool:
+    """Return whether a run's learning rate was lowered to 0 at its end."""
+    return bool(result.params["finetune"]["cooldown"])
 
 
 def comparable(result: Result) -> Curve:

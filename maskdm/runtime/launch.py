@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import wraps
 from io import StringIO
 from pathlib import Path
+from random import SystemRandom
 from tempfile import TemporaryDirectory
 from typing import NoReturn, ParamSpec
 from uuid import uuid4
@@ -35,6 +36,7 @@ Arguments = ParamSpec("Arguments")
 
 # DDP warns on each rank that all parameters are used; it does so from C++.
 OF_WORKERS = {WORKER.name: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+PORTS = range(20_000, 32_768)  # below those that Linux lends to clients
 CAME_TO_ITS_END = "came to its end"
 GRACE = 120  # seconds for workers to save, between a signal and their end
 
@@ -152,15 +154,24 @@ def launch(launcher: list[str]) -> NoReturn:
     sys.exit(status)
 
 
+def _free_port() -> int:
+    """Return a port that nobody has, and that the system lends to no client meanwhile.
+
+    The first task binds it seconds later.
+    """
+    for port in SystemRandom().sample(PORTS, k=len(PORTS)):
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("", port))
+            return port
+    raise UserError(f"There is no free port from {PORTS[0]} to {PORTS[-1]} for processes to meet.")
+
+
 def _launched(launcher: list[str], command: list[str]) -> int:
     """Run a command through a launcher and return the status of its end, as in a shell."""
     if "torchrun" in (Path(word).name for word in launcher) and "--no-python" not in launcher:
         launcher = [*launcher, "--no-python"]
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     # torchrun sets these itself; srun passes them on, and its first task is on this host.
-    meeting = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port)}
+    meeting = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_free_port())}
     environment = meeting | os.environ | OF_WORKERS
     try:
         child = subprocess.Popen([*launcher, *command], env=environment)

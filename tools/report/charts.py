@@ -124,7 +124,8 @@ def regime_map(rows: Rows, shapes: Mapping[str, str]) -> Spec:
     """Return factors against budgets as marks, a column for each number of tokens.
 
     Args:
-        rows: ``tokens, budget, factor, bound, dataset, seeds``.
+        rows: ``tokens, budget, factor, bound, dataset, seeds``, and a name on either side:
+            ``before``, ``after``.
         shapes: bound → the shape of its mark.
     """
     names = list(dict.fromkeys(row["tokens"] for row in rows))
@@ -160,37 +161,35 @@ def _regimes(
     logarithmic = alt.Scale(type="log", nice=False, padding=15)
     shape = alt.Scale(domain=list(shapes), range=list(shapes.values()))
     seeds = alt.Scale(domain=["one", "several"], range=[0.35, 1.0])
-    budgets = sorted({row["budget"] for row in rows})
-    marks = (
-        alt.Chart()
-        .mark_point(size=60, opacity=0.75)
-        .encode(
-            x=alt.X(
-                "budget:Q",
-                title="scratch's budget, training FLOPs",
-                scale=logarithmic,
-                axis=_axis("~s", values=budgets),
-            ),
-            y=alt.Y(
-                "factor:Q",
-                title="scratch's compute ÷ the arm's, at equal error",
-                scale=logarithmic,
-                axis=alt.Axis(format="~g", values=[0.5, 0.7, 1, 1.4, 2, 3, 4]),
-            ),
-            color=alt.Color(
-                "dataset:N",
-                title=None,
-                scale=alt.Scale(domain=list(datasets), scheme="tableau10"),
-                legend=alt.Legend(**legend),
-            ),
-            shape=alt.Shape(
-                "bound:N", title="the factor is", scale=shape, legend=alt.Legend(**legend)
-            ),
-            opacity=alt.Opacity("seeds:O", title="seeds", scale=seeds, legend=alt.Legend(**legend)),
-        )
+    beside = alt.Scale(domain=list(datasets), paddingOuter=0.7)  # or one set would hide another
+    places = alt.Chart().encode(
+        x=alt.X(
+            "budget:O",
+            title="scratch's budget, training FLOPs",
+            axis=_axis("~s", labelAngle=0),
+        ),
+        xOffset=alt.XOffset("dataset:N", scale=beside),
+        y=alt.Y(
+            "factor:Q",
+            title="scratch's compute ÷ the arm's, at equal error",
+            scale=logarithmic,
+            axis=alt.Axis(format="~g", values=[0.5, 0.7, 1, 1.4, 2, 3, 4]),
+        ),
+        color=alt.Color(
+            "dataset:N",
+            title=None,
+            scale=alt.Scale(domain=list(datasets), scheme="tableau10"),
+            legend=alt.Legend(**legend),
+        ),
     )
+    marks = places.mark_point(size=60, opacity=0.75).encode(
+        shape=alt.Shape("bound:N", title="the factor is", scale=shape, legend=alt.Legend(**legend)),
+        opacity=alt.Opacity("seeds:O", title="seeds", scale=seeds, legend=alt.Legend(**legend)),
+    )
+    before = places.mark_text(align="right", dx=-7, fontSize=9).encode(text="before:N")
+    after = places.mark_text(align="left", dx=7, fontSize=9).encode(text="after:N")
     even = alt.Chart().mark_rule(strokeDash=[4, 4], color="#888").encode(y=alt.datum(1))
-    return [even, marks]
+    return [even, marks, before, after]
 
 
 def saved_compute(rows: Rows, kinds: Sequence[str]) -> Spec:

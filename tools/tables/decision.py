@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import expm1
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,19 +10,22 @@ from typing import Any
 from benchmarks.evidence.calibrate import PART, branches
 from benchmarks.evidence.decided import AS_MUCH, HALF
 from benchmarks.evidence.decided import ASKED as MEASURES_ASKED
-from benchmarks.evidence.decision import ARMS, SMALL, SUFFIX
+from benchmarks.evidence.decision import ARMS, SCRATCH, SMALL, SUFFIX
 from benchmarks.evidence.plan import Run
+from benchmarks.evidence.regimes import EXACT, LEAST, MIXED, MOST
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import Point, courses
 from tools.tables.measured import in_markdown, number
 
 REPORT = Path("reports/decision.json")
-# The tests of which the headline speaks: the network, and the masked arm, each test's best or only.
+# The tests of which the headline speaks: tokens, pixels and width, and the masked arm: the one that
+# was chosen, or of several the one named first in the plan.
 ASKED = {
-    "decision-8": ("64 tokens: 64×64, width 64 (the narrowest tried)", "block-75"),
-    SMALL: ("64 tokens: 32×32, width 96 (the demo's)", "block-75"),
-    "decision-4": ("256 tokens: 64×64, width 64", "patch-90"),
+    "decision-8": ("64 tokens, 64×64, width 64", "block-75"),
+    SMALL: ("64 tokens, 32×32, width 96 (the demo's)", "block-75"),
+    "decision-4": ("256 tokens, 64×64, width 64", "patch-90"),
 }
+MASKS = {"block-75": "75 %, blocks of 2×2", "patch-90": "90 %, one by one"}
 COMPUTE = {"half": HALF, "as much": AS_MUCH}
 SIGNIFICANT = 0.025  # in either direction
 NAMES = {"error": "error", "kid": "KID", "fd": "FD"}
@@ -61,7 +65,9 @@ def by_image() -> str:
     return in_markdown(head, rows)
 
 
-HEADLINE = ("network", "images", "compute", "error", "KID", "seeds")
+HEADLINE = (
+    "network", "images", "hidden", "FLOPs", "of scratch's", "error", "each level alike", "KID",
+)  # fmt: skip
 
 
 def headline() -> str:
@@ -84,18 +90,31 @@ def headline_rows(decided: str = "") -> list[tuple[str, ...]]:
                 if row["arm"] == arm and (row["of"], row["against_of"]) in shares:
                     found.setdefault(row["dataset"], {}).setdefault(row["measure"], []).append(row)
             for dataset, by_measure in found.items():
-                compared = [by_measure[measure] for measure in MEASURES_ASKED]
-                seeds = dict.fromkeys(f"{len(_best(each)['seeds'])}" for each in compared)
+                error, kid = (by_measure[measure] for measure in MEASURES_ASKED)
                 rows.append(
                     (
                         network,
                         dataset.partition("-")[0],
+                        MASKS[arm],
+                        f"{error[0]['flops'][0]:.0e}".replace("e+", "e"),
                         compute,
-                        *(_in_per_cent(each, decided) for each in compared),
-                        " and ".join(seeds),
+                        _in_per_cent(error, decided),
+                        _alike(_best(error)),
+                        _in_per_cent(kid, decided),
                     )
                 )
     return rows
+
+
+def _alike(row: Mapping[str, Any]) -> str:
+    """Return the difference of a comparison where a per cent counts the same at every level."""
+    named = ("dataset", "arm", "share", "of", "against", "against_of")
+    (same,) = (
+        one
+        for one in of_part("geometric", row["part"])
+        if all(one[key] == row[key] for key in named)
+    )
+    return _spread([expm1(value) for value in (same["mean"], *same["interval"])])
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -114,19 +133,22 @@ def _in_per_cent(rows: Sequence[Mapping[str, Any]], decided: str) -> str:
         decided: the mark.
     """
     row = _best(rows)
-    middle, low, high = (
-        f"{value / mean(row['scratch']):+.1%}".replace("-", "−").replace("%", "")
-        for value in (row["mean"], *row["interval"])
-    )
+    scratch = mean(row["scratch"])
     better = max(one.get("p_holm", 1.0) for one in rows)
     worse = row.get("p_worse_holm", 1.0) * len(rows)
     mark = decided if min(better, worse) < SIGNIFICANT else ""
+    return _spread([value / scratch for value in (row["mean"], *row["interval"])], mark)
+
+
+def _spread(shares: Sequence[float], mark: str = "") -> str:
+    """Return shares in per cent: the mean, with a mark on either side, and its interval."""
+    middle, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in shares)
     return f"{mark}{middle} %{mark} ({low} … {high})"
 
 
 HEAD = (
     "images", "arm, of the budget", "scratch", "measure", "arm's", "scratch's",
-    "difference, 95 %", "p: better", "Holm", "Holm: worse", "seeds", "steps", "epochs",
+    "difference, 95 %", "p", "Holm", "Holm: worse", "seeds", "steps", "epochs",
 )  # fmt: skip
 
 
@@ -134,7 +156,7 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return what ``benchmarks.evidence.decided.comparisons`` returns as rows of a table."""
     rows: list[tuple[str, ...]] = []
     for row in comparisons:
-        low, high = row["interval"]
+        scratch = mean(row["scratch"])
         rows.append(
             (
                 row["dataset"],
@@ -142,8 +164,8 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 row["against"] + ("" if row["against_of"] == 1 else f", {row['against_of']:.0%}"),
                 NAMES[row["measure"]],
                 number(mean(row["values"])),
-                number(mean(row["scratch"])),
-                f"{low:+.2g} … {high:+.2g}",
+                number(scratch),
+                _spread([value / scratch for value in (row["mean"], *row["interval"])]),
                 f"{row['p']:.2g}",
                 *(f"{row[key]:.2g}" if key in row else "" for key in ("p_holm", "p_worse_holm")),
                 f"{len(row['seeds'])}",
@@ -152,6 +174,63 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def factors() -> str:
+    """Return how many times scratch's compute is an arm's at equal error, with every seed's."""
+    bounds = {EXACT: "", LEAST: "≥ ", MOST: "≤ ", MIXED: "≈ "}
+    rows = []
+    for part, (network, _) in ASKED.items():
+        for row in of_part("factors", part):
+            spread = " ({:.2f} … {:.2f})".format(*row["interval"]) if row["interval"] else ""
+            each = zip(row["values"], row["bounds"], strict=True)
+            rows.append(
+                (
+                    network,
+                    row["dataset"].partition("-")[0],
+                    row["arm"],
+                    f"{bounds[row['bound']]}{row['mean']:.2f}{spread}",
+                    ", ".join(f"{bounds[bound]}{value:.2f}" for value, bound in each),
+                )
+            )
+    head = ("network", "images", "arm", "scratch's FLOPs ÷ the arm's (95 %)", "by seed")
+    return in_markdown(head, rows)
+
+
+def by_level() -> str:
+    """Return the headline's differences of the error by noise level, in per cent."""
+    rows: list[tuple[str, ...]] = []
+    levels: list[str] = []
+    for part, (network, arm) in ASKED.items():
+        errors = {
+            (row["dataset"], row["arm"], row["tuning"], row["of"]): row["errors"]
+            for row in of_part("levels", part)
+        }
+        against: dict[tuple[str, float, float], list[dict[str, Any]]] = {}
+        for row in of_part("comparisons", part):
+            asked = (row["of"], row["against_of"]) in HALF | AS_MUCH
+            if asked and row["arm"] == arm and row["measure"] == "error":
+                key = row["dataset"], row["of"], row["against_of"]
+                against.setdefault(key, []).append(row)
+        for (dataset, of, against_of), compared in against.items():
+            own = next(
+                found
+                for (images, name, _, share), found in errors.items()
+                if (images, name, share) == (dataset, arm, of)
+            )
+            scratch = errors[dataset, SCRATCH, _best(compared)["against"], against_of]
+            levels = sorted(own, key=float)
+            off = (100 * own[level] / scratch[level] - 100 for level in levels)
+            rows.append(
+                (
+                    network,
+                    dataset.partition("-")[0],
+                    "half" if (of, against_of) in HALF else "as much",
+                    *(f"{value:+.0f}".replace("-", "−") for value in off),
+                )
+            )
+    head = ("network", "images", "of scratch's", *(level.replace("-", "−") for level in levels))
+    return in_markdown(head, rows)
 
 
 def _phases(counts: Sequence[float], form: str) -> str:

@@ -48,6 +48,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "exactness": kit.exactness,
     "gpuothers": kit.others,
     "pays": decision.headline,
+    "factors": decision.factors,
+    "bylevel": decision.by_level,
     "decision": partial(decision.comparisons, SMALL),
     "decision8": partial(decision.comparisons, "decision-8"),
     "decision4": partial(decision.comparisons, "decision-4"),
