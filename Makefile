@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help setup demo test lint audit bench gpu torture evidence evidence-gpu report docs preset clean
 
 help:
-	@echo 'make demo            set up and run the pipeline of params.yaml (11 to 20 minutes on 2 cores)'
+	@echo 'make demo            set up and run the pipeline of params.yaml (11 to 25 minutes on 2 cores)'
 	@echo 'make test            set up, lint, check types, run all tests'
 	@echo 'make setup           only the environment: .venv from requirements.lock (TORCH=cpu: without CUDA, much smaller)'
 	@echo 'make audit           look the packages of requirements.lock up among known vulnerabilities'

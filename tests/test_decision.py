@@ -7,7 +7,7 @@ import shutil
 from collections import defaultdict
 from dataclasses import replace
 from math import log
-from statistics import mean, stdev
+from statistics import geometric_mean, mean, stdev
 from threading import Barrier
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -32,7 +32,7 @@ from benchmarks.evidence.plan import (
     settings_of,
     whole_step,
 )
-from benchmarks.evidence.regimes import EXACT, LEAST, MOST, PARTS, factor, of_part, regimes
+from benchmarks.evidence.regimes import EXACT, LEAST, MIXED, MOST, PARTS, factor, of_part, regimes
 from benchmarks.evidence.results import read_results
 from benchmarks.evidence.saved import before_cooling, courses, saved
 from benchmarks.evidence.saved import of_part as courses_of
@@ -43,6 +43,7 @@ from maskdm.training.phases import FinetuneParams, finetuning_schedule
 from maskdm.training.validation import HALF_LOG_SNRS, HeldOutValidator
 from tests.support.graph import ROOT
 from tools.report import saved as saved_charts
+from tools.report.regimes import names as names_on_map
 from tools.tables import decision as decision_tables
 
 MATRIX = read_matrix()
@@ -463,8 +464,9 @@ def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bol
     tmp_path, monkeypatch
 ):
     def row(measure, against, scratch, mean, interval, against_of=1.0, arm="block-75", p=None):
-        shared = {"part": SMALL, "dataset": "openmoji", "arm": arm, "of": 0.5, "seeds": [1, 2, 3]}
+        shared = {"part": SMALL, "dataset": "openmoji", "arm": arm, "share": 0.5, "of": 0.5}
         compared = {"measure": measure, "against": against, "against_of": against_of}
+        compared |= {"seeds": [1, 2, 3], "flops": [1.001e13, 2e13]}
         holm = {} if p is None else {"p_holm": p, "p_worse_holm": 1 - p}
         return shared | compared | holm | {"scratch": [scratch], "mean": mean, "interval": interval}
 
@@ -477,14 +479,22 @@ def test_the_headline_takes_scratchs_best_setting_and_has_what_is_decided_in_bol
         row("kid", "best", 1.0, 0.0, [-1, 1], against_of=0.5),
         row("error", "best", 1.0, -0.9, [-1, -0.8], arm="rival"),
     ]
-    (tmp_path / "decision.json").write_text(json.dumps({"comparisons": rows}))
+    shared = {key: rows[2][key] for key in ("part", "dataset", "arm", "share", "of")}
+    alike = [
+        shared
+        | {"against": against, "against_of": of, "mean": log(1 + by), "interval": [0, log(2)]}
+        for against, of, by in (("worse", 1.0, 0.7), ("best", 1.0, -0.1), ("best", 0.5, 0.2))
+    ]
+    report = {"comparisons": rows, "geometric": alike}
+    (tmp_path / "decision.json").write_text(json.dumps(report))
     monkeypatch.setattr(decision_tables, "REPORT", tmp_path / "decision.json")
     shown = decision_tables.headline().splitlines()[2:]
     assert shown == [
-        "| 64 tokens: 32×32, width 96 (the demo's) | openmoji | half "
-        "| **−2.0 %** (−3.0 … −1.0) | **+25.0 %** (+12.5 … +37.5) | 3 |",
-        "| 64 tokens: 32×32, width 96 (the demo's) | openmoji | as much "
-        "| +50.0 % (+40.0 … +60.0) | +0.0 % (−100.0 … +100.0) | 3 |",
+        "| 64 tokens, 32×32, width 96 (the demo's) | openmoji | 75 %, blocks of 2×2 | 1e13 | half "
+        "| **−2.0 %** (−3.0 … −1.0) | −10.0 % (+0.0 … +100.0) | **+25.0 %** (+12.5 … +37.5) |",
+        "| 64 tokens, 32×32, width 96 (the demo's) | openmoji | 75 %, blocks of 2×2 | 1e13 "
+        "| as much | +50.0 % (+40.0 … +60.0) | +20.0 % (+0.0 … +100.0) "
+        "| +0.0 % (−100.0 … +100.0) |",
     ]
 
 
@@ -595,23 +605,66 @@ def with_errors(result, *errors):
     return replace(result, curves={"error": list(errors)})
 
 
-def test_a_factor_is_read_where_the_worse_of_two_curves_ends():
-    some = next(one for one in read_results("confirmation") if one.run.arm == SCRATCH)
-    scratch = with_errors(some, (1.0, 0.8), (2.0, 0.4), (4.0, 0.2))
-    assert factor(with_errors(some, (1.0, 0.4), (2.0, 0.2)), scratch, 4.0) == (2.0, True)
-    assert factor(with_errors(some, (1.0, 0.8), (2.0, 0.4)), scratch, 4.0) == (1.0, False)
-    assert factor(with_errors(some, (1.0, 0.9), (4.0, 0.4)), scratch, 4.0) == (0.5, False)
+CURVE = [(1.0, 0.8), (2.0, 0.4), (4.0, 0.2)]  # halves with every doubling
 
 
-def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_cool_down():
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ([(0.5, 0.8), (1.0, 0.4), (2.0, 0.2)], (2.0, EXACT)),
+        ([(1.0, 0.8), (2.0, 0.4)], (1.0, EXACT)),
+        ([(1.0, 0.9), (4.0, 0.4)], (0.5, EXACT)),
+        ([(1.0, 0.4), (2.0, 0.1)], (4 / 2**0.5, EXACT)),  # between its points, on the power law
+        ([(1.0, 0.1), (2.0, 0.05)], (4.0, LEAST)),  # better than all of scratch's from the start
+        ([(0.5, 2.0), (2.0, 0.9)], (0.5, MOST)),  # worse than all of scratch's
+        ([], None),
+    ],
+)
+def test_a_factor_is_read_where_the_worse_of_two_curves_ends(own, found):
+    value = factor((own, own), (CURVE, CURVE))
+    assert value == (found and (pytest.approx(found[0]), found[1]))
+
+
+def test_what_has_not_cooled_down_makes_a_bound_closer():
+    ends = [(2.0, 0.1)]
+    assert factor((ends, [(1.0, 0.3), (1.5, 0.2), *ends]), (CURVE, CURVE)) == (4 / 1.5, LEAST)
+    ends = [(4.0, 0.9)]
+    course = [(0.5, 0.95), (0.6, 0.9), *CURVE]
+    assert factor((ends, ends), (CURVE, course)) == (0.15, MOST)
+
+
+def test_runs_that_cool_down_are_compared_at_the_ends_of_all_their_budgets():
+    """Of the demo's network: masking ran at half of the budget and at all of it."""
+    found = [one for one in of_part(read_results(SMALL)) if one.dataset == "openmoji"]
+    (one,) = found
+    assert (one.arm, one.against) == (("block-75", "lr-10_batch-16", 0.5), "lr-10_batch-8")
+    assert one.bound == EXACT
+    ends = {
+        (of.run.arm, of.run.of): of.curves["error"][-1]
+        for of in read_results(SMALL)
+        if of.run.seed == 1
+        and of.run.dataset == "openmoji"
+        and of.run.tuning == (one.against if of.run.arm == SCRATCH else one.arm[1])
+    }
+    (half, worse), (whole, better) = ends["block-75", 0.5], ends["block-75", 1.0]
+    budget, error = ends[SCRATCH, 1.0]
+    assert worse > error > better
+    there = half * (whole / half) ** (log(worse / error) / log(worse / better))
+    assert one.seeds[1] == (pytest.approx(budget / there), EXACT)
+    (row,) = (row for row in decided.factors(read_results(SMALL)) if row["dataset"] == "openmoji")
+    assert row["values"] == [value for value, _ in one.seeds.values()]
+    assert row["mean"] == one.factor == pytest.approx(geometric_mean(row["values"]))
+    logs = np.log(row["values"])
+    about = stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs)
+    assert np.log(row["interval"]) == pytest.approx([logs.mean() - about, logs.mean() + about])
+
+
+def test_the_map_takes_the_best_scratch_of_as_many_tokens():
     found = regimes()
     assert {one.part for one in found} <= set(PARTS)
     assert {one.tokens for one in found} == {64, 256}
-    assert all((one.bound != EXACT) == one.part.startswith("decision") for one in found)
-    # With half of the compute an arm that gets there on every seed has at least twice the factor.
-    assert all(one.factor >= 2 for one in found if one.bound == LEAST and one.arm[3] == 0.5)
-    # At half of the compute an arm that does not get there has a factor below 2, at a quarter 4.
-    assert all(one.factor < 1 / one.arm[3] for one in found if one.bound == MOST)
+    of_curves = [one for one in found if not one.part.startswith("decision")]
+    assert {one.bound for one in of_curves} <= {EXACT, LEAST}
     results = read_results("confirmation")
     worse = [
         replace(
@@ -623,6 +676,28 @@ def test_the_map_takes_the_best_scratch_of_as_many_tokens_and_bounds_runs_that_c
         if one.run.arm == SCRATCH
     ]
     assert list(of_part([*worse, *results])) == list(of_part(results))
+
+
+def test_seeds_of_both_bounds_have_a_mean_that_is_none():
+    one = next(of_part(read_results(SMALL)))
+    for first, second, together in (
+        (EXACT, EXACT, EXACT), (EXACT, LEAST, LEAST), (MOST, MOST, MOST), (LEAST, MOST, MIXED)
+    ):  # fmt: skip
+        assert replace(one, seeds={1: (2.0, first), 2: (2.0, second)}).bound == together
+
+
+def test_the_map_names_the_arms_of_tests_and_marks_that_touch_beside_the_first():
+    one = next(of_part(read_results(SMALL)))
+    places = [
+        replace(one, arm=(arm, "", 0.5), seeds={1: (factor, EXACT)}, part=part)
+        for arm, factor, part in (
+            ("high", 2.0, SMALL),
+            ("near", 1.95, SMALL),
+            ("low", 1.0, SMALL),
+            ("old", 1.0, "fine"),
+        )
+    ]
+    assert names_on_map(places) == ["high, near", "", "low", ""]
 
 
 def test_what_is_saved_is_read_off_the_best_of_scratchs_curves_at_equal_error():
@@ -902,13 +977,13 @@ def test_what_the_page_says_of_stronger_arms_is_what_their_runs_ended_with():
         for dataset in ("openmoji", "glyphs")
     )
     kept = f"{-100 * drawn['block-75-kept']:.1f} and {-100 * written['block-75-kept']:.1f} %"
-    assert f"the only change that does: {kept}." in page
+    assert f"**Kept moments are lowest on both sets**, by {kept}," in page
     assert max(drawn["block-75-kept"], written["block-75-kept"]) < 0
     changed = {arm for _, arm in ends} - {SCRATCH, "block-75", "block-75-kept"}
     assert all(max(drawn[arm], written[arm]) > 0 for arm in changed)
     assert len(changed) == 4
     scratch = (ends[dataset, SCRATCH] for dataset in ("openmoji", "glyphs"))
-    assert "in the same tuning ({:.4f} and {:.4f})".format(*scratch) in page
+    assert "in the tuning ({:.4f} and {:.4f}, on another machine)".format(*scratch) in page
     ways = [
         [
             100 * (ends[dataset, arm] / ends[dataset, SCRATCH] - 1)
@@ -992,7 +1067,6 @@ def test_what_the_page_says_of_256_tokens_in_a_narrow_network_is_what_its_test_s
     assert factors["openmoji"].bound == LEAST
     assert factors["openmoji"].factor > 2
     assert factors["glyphs"].bound == MOST
-    assert f"at most {factors['glyphs'].factor:.1f} on the glyphs" in page
     long = next(
         one
         for one in courses()
@@ -1035,6 +1109,72 @@ def test_what_the_pages_say_of_as_much_compute_in_the_demos_network_is_what_the_
         f"{-written[0]:.0f} % lower to {written[-1]:.0f} % higher)"
     ) in page
     assert f"five seeds have an error {lower} lower" in (ROOT / "docs/scaling.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/evidence.md"])
+def test_what_the_pages_begin_with_is_what_the_report_says(name):
+    page = (ROOT / name).read_text()
+    report = json.loads((ROOT / "reports/decision.json").read_text())
+    # Masking saved compute in every test …
+    factors = {
+        (row["part"], row["dataset"].partition("-")[0]): row
+        for row in report["factors"]
+        if row["part"] in decision_tables.ASKED
+        and row["arm"] == decision_tables.ASKED[row["part"]][1]
+    }
+    assert len(factors) == 6
+    narrow, demos = (
+        [factors[part, dataset] for dataset in ("openmoji", "glyphs")]
+        for part in ("decision-8", SMALL)
+    )
+    for row in (*demos, narrow[1]):
+        assert row["interval"][0] > 1
+    for row in narrow[0], factors["decision-4", "openmoji"]:
+        assert min(row["values"]) > 2
+    said = (
+        "about {:.1f} times less {}on drawings and {:.1f} times less on glyphs in the network that "
+        "suits the budget, {:.1f} and {:.1f} times less in the demo's"
+    ).format(
+        narrow[0]["mean"],
+        "compute " if name.startswith("docs") else "",
+        *(row["mean"] for row in (narrow[1], *demos)),
+    )
+    assert said in page
+    # … and half of the compute was enough on both sets and in both measures in none.
+    for part, (_, arm) in decision_tables.ASKED.items():
+        asked = [
+            row
+            for row in report["comparisons"]
+            if (row["part"], row["arm"], row["of"], row["against_of"]) == (part, arm, 0.5, 1.0)
+            and "p_holm" in row
+        ]
+        assert min(row["p_worse_holm"] for row in asked) < decision_tables.SIGNIFICANT
+        assert all(len(row["seeds"]) == 5 for row in asked)
+
+
+def test_what_the_page_says_of_larger_patches_is_what_the_report_says():
+    """With half of the compute they end where patches of 4 do with all of it, or lower."""
+    page = (ROOT / "docs/evidence.md").read_text()
+    ends = {}
+    for row in json.loads((ROOT / "reports/decision.json").read_text())["comparisons"]:
+        tuned = row["part"] == "decision-4" or row["against"] == "width-64_lr-10"
+        if row["measure"] == "error" and tuned:
+            where = row["part"][-1], row["dataset"].partition("-")[0]
+            ends[*where, SCRATCH, row["against_of"]] = mean(row["scratch"])
+            ends[*where, row["arm"], row["of"]] = mean(row["values"])
+    assert (
+        f"with patches of 8 and half of the compute at {ends['8', 'openmoji', SCRATCH, 0.5]:.4f} "
+        f"and {ends['8', 'glyphs', SCRATCH, 0.5]:.3f}."
+    ) in page
+    assert ends["8", "openmoji", SCRATCH, 0.5] == pytest.approx(
+        ends["4", "openmoji", SCRATCH, 1.0], rel=0.002
+    )
+    assert ends["8", "glyphs", SCRATCH, 0.5] < ends["4", "glyphs", SCRATCH, 1.0]
+    assert (
+        f"a little ahead of scratch's patches of 8 ({ends['4', 'openmoji', 'patch-90', 0.5]:.4f} "
+        f"and {ends['8', 'openmoji', SCRATCH, 0.5]:.4f}), masked patches of 8 far ahead of both "
+        f"({ends['8', 'openmoji', 'block-75', 0.5]:.4f})"
+    ) in page
 
 
 def test_what_the_page_says_of_levels_and_of_pairs_is_what_the_report_says():

@@ -12,7 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import geometric_mean, mean, stdev
 from typing import Annotated, Any
 
 import typer
@@ -160,8 +160,9 @@ def speedup(
         step_times: seconds of every kind of step, as for ``entries``.
 
     Returns:
-        ``{"flops": {mean, std, reached, at_least}, "seconds": ... or None}``; None if no seed
-        reached it. A run that reaches it only beyond the budget may have a factor below 1.
+        ``{"flops": {mean, values, reached, at_least}, "seconds": ... or None}``, the mean of
+        factors geometric; None if no seed reached it. A run that reaches it only beyond the budget
+        may have a factor below 1.
         ``at_least`` counts the seeds whose arm was there when it was first measured.
     """
     flops: list[float | None] = []
@@ -182,7 +183,7 @@ def speedup(
     if not flops:
         return None
     return {
-        axis: statistics(factors, reached=len(factors), at_least=at_least)
+        axis: ratios(factors, reached=len(factors), at_least=at_least)
         for axis, factors in (("flops", flops), ("seconds", seconds))
     }
 
@@ -210,7 +211,15 @@ def compared(ends: Mapping[str, Sequence[Pair]], arm: str) -> dict[str, Any]:
     }
 
 
-def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | None:
+def ratios(values: Sequence[float | None], **more: int) -> dict[str, Any] | None:
+    """Return the geometric mean of factors, and each; None if one is missing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return {"mean": rounded(geometric_mean(known)), "values": list(map(rounded, known)), **more}
+
+
+def statistics(values: Sequence[float | None]) -> dict[str, Any] | None:
     """Return the mean and the sample standard deviation (None of one value).
 
     Return None if a value is missing.
@@ -219,7 +228,7 @@ def statistics(values: Sequence[float | None], **more: int) -> dict[str, Any] | 
     if not known or len(known) < len(values):
         return None
     spread = rounded(stdev(known)) if len(known) > 1 else None
-    return {"mean": rounded(mean(known)), "std": spread, **more}
+    return {"mean": rounded(mean(known)), "std": spread}
 
 
 def transfers(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ def gap(row: Mapping[str, Any], arm: str, measure: str) -> list[str]:
 
 
 def factors(row: Mapping[str, Any], measure: str) -> list[str]:
-    """Return how many times less compute and less time.
+    """Return how many times less compute and less time: the geometric mean, and each seed's.
 
     Where not all seeds get there, a mean over the others would flatter the arm: they are counted.
     None for distances: three measurements an octave apart do not carry a factor.
@@ -146,7 +146,10 @@ def factors(row: Mapping[str, Any], measure: str) -> list[str]:
     if found["flops"]["reached"] < seeds:
         return [f"on {found['flops']['reached']} of {seeds} seeds"] * 2
     return [
-        f"{'≥ ' if value['at_least'] else ''}{plus_minus(value)}×" if value else NOTHING
+        f"{'≥ ' if value['at_least'] else ''}{value['mean']:.2f}× "
+        f"({', '.join(f'{factor:.2f}' for factor in value['values'])})"
+        if value
+        else NOTHING
         for value in (found["flops"], found["seconds"])
     ]
 
