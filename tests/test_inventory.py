@@ -26,6 +26,9 @@ from tests.support.preparing import jpeg, params, save_images, zip_files
 def photos(tmp_path: Path) -> Path:
     """A folder of six images."""
     save_images(tmp_path / "photos", [f"{kind}/{n}.png" for kind in "ab" for n in range(3)])
+    # Each of a time of its own, on disks whose times are coarse, too.
+    for number, path in enumerate(sorted((tmp_path / "photos").rglob("*.png"))):
+        os.utime(path, (number, number))
     return tmp_path / "photos"
 
 

@@ -11,14 +11,14 @@ from maskdm.evaluation import neighbours
 from maskdm.evaluation.neighbours import CHUNK, copying, nearest
 from stages import neighbours as stage
 
-RNG = np.random.default_rng(0)
-TRAIN = RNG.standard_normal((300, 12)).astype(np.float32)
+TRAIN = np.random.default_rng(0).standard_normal((300, 12)).astype(np.float32)
 
 
 @pytest.mark.parametrize("block", [2, 70, 10_000])  # references at a time; fewer than asked for
 def test_nearest_finds_what_a_search_through_all_pairs_finds(block, monkeypatch):
     monkeypatch.setattr(neighbours, "BLOCK", block)
-    queries = RNG.standard_normal((CHUNK + 20, 12)).astype(np.float32)  # more than one chunk
+    more = CHUNK + 20, 12  # than one chunk
+    queries = np.random.default_rng(1).standard_normal(more).astype(np.float32)
     indices, distances = nearest(queries, TRAIN, 3)
     pairs = np.linalg.norm(queries[:, None].astype(float) - TRAIN, axis=2)
     assert np.array_equal(indices, pairs.argsort(axis=1)[:, :3])
@@ -34,7 +34,7 @@ def test_a_copy_is_its_own_nearest_image_at_distance_zero():
 
 @pytest.mark.parametrize(("copied", "ratio", "close"), [(1.0, 0.0, 1.0), (0.0, 1.0, 0.01)])
 def test_a_copier_is_told_from_a_model_whose_samples_are_new(copied, ratio, close):
-    new, heldout = RNG.standard_normal((2, 2000, 12)).astype(np.float32)
+    new, heldout = np.random.default_rng(2).standard_normal((2, 2000, 12)).astype(np.float32)
     samples = TRAIN.repeat(7, axis=0)[:2000] if copied else new
     told = copying(samples, heldout, TRAIN)
     assert told["ratio"] == pytest.approx(ratio, abs=0.02)

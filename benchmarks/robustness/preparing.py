@@ -86,10 +86,10 @@ def storm(folder: Path, images: int, kills: int, seed: int) -> dict[str, Any]:
             signals[signal.Signals(number).name] += 1
         if process.wait() == 0:
             rounds += 1
-            went_on += WENT_ON.findall(said.read_text())
+            went_on += WENT_ON.findall(said.read_text(errors="replace"))
             differing |= different(expected, contents(struck))
             shutil.rmtree(struck / "data")
-        elif shown := SHOWN.findall(said.read_text()):
+        elif shown := SHOWN.findall(said.read_text(errors="replace")):
             lost.append(max(0, int(shown[-1]) - kept(struck)))
     finish(struck)
     return {
