@@ -33,7 +33,8 @@ TESTS = {
 }
 ARMS = "decision-8-arms"  # one seed: changes to a masked arm, each for itself
 NAMED = (SMALL, ARMS)  # the matrix names all of their runs
-# More tokens, a wider network and a longer training than a CPU can do, without a tuning.
+# More tokens, a wider network and a longer training than a CPU can do, without a tuning. Where they
+# can be done they come first: the others can be done elsewhere.
 LARGE = ("decision-384", "decision-128")
 LARGE_SHARE = 0.5  # of the minutes, after which none of these is begun: one takes some minutes
 SUFFIX = "-tuning"  # of the datasets by which is chosen
@@ -46,7 +47,7 @@ SHARES = {SCRATCH: (1.0, 0.5), "": (0.5, 0.25)}
 def main(
     jobs: Annotated[int | None, typer.Option(help="runs at a time; by default one a core")] = None,
     minutes: Annotated[float, typer.Option(help="no run is begun after them")] = 10**6,
-    large: Annotated[bool, typer.Option("--large", help="then those that want a GPU")] = False,
+    large: Annotated[bool, typer.Option("--large", help="first those that want a GPU")] = False,
 ) -> None:
     """Choose what is best for each arm, then test; goes on where it was."""
     begun, failed = time.monotonic(), []
@@ -54,12 +55,11 @@ def main(
     matrix = read_matrix()
     # What is tested follows from what was chosen, so it is asked for when that is done.
     steps: list[tuple[Callable[[], list[Run]], float]]
-    steps = [(partial(runs_of, matrix, part), 1) for part in NAMED]
+    steps = [(partial(runs_of, matrix, part), LARGE_SHARE) for part in LARGE if large]
+    steps += [(partial(runs_of, matrix, part), 1) for part in NAMED]
     for tuning in TESTS:
         steps += [(partial(runs_of, matrix, tuning), 1), (partial(tested, matrix, tuning), 1)]
         steps.append((partial(runs_of, matrix, TESTS[tuning]), 1))  # what the matrix itself names
-    if large:
-        steps += [(partial(runs_of, matrix, part), LARGE_SHARE) for part in LARGE]
     for runs, share in steps:
         until = begun + 60 * minutes * share
         if time.monotonic() < until:
