@@ -3,6 +3,7 @@
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from maskdm.runtime import launch
 from maskdm.runtime.distributed import NAMES
+from maskdm.runtime.errors import UserError
 from maskdm.runtime.parent import SECONDS
 from tests.support.clones import ROOT
 
@@ -171,6 +173,16 @@ def test_numbers_of_a_launcher_that_are_none_are_one_sentence(main, monkeypatch)
     assert status == 1
     [line] = lines(said)
     assert "RANK=²" in line
+
+
+def test_processes_meet_at_a_port_that_nobody_has(monkeypatch):
+    assert launch._free_port() in launch.PORTS
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(launch, "PORTS", range(port, port + 1))
+        with pytest.raises(UserError, match=f"There is no free port from {port} to {port}"):
+            launch._free_port()
 
 
 PARENT = """

@@ -1,5 +1,6 @@
 """Threads in the background leave training's threads alone."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from maskdm.training.batches import Batch
 from maskdm.training.checkpoints.store import CheckpointStore
 from maskdm.training.prefetch import prefetched
+from tests.support.clones import ROOT
 from tests.support.training import Run, phase, whole
 
 COUNTED = """
@@ -68,3 +70,21 @@ def test_checkpoints_are_written_in_such_a_thread(monkeypatch, tmp_path, two_thr
     Run(tmp_path, params, whole(params))
     assert threads
     assert set(threads) == {1}
+
+
+@pytest.mark.slow
+def test_tests_compute_on_one_thread_and_without_what_their_caller_has_set():
+    """Or two workers of pytest have four on two cores, and one computes as somebody's cluster."""
+    code = "import os, tests.conftest, torch; print(torch.get_num_threads(), *os.environ)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment | {"MASKDM_PROCESSES": "2", "RANK": "1", "GIT_DIR": "x"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    threads, *names = said.stdout.split()
+    assert threads == "1"
+    assert not {"MASKDM_PROCESSES", "RANK", "GIT_DIR"} & set(names)
