@@ -43,7 +43,7 @@ def by_image() -> str:
     for row in read()["by_image"]:
         scratch = mean(row["scratch"])
         middle, seeds, images = (
-            " … ".join(f"{value / scratch:+.1%}".replace("-", "−")[:-1] for value in values) + " %"
+            " … ".join(_signed(value / scratch) for value in values) + " %"
             for values in ([row["mean"]], row["interval"], row["over_images"])
         )
         rows.append(
@@ -133,17 +133,26 @@ def _in_per_cent(rows: Sequence[Mapping[str, Any]], decided: str) -> str:
         decided: the mark.
     """
     row = _best(rows)
-    scratch = mean(row["scratch"])
     better = max(one.get("p_holm", 1.0) for one in rows)
     worse = row.get("p_worse_holm", 1.0) * len(rows)
     mark = decided if min(better, worse) < SIGNIFICANT else ""
-    return _spread([value / scratch for value in (row["mean"], *row["interval"])], mark)
+    return _spread(_shares(row), mark)
 
 
 def _spread(shares: Sequence[float], mark: str = "") -> str:
     """Return shares in per cent: the mean, with a mark on either side, and its interval."""
-    middle, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in shares)
+    middle, low, high = map(_signed, shares)
     return f"{mark}{middle} %{mark} ({low} … {high})"
+
+
+def _signed(share: float, digits: int = 1) -> str:
+    """Return a share in per cent, without the sign of it."""
+    return f"{100 * share:+.{digits}f}".replace("-", "−")
+
+
+def _shares(row: Mapping[str, Any]) -> list[float]:
+    """Return a comparison's mean and interval as shares of what scratch ended with."""
+    return [value / mean(row["scratch"]) for value in (row["mean"], *row["interval"])]
 
 
 HEAD = (
@@ -156,7 +165,6 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return what ``benchmarks.evidence.decided.comparisons`` returns as rows of a table."""
     rows: list[tuple[str, ...]] = []
     for row in comparisons:
-        scratch = mean(row["scratch"])
         rows.append(
             (
                 row["dataset"],
@@ -164,8 +172,8 @@ def rows_of(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 row["against"] + ("" if row["against_of"] == 1 else f", {row['against_of']:.0%}"),
                 NAMES[row["measure"]],
                 number(mean(row["values"])),
-                number(scratch),
-                _spread([value / scratch for value in (row["mean"], *row["interval"])]),
+                number(mean(row["scratch"])),
+                _spread(_shares(row)),
                 f"{row['p']:.2g}",
                 *(f"{row[key]:.2g}" if key in row else "" for key in ("p_holm", "p_worse_holm")),
                 f"{len(row['seeds'])}",
@@ -220,13 +228,13 @@ def by_level() -> str:
             )
             scratch = errors[dataset, SCRATCH, _best(compared)["against"], against_of]
             levels = sorted(own, key=float)
-            off = (100 * own[level] / scratch[level] - 100 for level in levels)
+            off = (own[level] / scratch[level] - 1 for level in levels)
             rows.append(
                 (
                     network,
                     dataset.partition("-")[0],
                     "half" if (of, against_of) in HALF else "as much",
-                    *(f"{value:+.0f}".replace("-", "−") for value in off),
+                    *(_signed(share, digits=0) for share in off),
                 )
             )
     head = ("network", "images", "of scratch's", *(level.replace("-", "−") for level in levels))
@@ -311,7 +319,7 @@ def arms() -> str:
                 for dataset, cell in cells.items()
                 for text in (
                     f"{cell['error']:.4f}",
-                    f"{cell['error'] / found[plain][dataset]['error'] - 1:+.1%}".replace("-", "−")
+                    f"{_signed(cell['error'] / found[plain][dataset]['error'] - 1)}%"
                     if arm != plain
                     else "",
                     _phases(cell["epochs"], ".1f"),
